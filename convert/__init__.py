@@ -1,0 +1,1 @@
+"""Checkpoints of GPT-OSS: reading, dequantising, pruning and writing the Hugging Face form."""

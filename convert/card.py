@@ -1,0 +1,159 @@
+"""The model card of a pruned checkpoint, and its name."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptoss_jax.config import FULL, Config
+
+from .from_hf import Checkpoint
+
+# Names that this program gives to files by itself, which say nothing of a domain.
+GENERIC = re.compile(r"ranking.*|keep.*")
+
+
+def domain_of(ranking: Path) -> str:
+    """The domain that a ranking's file name tells: science.json → science; general if it tells none."""
+    return "general" if GENERIC.fullmatch(ranking.stem) else ranking.stem
+
+
+def model_name(config: Config, num_kept: int, domain: str) -> str:
+    """The published form: parameters in billions, domain, experts a layer."""
+    billions = config.num_parameters(num_kept) / 1e9
+    return f"gpt-oss-{billions:.1f}b-specialized-{domain}-pruned-moe-only-{num_kept}-experts"
+
+
+def card(
+    checkpoint: Checkpoint,
+    keep_sets: Sequence[Sequence[int]],
+    domain: str,
+    model: str,
+    quantized: bool,
+    source: str,
+) -> str:
+    """README.md: front matter, architecture before and after, method, usage, limitations, citation."""
+    config, n = checkpoint.config, len(keep_sets[0])
+    name = model_name(config, n, domain)
+    title = domain.replace("_", " ").title()
+    sections = [
+        _front_matter(domain, model),
+        f"# {title} GPT-OSS Model ({n} Experts)\n\n"
+        f"`{name}` is `{model}` reduced from {config.num_experts} to {n} experts per layer by expert ranking, "
+        "without retraining. Its quality has not been measured: try it on your task before you rely on it.",
+        _architecture(config, n, title, checkpoint.quantized, quantized),
+        _method(config, n, source),
+        _usage(name),
+        _limitations(config, n),
+        _citation(name, domain, model),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(domain: str, model: str) -> str:
+    # A hub shows base_model as a link; a local folder has none.
+    base = [f"base_model: {model}"] if re.fullmatch(r"[\w-]+/[\w.-]+", model) and not Path(model).exists() else []
+    tags = ["mixture-of-experts", "moe", "expert-pruning", "gpt-oss", "pruned-model", "domain-specific", domain]
+    return "\n".join(
+        [
+            "---",
+            "license: apache-2.0",
+            *base,
+            "language:",
+            "- en",
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            "tags:",
+            *(f"- {tag}" for tag in tags),
+            "---",
+        ]
+    )
+
+
+def _architecture(config: Config, n: int, title: str, was_mxfp4: bool, is_mxfp4: bool) -> str:
+    def precision(mxfp4: bool) -> str:
+        return "MXFP4 experts, BF16 rest" if mxfp4 else "BF16"
+
+    def size(parameters: int) -> str:
+        return f"{parameters / 1e9:.1f}B ({parameters:,})"
+
+    full = sum(kind == FULL for kind in config.layer_types)
+    rows = [
+        ("Total parameters", size(config.num_parameters()), size(config.num_parameters(n))),
+        ("Experts per layer", config.num_experts, n),
+        ("Experts per token", config.top_k, min(config.top_k, n)),
+        ("Precision", precision(was_mxfp4), precision(is_mxfp4)),
+        ("Layers", config.num_layers, config.num_layers),
+        ("Context length", f"{config.max_position:,}", f"{config.max_position:,}"),
+        ("Attention heads", *[f"{config.num_heads} (query), {config.num_kv_heads} (key-value)"] * 2),
+        ("Residual dimension", config.hidden_size, config.hidden_size),
+        (
+            "Attention pattern",
+            *[f"{full} full, {config.num_layers - full} sliding ({config.sliding_window} tokens)"] * 2,
+        ),
+        ("Specialisation", "none", title),
+    ]
+    table = [f"| **{what}** | {before} | {after} |" for what, before, after in rows]
+    return "\n".join(["## Architecture", "", "| | before | after |", "|---|---|---|", *table])
+
+
+def _method(config: Config, n: int, source: str) -> str:
+    return f"""## Method
+
+The experts of each layer were ranked (`{source}`), the {n} best of {config.num_experts} kept, and the rest
+removed together with their rows of the router. The router now chooses among the kept experts; nothing else
+changed, and nothing was trained. `expert_mapping.json` gives the new number of each kept expert by layer.
+
+In float32, the logits equal those of the original model with the router logits of the removed experts
+at −∞ before top-k."""
+
+
+def _usage(name: str) -> str:
+    return f"""## Usage
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "{name}"  # the folder of this model
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+
+messages = [{{"role": "user", "content": "Explain the process of photosynthesis in plants."}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+outputs = model.generate(**inputs, max_new_tokens=64, do_sample=False)
+print(tokenizer.decode(outputs[0][inputs["input_ids"].shape[1]:]))
+```"""
+
+
+def _limitations(config: Config, n: int) -> str:
+    lines = [
+        "- Quality is unmeasured: no perplexity, benchmark or generation of this checkpoint was scored. Expect "
+        "losses on every task, larger ones outside the domain.",
+        "- Removing experts saves memory; each token still uses as many experts, so decoding is hardly faster.",
+        "- Safety behaviour may have changed with the removed experts, and was not tested.",
+    ]
+    if n % 4:
+        lines.append(f"- Kernels of some servers want a multiple of 4 experts; this model has {n}.")
+    if n <= config.top_k:
+        lines.append(f"- Every token uses all {n} experts of a layer: the router only weighs them.")
+    return "\n".join(["## Limitations", "", *lines])
+
+
+def _citation(name: str, domain: str, model: str) -> str:
+    return f"""## Citation
+
+```bibtex
+@misc{{{name.replace(".", "_")},
+  title = {{{name}: {model} pruned to its {domain.replace("_", " ")} experts}},
+  note  = {{Made with gptoss-jax}}
+}}
+
+@misc{{openai2025gptoss,
+  title  = {{gpt-oss-120b and gpt-oss-20b Model Card}},
+  author = {{OpenAI}},
+  year   = {{2025}},
+  eprint = {{2508.10925}},
+  archivePrefix = {{arXiv}}
+}}
+```"""

@@ -1,0 +1,121 @@
+"""A checkpoint in Hugging Face form, checked against its config, as a source of layers."""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from gptoss_jax.config import Config, read_json
+from gptoss_jax.errors import CheckpointError
+
+from . import mxfp4
+from .mapping import LAYER, OUTER, Tensor, all_tensors, layer_name
+from .shards import find_tensors
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FIRST_BLOCKS = "model.layers.0.mlp.experts.gate_up_proj_blocks"
+# A hub repository may hold the weights again in other forms, in folders of their own.
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "LICENSE*", "README.md", "USAGE_POLICY*"]
+FINGERPRINT_BYTES = 4096  # of the head of each tensor; all of 120b would take minutes to read
+
+
+def locate(model: str) -> Path:
+    """The folder of a model: `model` itself, or where the hub repository of that id is downloaded to."""
+    if Path(model).exists() or not HUB_ID.fullmatch(model):
+        return Path(model)
+    from huggingface_hub import snapshot_download  # slow to import, and needed for hub ids only
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=HUB_PATTERNS, ignore_patterns=["*/*"]))
+    # The hub client raises errors of several packages; all mean that the model is not to be had.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{model}: no such folder, and the hub does not give it: {reason}") from error
+
+
+class Checkpoint:
+    """Reads tensors on demand; implements `gptoss_jax.model.LayerSource`."""
+
+    def __init__(self, folder: Path):
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder: give a checkpoint in Hugging Face form, or a hub id")
+        self.folder = folder
+        self.config_json: dict[str, Any] = read_json(folder / "config.json")
+        self.config = Config.from_json(self.config_json, str(folder / "config.json"))
+        self.tensors = find_tensors(folder)
+        self.quantized = FIRST_BLOCKS in self.tensors
+        self._check()
+
+    def outer(self) -> dict[str, Any]:
+        """Embedding, final norm and unembedding."""
+        return unflatten_dict({t.path: self._read(t.hf_name, t) for t in OUTER}, sep="/")
+
+    def layer(self, index: int) -> dict[str, Any]:
+        """Layer `index`, MXFP4 dequantised to bfloat16."""
+        return unflatten_dict({t.path: self._read(layer_name(index, t), t) for t in LAYER}, sep="/")
+
+    def values(self, name: str, tensor: Tensor, first: int = 0, count: int | None = None) -> np.ndarray:
+        """Values of some experts' rows: as in the BF16 form, or as in the MXFP4 form if stored so."""
+        if not self.is_quantized(tensor):
+            return self.tensors[name].read(first, count)
+        blocks = self.tensors[f"{name}_blocks"].read(first, count)
+        return mxfp4.decode(blocks, self.tensors[f"{name}_scales"].read(first, count))
+
+    def is_quantized(self, tensor: Tensor) -> bool:
+        """Whether this tensor is stored as MXFP4."""
+        return self.quantized and tensor.mxfp4 is not None
+
+    def fingerprint(self) -> str:
+        """SHA-256 over config, tensor table and the first bytes of each tensor."""
+        digest = hashlib.sha256(json.dumps(self.config_json, sort_keys=True).encode())
+        for name in sorted(self.tensors):
+            t = self.tensors[name]
+            with open(t.file, "rb") as file:
+                file.seek(t.offset)
+                head = file.read(min(t.nbytes, FINGERPRINT_BYTES))
+            digest.update(f"\n{name} {t.dtype} {t.shape}\n".encode() + head)
+        return digest.hexdigest()
+
+    def _read(self, name: str, tensor: Tensor) -> np.ndarray:
+        if not self.is_quantized(tensor):
+            return tensor.to_model(self.values(name, tensor), self.config)
+        # An expert at a time into its place: decoding has temporaries of several times its result.
+        whole: np.ndarray | None = None
+        one = replace(self.config, num_experts=1)
+        for expert in range(self.config.num_experts):
+            value = tensor.mxfp4_to_model(self.values(name, tensor, expert, 1), one)
+            if whole is None:
+                whole = np.empty((self.config.num_experts, *value.shape[1:]), value.dtype)
+            whole[expert] = value[0]
+        assert whole is not None
+        return whole
+
+    def _check(self) -> None:
+        expected: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for name, tensor, _ in all_tensors(self.config):
+            if self.is_quantized(tensor):
+                blocks = tensor.blocks_shape(self.config)
+                expected[f"{name}_blocks"] = ("U8", blocks)
+                expected[f"{name}_scales"] = ("U8", blocks[:-1])
+            else:
+                expected[name] = ("BF16", tensor.hf_shape(self.config))
+        for name, (dtype, shape) in expected.items():
+            found = self.tensors.get(name)
+            if found is None:
+                raise CheckpointError(f"{self.folder}: {name} is missing: download the checkpoint again")
+            if (found.dtype, found.shape) != (dtype, shape):
+                raise CheckpointError(
+                    f"{found.file}: {name} is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}: "
+                    "config.json and weights are of different models"
+                )
+        unknown = sorted(set(self.tensors) - set(expected))
+        if unknown:
+            raise CheckpointError(
+                f"{self.tensors[unknown[0]].file}: {unknown[0]} is no tensor of this GPT-OSS model: "
+                "config.json and weights are of different models"
+            )

@@ -1,0 +1,136 @@
+"""Cutting experts out of a checkpoint, a tensor's rows at a time. Letters: see `gptoss_jax.config`."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss_jax.config import Config
+
+from . import mxfp4
+from .from_hf import Checkpoint
+from .mapping import Named, all_tensors
+from .shards import Planned, Stored, write_shards
+
+PIECE_BYTES = 64 << 20
+# Weights in any form are not copied: what is written holds its own.
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}
+# The published config's block, for a BF16 model that becomes MXFP4.
+QUANTIZATION = {
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
+    "quant_method": "mxfp4",
+}
+
+KeepSets = Sequence[Sequence[int]]
+
+
+def write(
+    checkpoint: Checkpoint,
+    keep_sets: KeepSets,
+    folder: Path,
+    groups: Sequence[Sequence[Planned]],
+    quantize: bool,
+    max_shard_bytes: int,
+    progress: Callable[[int], Any] = lambda nbytes: None,
+) -> None:
+    """Write into `folder` the checkpoint that `plan` laid out, with its config, mapping and other files."""
+    write_shards(folder, groups, max_shard_bytes, progress)
+    config = pruned_config(checkpoint.config_json, len(keep_sets[0]), quantize)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    mapping = {str(i): {str(old): new for new, old in enumerate(kept)} for i, kept in enumerate(keep_sets)}
+    (folder / "expert_mapping.json").write_text(json.dumps(mapping, indent=1) + "\n", encoding="utf-8")
+    for file in checkpoint.folder.iterdir():
+        is_weight = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
+        if file.is_file() and not is_weight and not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
+
+
+def pruned_config(config: dict[str, Any], num_kept: int, quantize: bool) -> dict[str, Any]:
+    """The source's config.json with the numbers of experts changed, and the quantisation as written."""
+    changed = dict(config)
+    changed["num_local_experts"] = num_kept
+    for key in ("num_experts_per_tok", "experts_per_token"):
+        if key in changed:
+            changed[key] = min(changed[key], num_kept)
+    if not quantize:
+        changed.pop("quantization_config", None)
+    elif "quantization_config" not in changed:
+        changed["quantization_config"] = QUANTIZATION
+    return changed
+
+
+def plan(checkpoint: Checkpoint, keep_sets: KeepSets, quantize: bool) -> list[list[Planned]]:
+    """The tensors with only the experts of the L keep-sets (sorted, of equal length).
+
+    Groups stay in one shard: a projection's blocks and scales. From MXFP4 to MXFP4 nothing is decoded,
+    and the bytes of kept experts do not change. At most one expert of one tensor, or PIECE_BYTES, is
+    in memory at a time.
+    """
+    return [
+        _group(checkpoint, entry, [] if entry.layer is None else keep_sets[entry.layer], quantize)
+        for entry in all_tensors(checkpoint.config)
+    ]
+
+
+def _group(checkpoint: Checkpoint, entry: Named, kept: Sequence[int], quantize: bool) -> list[Planned]:
+    name, tensor, _ = entry
+    if not tensor.per_expert:
+        return [_copied(checkpoint.tensors[name])]
+    if tensor.mxfp4 is None or not (quantize or checkpoint.quantized):
+        return [_cut(checkpoint.tensors[name], kept)]
+    if quantize and checkpoint.quantized:
+        return [_cut(checkpoint.tensors[f"{name}_{part}"], kept) for part in ("blocks", "scales")]
+    return _encoded(checkpoint, entry, kept) if quantize else [_decoded(checkpoint, entry, kept)]
+
+
+def _copied(stored: Stored) -> Planned:
+    def pieces() -> Iterator[np.ndarray]:
+        step = max(1, PIECE_BYTES * stored.shape[0] // stored.nbytes)
+        for first in range(0, stored.shape[0], step):
+            yield stored.read(first, min(step, stored.shape[0] - first))
+
+    return Planned(stored.name, stored.dtype, stored.shape, pieces)
+
+
+def _cut(stored: Stored, kept: Sequence[int]) -> Planned:
+    shape = (len(kept), *stored.shape[1:])
+    return Planned(stored.name, stored.dtype, shape, lambda: (stored.read(expert, 1) for expert in kept))
+
+
+def _decoded(checkpoint: Checkpoint, entry: Named, kept: Sequence[int]) -> Planned:
+    name, tensor, _ = entry
+    config: Config = checkpoint.config
+
+    def pieces() -> Iterator[np.ndarray]:
+        for expert in kept:
+            yield tensor.mxfp4_to_hf(checkpoint.values(name, tensor, expert, 1), config)
+
+    return Planned(name, "BF16", (len(kept), *tensor.hf_shape(config)[1:]), pieces)
+
+
+def _encoded(checkpoint: Checkpoint, entry: Named, kept: Sequence[int]) -> list[Planned]:
+    name, tensor, _ = entry
+    config: Config = checkpoint.config
+    shape = (len(kept), *tensor.blocks_shape(config)[1:])
+    # A group is written in order, so each expert's scales wait here from its blocks on.
+    scales: list[np.ndarray] = []
+
+    def blocks() -> Iterator[np.ndarray]:
+        for expert in kept:
+            values = tensor.hf_to_mxfp4(checkpoint.values(name, tensor, expert, 1), config)
+            block, scale = mxfp4.encode(values)
+            scales.append(scale)
+            yield block
+
+    return [
+        Planned(f"{name}_blocks", "U8", shape, blocks),
+        Planned(f"{name}_scales", "U8", shape[:-1], lambda: iter(scales)),
+    ]

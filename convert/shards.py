@@ -1,0 +1,194 @@
+"""Safetensors shards: reading byte ranges of tensors, writing tensors as a stream.
+
+A safetensors file is the length of its header (8 bytes, little endian), the header (JSON: dtype,
+shape and byte range of each tensor), and the tensors. `safetensors.numpy` has no bfloat16 and loads
+whole tensors; here any run of rows is read, so that no more than one expert need be in memory.
+"""
+
+import json
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from gptoss_jax.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
+DTYPES = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+}
+MAX_HEADER = 100_000_000  # the limit of the safetensors library
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor lies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+    def read(self, first: int = 0, count: int | None = None) -> np.ndarray:
+        """Rows [first, first + count) of the first axis; all of them without arguments."""
+        if count is None:
+            count = self.shape[0] - first if self.shape else 1
+        row_shape = self.shape[1:]
+        array = np.empty((count, *row_shape) if self.shape else (), DTYPES[self.dtype])
+        row_bytes = self.nbytes // self.shape[0] if self.shape and self.shape[0] else self.nbytes
+        with open(self.file, "rb") as file:
+            file.seek(self.offset + first * row_bytes)
+            if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+                raise CheckpointError(f"{self.file}: ended inside {self.name}: the file changed while it was read")
+        return array
+
+
+def find_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a checkpoint folder; CheckpointError where shards and index do not agree."""
+    index_path = folder / INDEX
+    if not index_path.exists():
+        if not (folder / SINGLE).exists():
+            raise CheckpointError(f"{folder}: holds neither {INDEX} nor {SINGLE}: not a checkpoint's folder")
+        return {t.name: t for t in read_header(folder / SINGLE)}
+    weight_map = _read_index(index_path)
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise CheckpointError(f"{folder / shard}: the index names this shard, but it is missing: download it")
+    extra = sorted({p.name for p in folder.iterdir() if SHARD_NAME.fullmatch(p.name)} - set(shards))
+    if extra:
+        raise CheckpointError(f"{folder / extra[0]}: a shard that the index does not name: remove it, or mend {INDEX}")
+    found = {t.name: t for shard in shards for t in read_header(folder / shard)}
+    for name, shard in weight_map.items():
+        if name not in found or found[name].file.name != shard:
+            raise CheckpointError(f"{folder / shard}: the index says that {name} is here, and it is not")
+    for name, tensor in found.items():
+        if name not in weight_map:
+            raise CheckpointError(f"{tensor.file}: holds {name}, which the index does not name")
+    return found
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(name, str) and os.path.basename(name) == name for name in weight_map.values()):
+            raise ValueError("a shard's name is no plain file name")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: no usable index ({error}): download it again") from None
+    return weight_map
+
+
+def read_header(file: Path) -> list[Stored]:
+    """The tensors of one shard; CheckpointError where the file is truncated or its header is not sound."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length > min(MAX_HEADER, size - 8):
+            raise CheckpointError(f"{file}: {size} bytes, too short for its header: truncated, download it again")
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            tensors = [_stored(file, 8 + length, name, entry) for name, entry in header.items()]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{file}: its header is not sound ({error}): download it again") from None
+    tensors.sort(key=lambda t: t.offset)
+    end = max((t.offset + t.nbytes for t in tensors), default=8 + length)
+    if end != size:
+        what = "truncated" if end > size else "bytes behind the last tensor"
+        raise CheckpointError(f"{file}: its header describes {end} bytes, it has {size}: {what}, download it again")
+    for before, after in pairwise(tensors):
+        if before.offset + before.nbytes != after.offset:
+            raise CheckpointError(f"{file}: {before.name} and {after.name} overlap or leave a gap: download it again")
+    return tensors
+
+
+def _stored(file: Path, base: int, name: str, entry: dict[str, Any]) -> Stored:
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)):
+        raise ValueError(f"{name}: offsets and shape must be whole numbers")
+    dtype = DTYPES.get(entry["dtype"])
+    if dtype is not None and end - begin != int(np.prod(shape, dtype=object)) * dtype.itemsize:
+        raise ValueError(f"{name}: {end - begin} bytes do not fit {entry['dtype']} {list(shape)}")
+    return Stored(name, entry["dtype"], shape, file, base + begin, end - begin)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor to be written: its bytes come in pieces, so that the whole need not be in memory."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * DTYPES[self.dtype].itemsize
+
+
+def write_shards(
+    folder: Path,
+    groups: Sequence[Sequence[Planned]],
+    max_shard_bytes: int,
+    progress: Callable[[int], Any] = lambda nbytes: None,
+) -> None:
+    """Write shards and their index. A group's tensors stay together, in their order.
+
+    A shard is closed before the group that would take it past `max_shard_bytes`; a group larger than
+    that has a shard of its own. `progress` gets the bytes of each piece written.
+    """
+    shards: list[list[Planned]] = [[]]
+    for group in groups:
+        if shards[-1] and sum(t.nbytes for t in (*shards[-1], *group)) > max_shard_bytes:
+            shards.append([])
+        shards[-1].extend(group)
+    weight_map: dict[str, str] = {}
+    for number, tensors in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        with open(folder / name, "wb") as file:
+            _write_shard(file, tensors, progress)
+        weight_map |= {t.name: name for t in tensors}
+    total_size = sum(t.nbytes for tensors in shards for t in tensors)
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_shard(file: BinaryIO, tensors: Sequence[Planned], progress: Callable[[int], Any]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for t in tensors:
+        end = offset + t.nbytes
+        header[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors start at a multiple of 8, as the format asks
+    file.write(struct.pack("<Q", len(encoded)) + encoded)
+    for t in tensors:
+        written = 0
+        for piece in t.pieces():
+            assert piece.dtype == DTYPES[t.dtype], (t.name, piece.dtype)
+            data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
+            file.write(data.data)
+            written += data.nbytes
+            progress(data.nbytes)
+        assert written == t.nbytes, (t.name, written, t.nbytes)

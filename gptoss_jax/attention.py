@@ -1,0 +1,84 @@
+"""Grouped-query attention with one learned sink logit per query head. Letters: see `config`."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from .config import Config
+from .rope import rotate
+
+# Rows of the score matrix held at once: scores are [B, H, 256, S] in float32, so that a row of
+# 4,096 tokens at 64 heads takes 256 MiB and not 4 GiB.
+QUERY_BLOCK = 256
+
+
+class Attention(nnx.Module):
+    """Projections with biases, rotary embedding, sinks. Kernels lie [out…, in], as checkpoints store them."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        D, H, K, h = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+        kernel, zeros = nnx.initializers.normal(0.02), nnx.initializers.zeros
+        self.q_kernel = nnx.Param(kernel(rngs.params(), (H, h, D)))
+        self.q_bias = nnx.Param(zeros(rngs.params(), (H, h)))
+        self.k_kernel = nnx.Param(kernel(rngs.params(), (K, h, D)))
+        self.k_bias = nnx.Param(zeros(rngs.params(), (K, h)))
+        self.v_kernel = nnx.Param(kernel(rngs.params(), (K, h, D)))
+        self.v_bias = nnx.Param(zeros(rngs.params(), (K, h)))
+        self.o_kernel = nnx.Param(kernel(rngs.params(), (D, H, h)))
+        self.o_bias = nnx.Param(zeros(rngs.params(), (D,)))
+        self.sinks = nnx.Param(zeros(rngs.params(), (H,)))
+
+    def __call__(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        rope: tuple[Float[Array, "B S half"], Float[Array, "B S half"]],
+        segment_ids_BS: Int[Array, "B S"],
+        window: Int[Array, ""],
+    ) -> Float[Array, "B S D"]:
+        """`window` is how many tokens a query sees, itself included; a full layer's is at least S."""
+        q = rotate(jnp.einsum("BSD,HhD->BSHh", x_BSD, self.q_kernel[...]) + self.q_bias[...], *rope)
+        k = rotate(jnp.einsum("BSD,KhD->BSKh", x_BSD, self.k_kernel[...]) + self.k_bias[...], *rope)
+        v = jnp.einsum("BSD,KhD->BSKh", x_BSD, self.v_kernel[...]) + self.v_bias[...]
+        mixed = attend(q, k, v, self.sinks[...], segment_ids_BS, window)
+        return jnp.einsum("BSHh,DHh->BSD", mixed, self.o_kernel[...]) + self.o_bias[...]
+
+
+def attend(
+    q_BSHh: Float[Array, "B S H h"],
+    k_BSKh: Float[Array, "B S K h"],
+    v_BSKh: Float[Array, "B S K h"],
+    sinks_H: Float[Array, " H"],
+    segment_ids_BS: Int[Array, "B S"],
+    window: Int[Array, ""],
+) -> Float[Array, "B S H h"]:
+    """Softmax attention in float32, a block of queries at a time.
+
+    A query sees the keys of its own segment (a document, or padding) that are not after it and
+    less than `window` before it. The sink joins the maximum and the denominator, and has no value.
+    """
+    B, S, H, h = q_BSHh.shape
+    K = k_BSKh.shape[2]
+    block = min(QUERY_BLOCK, S)
+    num_blocks = -(-S // block)
+    padding = num_blocks * block - S
+    q = jnp.pad(q_BSHh, ((0, 0), (0, padding), (0, 0), (0, 0))).reshape(B, num_blocks, block, K, H // K, h)
+    q_segments = jnp.pad(segment_ids_BS, ((0, 0), (0, padding))).reshape(B, num_blocks, block)
+    sinks = sinks_H.astype(jnp.float32).reshape(K, H // K, 1)
+    keys = jnp.arange(S)
+
+    def one_block(args: tuple[Array, Array, Array]) -> Array:
+        index, q_BMKqh, segments_BM = args
+        distance_MS = (index * block + jnp.arange(block))[:, None] - keys[None, :]
+        visible_BMS = (distance_MS >= 0) & (distance_MS < window)
+        visible_BMS = visible_BMS & (segments_BM[:, :, None] == segment_ids_BS[:, None, :])
+        scores = jnp.einsum("BMKqh,BSKh->BKqMS", q_BMKqh, k_BSKh, preferred_element_type=jnp.float32)
+        scores = jnp.where(visible_BMS[:, None, None], scores * h**-0.5, -jnp.inf)
+        top = jnp.maximum(scores.max(-1), sinks)
+        weights = jnp.exp(scores - top[..., None])
+        weights = weights / (weights.sum(-1) + jnp.exp(sinks - top))[..., None]
+        return jnp.einsum("BKqMS,BSKh->BMKqh", weights.astype(v_BSKh.dtype), v_BSKh)
+
+    blocks = lax.map(one_block, (jnp.arange(num_blocks), jnp.moveaxis(q, 1, 0), jnp.moveaxis(q_segments, 1, 0)))
+    return jnp.moveaxis(blocks, 0, 1).reshape(B, num_blocks * block, H, h)[:, :S]

@@ -1,0 +1,147 @@
+"""Tokenised documents → batches of fixed shape: padded one document a row, or packed. Letters: see `config`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int32
+
+# Padded lengths are this times a power of two: few shapes to compile, at most half of a row wasted.
+SHORTEST = 64
+
+
+@dataclass(frozen=True)
+class Document:
+    """One tokenised row."""
+
+    token_ids: np.ndarray
+    """int32 [length]"""
+    weights: np.ndarray
+    """float32 [length]: what each token counts in the statistics; 0 is a token that is not kept."""
+    domain: int = 0
+    truncated: bool = False
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["token_ids", "positions", "segment_ids", "weights", "domains"],
+    meta_fields=["num_domains"],
+)
+@dataclass(frozen=True)
+class Batch:
+    """What the forward takes: all arrays [B, S]; padding has segment 0, weight 0 and token 0."""
+
+    token_ids: Int32[Any, "B S"]
+    positions: Int32[Any, "B S"]
+    """Position for the rotary embedding; restarts at each document."""
+    segment_ids: Int32[Any, "B S"]
+    """1, 2, … for the documents of a row: attention stays inside one. 0 is padding."""
+    weights: Float32[Any, "B S"]
+    domains: Int32[Any, "B S"]
+    num_domains: int = 1
+    """G; static, since it is a dimension of the statistics."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not padding (on the host)."""
+        return int((np.asarray(self.segment_ids) > 0).sum())
+
+
+def padded(
+    documents: Sequence[Document], batch_size: int, max_length: int, num_domains: int = 1
+) -> Iterator[Batch]:
+    """Batches of one document a row, padded on the right; documents of like length share a batch."""
+
+    def padded_length(document: Document) -> int:
+        length = SHORTEST
+        while length < len(document.token_ids):
+            length *= 2
+        return min(length, max_length)
+
+    ordered = sorted(documents, key=padded_length)
+    for start in range(0, len(ordered), batch_size):
+        rows = ordered[start : start + batch_size]
+        yield _stack([[row] for row in rows], batch_size, padded_length(rows[-1]), num_domains)
+
+
+def packed(
+    documents: Sequence[Document],
+    batch_size: int,
+    length: int,
+    eos_token_id: int,
+    num_domains: int = 1,
+    cross_document: bool = False,
+) -> Iterator[Batch]:
+    """Batches of the documents' stream, EOS (not kept) after each, cut into blocks of `length`.
+
+    Attention stays inside a document, and positions restart with it, unless `cross_document`. A
+    document that a cut divides goes on as a new one in the next block.
+    """
+    rows: list[list[Document]] = []
+    row: list[Document] = []
+    free = length
+    for document in documents:
+        rest = _with_eos(document, eos_token_id)
+        while len(rest.token_ids):
+            piece, rest = _split(rest, free)
+            row.append(piece)
+            free -= len(piece.token_ids)
+            if free == 0:
+                rows.append(row)
+                row, free = [], length
+    if row:
+        rows.append(row)
+    for start in range(0, len(rows), batch_size):
+        yield _stack(rows[start : start + batch_size], batch_size, length, num_domains, cross_document)
+
+
+def _with_eos(document: Document, eos_token_id: int) -> Document:
+    return Document(
+        np.append(document.token_ids, np.int32(eos_token_id)),
+        np.append(document.weights, np.float32(0)),
+        document.domain,
+    )
+
+
+def _split(document: Document, at: int) -> tuple[Document, Document]:
+    ids, weights, domain = document.token_ids, document.weights, document.domain
+    return Document(ids[:at], weights[:at], domain), Document(ids[at:], weights[at:], domain)
+
+
+def _stack(
+    rows: Sequence[Sequence[Document]],
+    batch_size: int,
+    length: int,
+    num_domains: int,
+    cross_document: bool = False,
+) -> Batch:
+    shape = (batch_size, length)
+    batch = Batch(
+        token_ids=np.zeros(shape, np.int32),
+        positions=np.zeros(shape, np.int32),
+        segment_ids=np.zeros(shape, np.int32),
+        weights=np.zeros(shape, np.float32),
+        domains=np.zeros(shape, np.int32),
+        num_domains=num_domains,
+    )
+    for b, documents in enumerate(rows):
+        start = 0
+        for number, document in enumerate(documents, 1):
+            here = slice(start, start + len(document.token_ids))
+            batch.token_ids[b, here] = document.token_ids
+            batch.positions[b, here] = np.arange(len(document.token_ids)) + (start if cross_document else 0)
+            batch.segment_ids[b, here] = 1 if cross_document else number
+            batch.weights[b, here] = document.weights
+            batch.domains[b, here] = document.domain
+            start = here.stop
+    return batch
+
+
+def skip_first(batch: Batch, count: int) -> Batch:
+    """The batch with the first `count` positions of each row left out of the statistics."""
+    weights = np.array(batch.weights)
+    weights[:, :count] = 0
+    return replace(batch, weights=weights)

@@ -1,0 +1,252 @@
+"""The architecture of a GPT-OSS model, as its config.json states it.
+
+Glossary, used in shapes, suffixes and einsum strings throughout the project:
+
+    B batch           S sequence          T tokens (B·S)        D hidden size
+    H query heads     K key/value heads   h head size           E experts
+    k experts per token                   F expert hidden size  L layers
+    V vocabulary      G domains           M rows of a block of tokens that share an expert
+    c the pair (gate, up)                 q query heads that share a key head (H / K)
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+SLIDING = "sliding_attention"
+FULL = "full_attention"
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN's stretching of the rotary frequencies (Peng et al. 2023, arXiv:2309.00071)."""
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = False
+
+    @property
+    def attention_factor(self) -> float:
+        """What cos and sin are multiplied by."""
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and constants of the network; no dtype, mesh or run option is among them."""
+
+    num_layers: int  # L
+    hidden_size: int  # D
+    num_heads: int  # H
+    num_kv_heads: int  # K
+    head_dim: int  # h
+    num_experts: int  # E
+    top_k: int  # k
+    expert_hidden_size: int  # F
+    vocab_size: int  # V
+    layer_types: tuple[str, ...]
+    sliding_window: int
+    rope_theta: float
+    rope_scaling: Yarn
+    swiglu_limit: float = 7.0
+    rms_norm_eps: float = 1e-5
+    max_position: int = 131072
+
+    def dims(self) -> dict[str, int]:
+        """The sizes by their letters, as the tensor patterns of `convert.mapping` name them."""
+        return {
+            "D": self.hidden_size,
+            "H": self.num_heads,
+            "K": self.num_kv_heads,
+            "h": self.head_dim,
+            "E": self.num_experts,
+            "F": self.expert_hidden_size,
+            "V": self.vocab_size,
+            "c": 2,
+        }
+
+    def num_parameters(self, num_experts: int | None = None) -> int:
+        """Parameters of the model, or of its cut to `num_experts` experts a layer."""
+        n = self.num_experts if num_experts is None else num_experts
+        d, f, kv = self.hidden_size, self.expert_hidden_size, self.num_kv_heads * self.head_dim
+        heads = self.num_heads * self.head_dim
+        attention = (d + 1) * (heads + 2 * kv) + (heads + 1) * d + self.num_heads
+        expert = (d + 1) * 2 * f + (f + 1) * d + (d + 1)  # the last is its row of the router
+        return self.num_layers * (attention + 2 * d + n * expert) + 2 * self.vocab_size * d + d
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], where: str = "config.json") -> "Config":
+        """Read a Hugging Face config; ConfigError names the key that is missing or wrong."""
+        if raw.get("model_type") != "gpt_oss":
+            raise ConfigError(
+                f"{where}: model_type is {raw.get('model_type')!r}, expected 'gpt_oss': "
+                "only GPT-OSS checkpoints can be read"
+            )
+
+        def key(*names: str) -> Any:
+            for name in names:
+                if raw.get(name) is not None:
+                    return raw[name]
+            raise ConfigError(f"{where}: key {names[0]!r} is missing: add it as the original model has it")
+
+        # transformers 5 writes rope_theta and rope_scaling as one object, rope_parameters.
+        rope = raw["rope_parameters"] if raw.get("rope_parameters") else key("rope_scaling")
+        theta = rope.get("rope_theta", raw.get("rope_theta"))
+        if theta is None:
+            raise ConfigError(f"{where}: key 'rope_theta' is missing: add it as the original model has it")
+        config = cls(
+            num_layers=key("num_hidden_layers"),
+            hidden_size=key("hidden_size"),
+            num_heads=key("num_attention_heads"),
+            num_kv_heads=key("num_key_value_heads"),
+            head_dim=key("head_dim"),
+            num_experts=key("num_local_experts"),
+            top_k=key("num_experts_per_tok", "experts_per_token"),
+            expert_hidden_size=key("intermediate_size"),
+            vocab_size=key("vocab_size"),
+            layer_types=tuple(key("layer_types")),
+            sliding_window=key("sliding_window"),
+            rope_theta=float(theta),
+            rope_scaling=_yarn(rope, raw, where),
+            swiglu_limit=float(raw.get("swiglu_limit", 7.0)),
+            rms_norm_eps=float(key("rms_norm_eps")),
+            max_position=key("max_position_embeddings"),
+        )
+        config._check(where)
+        return config
+
+    def _check(self, where: str) -> None:
+        sizes = {name: getattr(self, name) for name, type_ in self.__annotations__.items() if type_ is int}
+        for name, value in sizes.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{where}: {name} is {value!r}, expected a whole number of at least 1")
+        if len(self.layer_types) != self.num_layers:
+            raise ConfigError(
+                f"{where}: layer_types has {len(self.layer_types)} entries, expected {self.num_layers}"
+            )
+        for kind in self.layer_types:
+            if kind not in (SLIDING, FULL):
+                raise ConfigError(f"{where}: layer_types names {kind!r}, expected {SLIDING!r} or {FULL!r}")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"{where}: num_attention_heads must be a multiple of num_key_value_heads")
+        if self.head_dim % 2:
+            raise ConfigError(f"{where}: head_dim is {self.head_dim}, rotary embeddings need an even one")
+        if self.top_k > self.num_experts:
+            raise ConfigError(f"{where}: num_experts_per_tok {self.top_k} is above {self.num_experts} experts")
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Config":
+        """Read `folder`/config.json."""
+        return cls.from_json(read_json(folder / "config.json"), str(folder / "config.json"))
+
+    def to_json(self) -> dict[str, Any]:
+        """The config in the form that Hugging Face publishes."""
+        return {
+            "architectures": ["GptOssForCausalLM"],
+            "attention_bias": True,
+            "attention_dropout": 0.0,
+            "experts_per_token": self.top_k,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": self.hidden_size,
+            "initial_context_length": self.rope_scaling.original_context,
+            "initializer_range": 0.02,
+            "intermediate_size": self.expert_hidden_size,
+            "layer_types": list(self.layer_types),
+            "max_position_embeddings": self.max_position,
+            "model_type": "gpt_oss",
+            "num_attention_heads": self.num_heads,
+            "num_experts_per_tok": self.top_k,
+            "num_hidden_layers": self.num_layers,
+            "num_key_value_heads": self.num_kv_heads,
+            "num_local_experts": self.num_experts,
+            "output_router_logits": False,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_scaling": {
+                "beta_fast": self.rope_scaling.beta_fast,
+                "beta_slow": self.rope_scaling.beta_slow,
+                "factor": self.rope_scaling.factor,
+                "original_max_position_embeddings": self.rope_scaling.original_context,
+                "rope_type": "yarn",
+                "truncate": self.rope_scaling.truncate,
+            },
+            "rope_theta": self.rope_theta,
+            "router_aux_loss_coef": 0.9,
+            "sliding_window": self.sliding_window,
+            "swiglu_limit": self.swiglu_limit,
+            "tie_word_embeddings": False,
+            "use_cache": True,
+            "vocab_size": self.vocab_size,
+        }
+
+
+def _yarn(rope: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> Yarn:
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind != "yarn":
+        raise ConfigError(f"{where}: rope_type is {kind!r}, expected 'yarn'")
+    original = rope.get("original_max_position_embeddings", raw.get("initial_context_length"))
+    if original is None or "factor" not in rope:
+        raise ConfigError(f"{where}: rope_scaling lacks 'factor' or 'original_max_position_embeddings'")
+    return Yarn(
+        factor=float(rope["factor"]),
+        original_context=int(original),
+        beta_fast=float(rope.get("beta_fast") or 32.0),
+        beta_slow=float(rope.get("beta_slow") or 1.0),
+        truncate=bool(rope.get("truncate", True)),
+    )
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a checkpoint; ConfigError where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file: point at a folder in Hugging Face form") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}): download the file again") from None
+
+
+def _published(num_layers: int, num_experts: int) -> Config:
+    return Config(
+        num_layers=num_layers,
+        hidden_size=2880,
+        num_heads=64,
+        num_kv_heads=8,
+        head_dim=64,
+        num_experts=num_experts,
+        top_k=4,
+        expert_hidden_size=2880,
+        vocab_size=201088,
+        layer_types=(SLIDING, FULL) * (num_layers // 2),
+        sliding_window=128,
+        rope_theta=150000.0,
+        rope_scaling=Yarn(factor=32.0, original_context=4096),
+    )
+
+
+GPT_OSS_20B = _published(num_layers=24, num_experts=32)
+GPT_OSS_120B = _published(num_layers=36, num_experts=128)
+
+# Every dimension differs, so that no transpose can hide; D and F are multiples of MXFP4's 32.
+TINY = Config(
+    num_layers=4,
+    hidden_size=64,
+    num_heads=10,
+    num_kv_heads=5,
+    head_dim=14,
+    num_experts=7,
+    top_k=3,
+    expert_hidden_size=96,
+    vocab_size=320,
+    layer_types=(SLIDING, FULL, FULL, SLIDING),  # not alternating: nobody may guess it from i % 2
+    sliding_window=9,
+    rope_theta=150000.0,
+    rope_scaling=Yarn(factor=32.0, original_context=4096),
+)

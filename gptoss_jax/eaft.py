@@ -1,0 +1,32 @@
+"""Weights of EAFT-REAP: tokens count by how sure the model was, and whether it was right."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class EaftOptions:
+    """Where the classes of tokens are cut, and what each class counts."""
+
+    quantile: float = 0.15
+    """Of probability and entropy over all kept, scored tokens."""
+    right: float = 1.0
+    """Confident (low entropy) and right (probability not low)."""
+    wrong: float = -2.0
+    """Confident and wrong: experts behind confident errors lose."""
+    other: float = 0.25
+
+
+def class_weights(probability: np.ndarray, entropy: np.ndarray, options: EaftOptions) -> np.ndarray:
+    """The weight of each kept token, float32; 0 where it is unscored (NaN)."""
+    scored = ~np.isnan(probability)
+    if not scored.any():
+        return np.zeros(probability.shape, np.float32)
+    low_probability = np.quantile(probability[scored], options.quantile)
+    low_entropy = np.quantile(entropy[scored], options.quantile)
+    weights = np.full(probability.shape, options.other, np.float32)
+    weights[(entropy <= low_entropy) & (probability >= low_probability)] = options.right
+    weights[(entropy <= low_entropy) & (probability < low_probability)] = options.wrong
+    weights[~scored] = 0
+    return weights

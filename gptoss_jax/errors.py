@@ -1,0 +1,40 @@
+"""What can go wrong for a user: one class each, raised where it is known, printed by `cli` alone.
+
+Every message is one line that says what is wrong, where, and what to do about it.
+"""
+
+
+class UserError(Exception):
+    """Something that the user can mend. The program exits with status 2."""
+
+
+class ConfigError(UserError):
+    """config.json is missing, is of another model type, or lacks a key."""
+
+
+class CheckpointError(UserError):
+    """A weight file is missing, truncated, or disagrees with config.json or the index."""
+
+
+class TokenizerError(UserError):
+    """The tokenizer or the chat template is missing or fails."""
+
+
+class DataError(UserError):
+    """Rows cannot be found or read, or none of their tokens is kept."""
+
+
+class RankingError(UserError):
+    """A ranking or keep-set does not fit the model, or asks for what it cannot have."""
+
+
+class ProfileError(UserError):
+    """A profile lacks what is asked of it, or its files cannot be read."""
+
+
+class StatisticsError(UserError):
+    """A statistic became NaN or infinite."""
+
+
+class OutputError(UserError):
+    """The output folder exists, or cannot be written."""

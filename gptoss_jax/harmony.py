@@ -1,0 +1,111 @@
+"""Harmony text → tokens and what each of them counts.
+
+Harmony is GPT-OSS's conversation format: `<|start|>role<|channel|>c<|message|>content<|end|>`. A token
+is kept when its characters overlap the content of a message by `assistant`, in any channel.
+"""
+
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .batching import Document
+from .errors import DataError, TokenizerError
+from .rows import Row
+
+MESSAGE = re.compile(
+    r"<\|start\|>(?P<header>(?:(?!<\|start\|>|<\|message\|>).)*)<\|message\|>"
+    r"(?P<content>.*?)(?=<\|end\|>|<\|call\|>|<\|return\|>|\Z)",
+    re.DOTALL,
+)
+CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+# The chat template states the current date; a fixed one makes equal rows equal text on any day.
+# It is the day on which the models were published.
+CONVERSATION_DATE = datetime.date(2025, 8, 5)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The checkpoint's own tokenizer, as transformers reads it."""
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer.json").exists():
+        raise TokenizerError(f"{folder}: holds no tokenizer.json: copy the tokenizer of the original model there")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TokenizerError(f"{folder}: the tokenizer cannot be read: {reason}") from error
+
+
+def render(messages: list[dict[str, Any]], tokenizer: Any) -> str:
+    """Harmony text of a list of messages by the tokenizer's chat template; DataError where it fails."""
+    if not tokenizer.chat_template:
+        raise TokenizerError("the tokenizer has no chat template: add chat_template.jinja to the model's folder")
+    # Tables give every message every field; templates ask whether a field is there, not what it is.
+    messages = [{name: value for name, value in m.items() if value is not None} for m in messages]
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=CONVERSATION_DATE.strftime)
+    # Templates are programs of the checkpoint: whatever they raise is about these messages.
+    except Exception as error:
+        raise DataError(f"the chat template refuses these messages: {str(error).splitlines()[0]}") from None
+
+
+def kept_spans(text: str, channel_weights: Mapping[str, float] | None = None) -> list[tuple[int, int, float]]:
+    """Character ranges of the assistant's contents, with the weight of their channel (1 if not given)."""
+    spans = []
+    for match in MESSAGE.finditer(text):
+        header = match["header"]
+        role = re.split(r"[\s<]", header, maxsplit=1)[0]
+        if role == "assistant":
+            channel = CHANNEL.search(header)
+            weight = 1.0
+            if channel_weights is not None:
+                weight = channel_weights.get(channel[1] if channel else "", 0.0)
+            spans.append((*match.span("content"), weight))
+    return spans
+
+
+def encode(
+    rows: Sequence[Row],
+    tokenizer: Any,
+    domains: Sequence[str],
+    vocab_size: int,
+    max_length: int | None,
+    truncate: str = "left",
+    keep_all: bool = False,
+    channel_weights: Mapping[str, float] | None = None,
+) -> list[Document]:
+    """Tokens and weights of each row; no special tokens are added.
+
+    A row longer than `max_length` tokens loses its head (truncate "left", so that the tail, where the
+    assistant speaks, stays) or its tail ("right"). A token with an empty character range is never kept.
+    """
+    texts = [row.text for row in rows]
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    documents = []
+    for row, token_ids, offsets in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        ids = np.array(token_ids, np.int32)
+        if ids.max(initial=0) >= vocab_size:
+            raise TokenizerError(
+                f"the tokenizer gives token {ids.max()}, the model's vocab_size is {vocab_size}: "
+                "tokenizer and model do not belong together"
+            )
+        spans = [(0, len(row.text), 1.0)] if keep_all else kept_spans(row.text, channel_weights)
+        weights = _weights(np.array(offsets, np.int64).reshape(-1, 2), spans)
+        truncated = max_length is not None and len(ids) > max_length
+        part = slice(None)
+        if truncated:
+            part = slice(-max_length, None) if truncate == "left" else slice(max_length)
+        documents.append(Document(ids[part], weights[part], domains.index(row.domain), truncated))
+    return documents
+
+
+def _weights(offsets: np.ndarray, spans: Sequence[tuple[int, int, float]]) -> np.ndarray:
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    weights = np.zeros(len(offsets), np.float32)
+    for first, last, weight in spans:
+        weights[(starts < last) & (ends > first) & (ends > starts)] = weight
+    return weights

@@ -1,0 +1,28 @@
+"""The mixture-of-experts block of a layer: router, experts, and the statistics of both."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from .batching import Batch
+from .config import Config
+from .experts import Experts
+from .router import Router, Routing
+from .saliency import Statistics, layer_statistics
+
+
+class MoE(nnx.Module):
+    """Router and experts. The statistics come out of the product that makes the output."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.router = Router(config, rngs=rngs)
+        self.experts = Experts(config, rngs=rngs)
+
+    def __call__(
+        self, x_BSD: Float[Array, "B S D"], batch: Batch
+    ) -> tuple[Float[Array, "B S D"], Routing, Statistics]:
+        x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
+        routing = self.router(x_TD)
+        mixture = self.experts(x_TD, routing, batch.segment_ids.reshape(-1) > 0)
+        statistics = layer_statistics(routing, mixture.norms_Tk, mixture.peaks_Tk, batch)
+        return mixture.output_TD.reshape(x_BSD.shape).astype(x_BSD.dtype), routing, statistics

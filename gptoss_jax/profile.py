@@ -1,0 +1,223 @@
+"""The job `profile`: documents through the model, statistics summed, artifacts written. Letters: see `config`."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import select
+from .batching import Batch, Document
+from .eaft import EaftOptions, class_weights
+from .errors import DataError
+from .forward import profile_step, scored_profile_step
+from .model import GptOss
+from .report.markdown import profile_report, thin_evidence
+from .saliency import GATE_BINS, Statistics, means
+
+# Columns of saliency.parquet, in their order; further ones follow the means.
+SUMS = ("gate_sum", "norm_sum", "gate_norm_sum")
+FURTHER = ("gate_norm_sq_sum", "norm_sq_sum", "norm_max", "activation_max")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run over all batches gave."""
+
+    statistics: Statistics
+    """[L, G, …], on the host."""
+    eaft_gate_norm_sum: np.ndarray | None
+    """[L, G, E] Σ w_t·g·n with the weights of EAFT, if asked for."""
+    total_tokens: int
+    seconds: float
+    """Of the forward steps alone."""
+    compile_seconds: float
+
+
+class _Timed:
+    """A jitted step, compiled once a shape, with the time of compiling kept apart."""
+
+    def __init__(self, step: Any, model: GptOss):
+        self.step, self.model = step, model
+        self.compiled: dict[tuple[int, ...], Any] = {}
+        self.seconds = self.compile_seconds = 0.0
+
+    def __call__(self, batch: Batch) -> Any:
+        start = time.perf_counter()
+        shape = batch.token_ids.shape
+        if shape not in self.compiled:
+            self.compiled[shape] = self.step.lower(self.model, batch).compile()
+        ready = time.perf_counter()
+        result = jax.block_until_ready(self.compiled[shape](self.model, batch))
+        self.compile_seconds += ready - start
+        self.seconds += time.perf_counter() - ready
+        return result
+
+
+def run(
+    model: GptOss,
+    make_batches: Callable[[], Iterable[Batch]],
+    progress: Callable[[int], Any],
+    eaft: EaftOptions | None = None,
+) -> Measured:
+    """Sum the statistics of all batches; `progress` gets the tokens of each.
+
+    With `eaft` the batches pass twice: its weights rest on quantiles over all tokens. DataError where
+    no token is kept; StatisticsError where a statistic is NaN or infinite.
+    """
+    step = _Timed(scored_profile_step if eaft else profile_step, model)
+    statistics: Statistics | None = None
+    scores: list[np.ndarray] = []
+    total_tokens = 0
+    for batch in make_batches():
+        result = step(batch)
+        if eaft:
+            result, token_scores = result
+            scores.append(np.stack([np.asarray(x)[batch.weights != 0] for x in token_scores]))
+        result = result.to_host()
+        result.check_finite()
+        statistics = result if statistics is None else statistics.merge(result)
+        total_tokens += batch.num_tokens
+        progress(batch.num_tokens)
+    if statistics is None or statistics.tokens.sum() == 0:
+        raise DataError(
+            "no token is kept: no row holds harmony text by the assistant within the limits; "
+            "check --text-column and --skip-first, or use --keep all to count every token"
+        )
+    timed, weighted = [step], None
+    if eaft:
+        timed.append(_Timed(profile_step, model))
+        weights = class_weights(*np.concatenate(scores, axis=1), eaft)
+        weighted = _weighted_pass(timed[1], make_batches(), weights, progress)
+    return Measured(
+        statistics,
+        weighted,
+        total_tokens,
+        seconds=sum(t.seconds for t in timed),
+        compile_seconds=sum(t.compile_seconds for t in timed),
+    )
+
+
+def _weighted_pass(
+    step: _Timed, batches: Iterable[Batch], weights: np.ndarray, progress: Callable[[int], Any]
+) -> np.ndarray:
+    """Σ w·g·n, float64 [L, G, E], with one weight for each kept token in the order of the batches."""
+    total: Any = 0.0
+    start = 0
+    for batch in batches:
+        kept = batch.weights != 0
+        stop = start + int(kept.sum())
+        weighted = np.array(batch.weights)
+        weighted[kept] *= weights[start:stop]
+        start = stop
+        total = total + step(replace(batch, weights=weighted)).to_host().gate_norm_sum
+        progress(batch.num_tokens)
+    return total
+
+
+def columns(statistics: Statistics, eaft_LE: np.ndarray | None = None) -> select.Columns:
+    """The columns of a saliency table beside layer and expert, in order, each [L, E]."""
+    sums = {name: getattr(statistics, name) for name in ("count", *SUMS)}
+    eaft = {} if eaft_LE is None else {"eaft_gate_norm_sum": eaft_LE}
+    return {**sums, **means(statistics), **{name: getattr(statistics, name) for name in FURTHER}, **eaft}
+
+
+def write(folder: Path, measured: Measured, domains: Sequence[str], info: dict[str, Any]) -> None:
+    """Write all artifacts into `folder`. `info` becomes profile.json, completed by what was measured."""
+    total = measured.statistics.total()
+    eaft = measured.eaft_gate_norm_sum
+    table = columns(total, None if eaft is None else eaft.sum(1))
+    by_domain = {name: measured.statistics.domain(g) for g, name in enumerate(domains)}
+    L, E = total.count.shape
+    info = {
+        **info,
+        "num_layers": L,
+        "num_experts": E,
+        "top_k": total.gate_rank_sum.shape[-1],
+        "total_tokens": measured.total_tokens,
+        "kept_tokens": int(total.tokens[0]),
+        "seconds": measured.seconds,
+        "compile_seconds": measured.compile_seconds,
+        "tokens_per_s": measured.total_tokens / measured.seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "warnings": [*info["warnings"], *thin_evidence(table)],
+    }
+    pq.write_table(_saliency_table(table), folder / select.SALIENCY, compression="zstd")
+    if len(domains) > 1 or domains[0]:
+        tables = [
+            _saliency_table(columns(s, None if eaft is None else eaft[:, g])).add_column(
+                0, "domain", pa.array([name] * (L * E))
+            )
+            for g, (name, s) in enumerate(by_domain.items())
+        ]
+        pq.write_table(pa.concat_tables(tables), folder / select.SALIENCY_BY_DOMAIN, compression="zstd")
+    pq.write_table(_usage_table(total), folder / "usage.parquet", compression="zstd")
+    _write_json(folder / select.RANKING, select.rank(table))
+    _write_json(folder / "profile.json", info, indent=2)
+    (folder / "report.md").write_text(profile_report(info, table, total, by_domain), encoding="utf-8")
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held; Linux counts it in KiB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def data_warnings(documents: Sequence[Document]) -> list[str]:
+    """What a reader of the statistics should know of the rows."""
+    empty = sum(not (d.weights > 0).any() for d in documents)
+    truncated = sum(d.truncated for d in documents)
+    warnings = []
+    if truncated:
+        warnings.append(f"{truncated:,} of {len(documents):,} rows are longer than the limit and were truncated")
+    if empty:
+        warnings.append(f"{empty:,} of {len(documents):,} rows have no kept token")
+    return warnings
+
+
+def _saliency_table(table: select.Columns) -> pa.Table:
+    L, E = table["count"].shape
+    layers, experts = np.divmod(np.arange(L * E), E)
+    return pa.table({"layer": layers, "expert": experts} | {name: c.reshape(-1) for name, c in table.items()})
+
+
+def _usage_table(total: Statistics) -> pa.Table:
+    """Long form, the schema of the published usage profiles; pairs i < j, and zeros left out of both
+    co-activation and histogram, whose bin stands in expert_i."""
+    rows: list[tuple[str, int, int | None, int | None, float]] = []
+    for layer, count_E in enumerate(total.count):
+        tokens = max(1, int(total.tokens[layer]))
+        ranks = total.gate_rank_sum[layer] / tokens
+        rows += [("usage_count", layer, e, None, float(n)) for e, n in enumerate(count_E)]
+        pairs = np.argwhere(np.triu(total.coactivation[layer], 1))
+        rows += [("coact_count", layer, i, j, float(total.coactivation[layer, i, j])) for i, j in pairs.tolist()]
+        rows.append(("selected_prob_mean", layer, None, None, float(ranks.mean())))
+        rows += [
+            (f"selected_prob_top{r}_mean", layer, None, None, float(gate)) for r, gate in enumerate(ranks[:2], 1)
+        ]
+        histogram = total.gate_histogram[layer]
+        rows += [
+            ("selected_prob_hist", layer, b, None, float(histogram[b])) for b in range(GATE_BINS) if histogram[b]
+        ]
+    kinds, layers, first, second, values = zip(*rows, strict=True)
+    return pa.table(
+        {
+            "kind": pa.array(kinds, pa.string()),
+            "layer": pa.array(layers, pa.int64()),
+            "expert_i": pa.array(first, pa.int64()),
+            "expert_j": pa.array(second, pa.int64()),
+            "value": pa.array(values, pa.float64()),
+        }
+    )
+
+
+def _write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    path.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")

@@ -1,0 +1,102 @@
+"""The report of a profile, in Markdown: sections of the published REAP profile of gpt-oss-20b, then more."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..saliency import Statistics
+from ..select import RANKING, SALIENCY, Columns, rank
+
+TOP = 10
+CONCENTRATION = (4, 8, 16)
+THIN = 10  # pairs; a mean over fewer says little about an expert
+
+
+def top_experts(columns: Columns) -> list[str]:
+    """One line a layer: the ten experts with the highest saliency_mean."""
+    return [f"- layer_{layer}: {experts[:TOP]}" for layer, experts in enumerate(rank(columns))]
+
+
+def concentration(columns: Columns) -> list[str]:
+    """One table row a layer: the share of Σg·n that the 4, 8 and 16 experts with the most of it hold."""
+    lines = ["| layer | " + " | ".join(f"top_{n}" for n in CONCENTRATION) + " |", "|---:" * 4 + "|"]
+    for layer, mass in enumerate(np.sort(columns["gate_norm_sum"], axis=1)[:, ::-1]):
+        shares = [mass[:n].sum() / max(mass.sum(), np.finfo(float).tiny) for n in CONCENTRATION]
+        lines.append(f"| {layer} | " + " | ".join(f"{share:.3f}" for share in shares) + " |")
+    return lines
+
+
+def thin_evidence(columns: Columns) -> list[str]:
+    """Experts among the ten best of a layer whose mean rests on fewer than THIN pairs."""
+    return [
+        f"layer {layer}: expert {expert} is in the top {TOP} on {columns['count'][layer, expert]} tokens"
+        for layer, experts in enumerate(rank(columns))
+        for expert in experts[:TOP]
+        if 0 < columns["count"][layer, expert] < THIN
+    ]
+
+
+def profile_report(
+    info: Mapping[str, Any],
+    columns: Columns,
+    total: Statistics,
+    by_domain: Mapping[str, Statistics],
+) -> str:
+    """The whole report. `info` is the content of profile.json; statistics are [L, …]."""
+    lines = [*_header(info), "", f"## Top experts by layer (top {TOP}, ranked by saliency_mean)", ""]
+    lines += [*top_experts(columns), "", "## Saliency concentration (by gate_norm_sum mass)", ""]
+    lines += [*concentration(columns), "", "## Artifacts", ""]
+    lines += [
+        f"- `{SALIENCY}` (per-layer, per-expert count + gate/norm/saliency stats)",
+        f"- `{RANKING}` (sorted experts per layer)",
+        "- `usage.parquet` (usage, co-activation, gate means and histogram)",
+        "- `profile.json` (every option, versions, model fingerprint, warnings)",
+    ]
+    lines += ["", "## Reproduce", "", "```bash", info["command"], "```", "", "## Router", ""]
+    lines += _router(total)
+    if len(by_domain) > 1:
+        lines += ["", "## Domains", "", *_domains(by_domain)]
+    if info["warnings"]:
+        lines += ["", "## Warnings", "", *(f"- {warning}" for warning in info["warnings"])]
+    return "\n".join(lines) + "\n"
+
+
+def _header(info: Mapping[str, Any]) -> list[str]:
+    o = info["options"]
+    domains = ", ".join(o["domain"])
+    return [
+        f"# {info['model']} saliency profile (GPT-OSS MoE)",
+        "",
+        f"- Model: `{info['model']}`",
+        f"- Dataset: `{o['data']}` split `{o['split']}` col `{o['text_column']}`",
+        f"- Domain filter: `{domains}`" + ("" if domains else " (empty = no filter)"),
+        f"- Rows: {info['rows']:,} | Batch size: {o['batch_size']}",
+        f"- Max seq length: {o['max_seq_length']}",
+        f"- Layers: {info['num_layers']} | Experts: {info['num_experts']} | Top-k: {info['top_k']}",
+        f"- Total tokens processed: {info['total_tokens']:,} | "
+        f"Kept ({'all' if o['keep'] == 'all' else 'assistant-span'}) tokens: {info['kept_tokens']:,}",
+        f"- Forward throughput: {info['tokens_per_s']:.0f} tokens/s",
+        f"- Prompts hash: `{info['prompts_hash']}`",
+    ]
+
+
+def _router(total: Statistics) -> list[str]:
+    tokens = np.maximum(1, total.tokens)[:, None]
+    entropy, gates = total.router_entropy_sum[:, None] / tokens, total.gate_rank_sum / tokens
+    ranks = range(1, gates.shape[1] + 1)
+    lines = ["Mean entropy of the router over all experts (nats), and mean gate by rank.", ""]
+    lines += ["| layer | entropy | " + " | ".join(f"gate_{r}" for r in ranks) + " | never chosen |"]
+    lines += ["|---:" * (gates.shape[1] + 3) + "|"]
+    for layer in range(len(gates)):
+        cells = " | ".join(f"{x:.3f}" for x in (entropy[layer, 0], *gates[layer]))
+        lines.append(f"| {layer} | {cells} | {int((total.count[layer] == 0).sum())} |")
+    return lines
+
+
+def _domains(by_domain: Mapping[str, Statistics]) -> list[str]:
+    lines = ["| domain | kept tokens | top 4 of the first layer | top 4 of the last layer |", "|---|---:|---|---|"]
+    for name, statistics in by_domain.items():
+        ranking = rank({"count": statistics.count, "gate_norm_sum": statistics.gate_norm_sum})
+        lines.append(f"| {name} | {statistics.tokens[0]:,} | {ranking[0][:4]} | {ranking[-1][:4]} |")
+    return lines

@@ -1,0 +1,171 @@
+"""Rows of conversations: from local files, folders and hub datasets; filtered, sampled, hashed."""
+
+import hashlib
+import heapq
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import DataError
+
+SUFFIXES = (".jsonl", ".parquet", ".txt")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MESSAGES = "messages"
+
+Render = Callable[[list[dict[str, Any]]], str]
+"""Turns a `messages` list into harmony text: the chat template."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation."""
+
+    text: str
+    id: str = ""
+    domain: str = ""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the data are read; `id` may be absent."""
+
+    text: str = "text"
+    domain: str | None = None
+    id: str = "id"
+
+
+def read_rows(source: str, split: str, columns: Columns, render: Render) -> Iterator[Row]:
+    """Rows of a file, of all files of a folder in order of name, or of a hub dataset (streamed).
+
+    JSONL and Parquet hold one row a line; a text file is one row. Where the text column is `messages`,
+    or holds lists, `render` makes the text. DataError names file and line of a row that cannot be read.
+    """
+    for where, record in _records(source, split):
+        yield _row(record, where, columns, render)
+
+
+def sample(rows: Iterable[Row], domains: tuple[str, ...], num_rows: int | None, seed: int) -> list[Row]:
+    """Rows of `domains` (all if empty); with `num_rows`, a sample that does not depend on their order.
+
+    The sample is the `num_rows` rows with the smallest first 8 bytes of SHA-256 of "seed\\nid\\ntext",
+    smallest first.
+    """
+    seen: set[str] = set()
+
+    def chosen() -> Iterator[Row]:
+        for row in rows:
+            seen.add(row.domain)
+            if not domains or row.domain in domains:
+                yield row
+
+    def key(row: Row) -> int:
+        return int.from_bytes(hashlib.sha256(f"{seed}\n{row.id}\n{row.text}".encode()).digest()[:8])
+
+    kept = list(chosen()) if num_rows is None else heapq.nsmallest(num_rows, chosen(), key=key)
+    if not seen:
+        raise DataError("the data holds no row")
+    if not kept:
+        raise DataError(f"no row is of domain {', '.join(domains)}: there are {', '.join(sorted(seen)[:20])}")
+    return kept
+
+
+def prompts_hash(rows: Iterable[Row]) -> str:
+    """SHA-256 over ids and texts, one a line."""
+    rows = list(rows)
+    ids, texts = "\n".join(r.id for r in rows), "\n".join(r.text for r in rows)
+    return hashlib.sha256(f"{ids}\n{texts}".encode()).hexdigest()
+
+
+def _records(source: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        if not files:
+            raise DataError(f"{path}: holds no {', '.join(SUFFIXES)} file")
+        for file in files:
+            yield from _file_records(file)
+    elif path.exists():
+        yield from _file_records(path)
+    elif HUB_ID.fullmatch(source) and not source.endswith(SUFFIXES):
+        yield from _hub_records(source, split)
+    else:
+        raise DataError(f"{path}: no such file or folder, and no hub id of the form owner/name")
+
+
+def _file_records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        if file.suffix == ".jsonl":
+            yield from _jsonl_records(file)
+        elif file.suffix == ".parquet":
+            start = 0
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
+                yield from ((f"{file}, row {i}", r) for i, r in enumerate(batch.to_pylist(), start + 1))
+                start += batch.num_rows
+        elif file.suffix == ".txt":
+            yield str(file), {"text": file.read_text(encoding="utf-8"), "id": file.stem}
+        else:
+            raise DataError(f"{file}: unknown kind of file: give {', '.join(SUFFIXES)} or a folder of these")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+
+
+def _jsonl_records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with open(file, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{file}, line {number}"
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{where}: not valid JSON ({error.msg}): mend or remove the line") from None
+            if not isinstance(record, dict):
+                raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
+            yield where, record
+
+
+def _hub_records(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import datasets  # slow to import, and needed for hub ids only
+
+    try:
+        rows = iter(datasets.load_dataset(name, split=split, streaming=True))
+        for number in range(1, 1 << 62):
+            record = next(rows, None)
+            if record is None:
+                return
+            yield f"{name} split {split}, row {number}", record
+    # The library raises anything from ValueError to connection errors of several packages.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{name}: no local file, and the hub dataset cannot be read: {reason}") from error
+
+
+def _row(record: Mapping[str, Any], where: str, columns: Columns, render: Render) -> Row:
+    def column(name: str) -> Any:
+        if name not in record:
+            raise DataError(f"{where}: no column {name!r}: there are {', '.join(sorted(record))}")
+        return record[name]
+
+    value = column(columns.text)
+    if isinstance(value, list):
+        try:
+            value = render(value)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: column {columns.text!r} holds {type(value).__name__}, expected text or a list of messages"
+        )
+    domain = column(columns.domain) if columns.domain else ""
+    row_id = record.get(columns.id)
+    return Row(value, "" if row_id is None else str(row_id), "" if domain is None else str(domain))

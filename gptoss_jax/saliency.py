@@ -1,0 +1,157 @@
+"""The statistics of experts: what is summed, how sums merge, what is derived. Letters: see `config`.
+
+All sums run over kept (token, chosen expert) pairs, with g the gate, n = ‖f_j(x)‖₂ of the expert's
+output before the gate, and w the token's weight (1 unless asked otherwise). Sums over tokens merge
+by addition, in any grouping: over batches, hosts, domains and runs.
+"""
+
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from .batching import Batch
+from .errors import StatisticsError
+from .router import Routing, entropy
+
+GATE_BINS = 200  # of [0, 1]; the published usage tables of gpt-oss-20b have bins of 0.005
+
+
+def _summed() -> Any:
+    return field(metadata={"merge": np.add})
+
+
+def _maximum() -> Any:
+    return field(metadata={"merge": np.maximum})
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics by domain; one step's are float32 and int32 on the device, totals float64 and int64 on
+    the host. A scan over layers stacks them to [L, G, …]."""
+
+    count: Any = _summed()
+    """[G, E] pairs."""
+    gate_sum: Any = _summed()
+    """[G, E] Σ w·g."""
+    norm_sum: Any = _summed()
+    """[G, E] Σ w·n."""
+    gate_norm_sum: Any = _summed()
+    """[G, E] Σ w·g·n."""
+    gate_norm_sq_sum: Any = _summed()
+    """[G, E] Σ w·(g·n)²."""
+    norm_sq_sum: Any = _summed()
+    """[G, E] Σ w·n²."""
+    norm_max: Any = _maximum()
+    """[G, E] max n."""
+    activation_max: Any = _maximum()
+    """[G, E] max |f_j(x)|."""
+    coactivation: Any = _summed()
+    """[G, E, E] tokens that chose both experts; the diagonal is 0."""
+    tokens: Any = _summed()
+    """[G] kept tokens."""
+    gate_rank_sum: Any = _summed()
+    """[G, k] Σ of the gate of rank 1…k."""
+    gate_histogram: Any = _summed()
+    """[G, GATE_BINS] pairs by gate."""
+    router_entropy_sum: Any = _summed()
+    """[G] Σ entropy of the softmax over all router logits, in nats."""
+
+    def merge(self, other: "Statistics") -> "Statistics":
+        """Both together; on the host."""
+        return Statistics(
+            **{f.name: f.metadata["merge"](getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        )
+
+    def total(self) -> "Statistics":
+        """All domains together: [L, G, …] → [L, …]."""
+        return Statistics(**{f.name: f.metadata["merge"].reduce(getattr(self, f.name), 1) for f in fields(self)})
+
+    def domain(self, index: int) -> "Statistics":
+        """One domain's: [L, G, …] → [L, …]."""
+        return jax.tree.map(lambda x: x[:, index], self)
+
+    def to_host(self) -> "Statistics":
+        """In float64 and int64, so that totals over any number of steps stay exact enough."""
+
+        def widen(x: Any) -> np.ndarray:
+            array = np.asarray(x)
+            return array.astype(np.int64 if np.issubdtype(array.dtype, np.integer) else np.float64)
+
+        return jax.tree.map(widen, self)
+
+    def check_finite(self) -> None:
+        """StatisticsError names layer and expert of the first NaN or infinity; takes [L, G, …]."""
+        finite_LGE = np.isfinite(self.gate_norm_sum)
+        for name in ("gate_sum", "norm_sum", "gate_norm_sq_sum", "norm_sq_sum", "norm_max", "activation_max"):
+            finite_LGE &= np.isfinite(getattr(self, name))
+        bad = np.argwhere(~finite_LGE)
+        if len(bad):
+            layer, _, expert = bad[0]
+            raise StatisticsError(
+                f"the statistics of layer {layer}, expert {expert} became NaN or infinite: check this layer's "
+                "tensors in the checkpoint, or use --dtype float32 if values overflow"
+            )
+
+
+def layer_statistics(
+    routing: Routing, norms_Tk: Float[Array, "T k"], peaks_Tk: Float[Array, "T k"], batch: Batch
+) -> Statistics:
+    """One layer's statistics over the kept tokens of a batch."""
+    weights_T = batch.weights.reshape(-1)
+    kept_T = weights_T != 0
+    # Domains stand in the left factor, so that one product sums over tokens and splits by domain.
+    domain_TG = jax.nn.one_hot(batch.domains.reshape(-1), batch.num_domains) * kept_T[:, None]
+    chosen_TkE = routing.experts_Tk[..., None] == jnp.arange(routing.logits_TE.shape[-1])
+    chosen_TkE = chosen_TkE & kept_T[:, None, None]
+
+    def by_expert(values_Tk: Array) -> Array:
+        # Selected, not multiplied: NaN · 0 would spread from the expert that made it to all others.
+        return jnp.where(chosen_TkE, values_Tk[..., None], 0).sum(1)
+
+    chosen_TE = by_expert(jnp.ones_like(norms_Tk))
+    gates_TE, norms_TE, peaks_TE = by_expert(routing.gates_Tk), by_expert(norms_Tk), by_expert(peaks_Tk)
+    saliency_TE = gates_TE * norms_TE
+    summands_TE = [gates_TE, norms_TE, saliency_TE, saliency_TE**2, norms_TE**2]
+    # Counts are products of 0 and 1, exact in any precision; the others need all of float32.
+    exact = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+    sums = [exact("TG,TE->GE", domain_TG * weights_T[:, None], summand) for summand in summands_TE]
+    count_GE = jnp.einsum("TG,TE->GE", domain_TG, chosen_TE)
+    together_GEE = jnp.einsum("TG,TE,TX->GEX", domain_TG, chosen_TE, chosen_TE)
+    bins_Tk = jnp.minimum((routing.gates_Tk * GATE_BINS).astype(jnp.int32), GATE_BINS - 1)
+    histogram_GN = jnp.zeros((batch.num_domains, GATE_BINS), jnp.int32)
+
+    def peak(values_TE: Array) -> Array:
+        return jnp.where(domain_TG[..., None] > 0, values_TE[:, None], 0).max(0)
+
+    return Statistics(
+        count=count_GE.astype(jnp.int32),
+        gate_sum=sums[0],
+        norm_sum=sums[1],
+        gate_norm_sum=sums[2],
+        gate_norm_sq_sum=sums[3],
+        norm_sq_sum=sums[4],
+        norm_max=peak(norms_TE),
+        activation_max=peak(peaks_TE),
+        coactivation=(together_GEE * (1 - jnp.eye(together_GEE.shape[-1]))).astype(jnp.int32),
+        tokens=domain_TG.sum(0).astype(jnp.int32),
+        gate_rank_sum=exact("TG,Tk->Gk", domain_TG, routing.gates_Tk),
+        gate_histogram=histogram_GN.at[batch.domains.reshape(-1, 1), bins_Tk].add(kept_T[:, None].astype(jnp.int32)),
+        router_entropy_sum=exact("TG,T->G", domain_TG, entropy(routing.logits_TE)),
+    )
+
+
+def means(statistics: Statistics) -> dict[str, np.ndarray]:
+    """gate_mean, norm_mean and saliency_mean: the sums over max(1, count), float64 [L, E]."""
+    count = np.maximum(1, statistics.count)
+    return {
+        "gate_mean": statistics.gate_sum / count,
+        "norm_mean": statistics.norm_sum / count,
+        "saliency_mean": statistics.gate_norm_sum / count,
+    }
