@@ -87,9 +87,7 @@ LAYER = (
         mxfp4="E (F c) D",
         per_expert=True,
     ),
-    Tensor(
-        "mlp.experts.gate_up_proj_bias", "moe/experts/gate_up_bias", "E (F c)", "E c F", per_expert=True
-    ),
+    Tensor("mlp.experts.gate_up_proj_bias", "moe/experts/gate_up_bias", "E (F c)", "E c F", per_expert=True),
     Tensor(
         "mlp.experts.down_proj",
         "moe/experts/down_kernel",

@@ -22,9 +22,7 @@ NAMED = {
     200012: "<|call|>",
     200018: "<|endofprompt|>",
 }
-SPECIALS = [
-    NAMED.get(i, f"<|reserved_{i}|>") for i in range(FIRST_SPECIAL, FIRST_SPECIAL + NUM_SPECIAL)
-]
+SPECIALS = [NAMED.get(i, f"<|reserved_{i}|>") for i in range(FIRST_SPECIAL, FIRST_SPECIAL + NUM_SPECIAL)]
 # How o200k_base cuts text into words (openai/tiktoken, tiktoken_ext/openai_public.py).
 O200K_PATTERN = "|".join(
     [

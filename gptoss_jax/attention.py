@@ -1,6 +1,5 @@
 """Grouped-query attention with one learned sink logit per query head. Letters: see `config`."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -38,11 +37,11 @@ class Attention(nnx.Module):
         window: Int[Array, ""],
     ) -> Float[Array, "B S D"]:
         """`window` is how many tokens a query sees, itself included; a full layer's is at least S."""
-        q = rotate(jnp.einsum("BSD,HhD->BSHh", x_BSD, self.q_kernel[...]) + self.q_bias[...], *rope)
-        k = rotate(jnp.einsum("BSD,KhD->BSKh", x_BSD, self.k_kernel[...]) + self.k_bias[...], *rope)
-        v = jnp.einsum("BSD,KhD->BSKh", x_BSD, self.v_kernel[...]) + self.v_bias[...]
+        q = rotate(jnp.einsum("BSD,HhD->BSHh", x_BSD, self.q_kernel[...]) + self.q_bias[None, None], *rope)
+        k = rotate(jnp.einsum("BSD,KhD->BSKh", x_BSD, self.k_kernel[...]) + self.k_bias[None, None], *rope)
+        v = jnp.einsum("BSD,KhD->BSKh", x_BSD, self.v_kernel[...]) + self.v_bias[None, None]
         mixed = attend(q, k, v, self.sinks[...], segment_ids_BS, window)
-        return jnp.einsum("BSHh,DHh->BSD", mixed, self.o_kernel[...]) + self.o_bias[...]
+        return jnp.einsum("BSHh,DHh->BSD", mixed, self.o_kernel[...]) + self.o_bias[None, None]
 
 
 def attend(
@@ -65,14 +64,14 @@ def attend(
     padding = num_blocks * block - S
     q = jnp.pad(q_BSHh, ((0, 0), (0, padding), (0, 0), (0, 0))).reshape(B, num_blocks, block, K, H // K, h)
     q_segments = jnp.pad(segment_ids_BS, ((0, 0), (0, padding))).reshape(B, num_blocks, block)
-    sinks = sinks_H.astype(jnp.float32).reshape(K, H // K, 1)
+    sinks = sinks_H.astype(jnp.float32).reshape(1, K, H // K, 1)
     keys = jnp.arange(S)
 
     def one_block(args: tuple[Array, Array, Array]) -> Array:
         index, q_BMKqh, segments_BM = args
         distance_MS = (index * block + jnp.arange(block))[:, None] - keys[None, :]
-        visible_BMS = (distance_MS >= 0) & (distance_MS < window)
-        visible_BMS = visible_BMS & (segments_BM[:, :, None] == segment_ids_BS[:, None, :])
+        same_document_BMS = segments_BM[:, :, None] == segment_ids_BS[:, None, :]
+        visible_BMS = same_document_BMS & ((distance_MS >= 0) & (distance_MS < window))[None]
         scores = jnp.einsum("BMKqh,BSKh->BKqMS", q_BMKqh, k_BSKh, preferred_element_type=jnp.float32)
         scores = jnp.where(visible_BMS[:, None, None], scores * h**-0.5, -jnp.inf)
         top = jnp.maximum(scores.max(-1), sinks)

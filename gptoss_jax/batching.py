@@ -50,9 +50,7 @@ class Batch:
         return int((np.asarray(self.segment_ids) > 0).sum())
 
 
-def padded(
-    documents: Sequence[Document], batch_size: int, max_length: int, num_domains: int = 1
-) -> Iterator[Batch]:
+def padded(documents: Sequence[Document], batch_size: int, max_length: int, num_domains: int = 1) -> Iterator[Batch]:
     """Batches of one document a row, padded on the right; documents of like length share a batch."""
 
     def padded_length(document: Document) -> int:

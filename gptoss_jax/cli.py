@@ -18,7 +18,7 @@ from . import __version__
 from .errors import ConfigError, DataError, OutputError, UserError
 
 if TYPE_CHECKING:
-    from .batching import Batch, Document
+    from .batching import Document
     from .config import Config
     from .rows import Row
 

@@ -128,9 +128,7 @@ class Config:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{where}: {name} is {value!r}, expected a whole number of at least 1")
         if len(self.layer_types) != self.num_layers:
-            raise ConfigError(
-                f"{where}: layer_types has {len(self.layer_types)} entries, expected {self.num_layers}"
-            )
+            raise ConfigError(f"{where}: layer_types has {len(self.layer_types)} entries, expected {self.num_layers}")
         for kind in self.layer_types:
             if kind not in (SLIDING, FULL):
                 raise ConfigError(f"{where}: layer_types names {kind!r}, expected {SLIDING!r} or {FULL!r}")

@@ -46,19 +46,15 @@ class Experts(nnx.Module):
     def expert(self, index: Int[Array, ""], x_MD: Float[Array, "M D"]) -> Float[Array, "M D"]:
         """One expert's f(x), in float32 whatever the dtype of the weights."""
         # preferred_element_type decides a factor of 4 on CPU: bfloat16 results are rounded one by one.
-        hidden = jnp.einsum(
-            "MD,cFD->McF", x_MD, self.gate_up_kernel[index], preferred_element_type=jnp.float32
-        )
-        gate, up = jnp.moveaxis(hidden + self.gate_up_bias[index].astype(jnp.float32), 1, 0)
+        hidden = jnp.einsum("MD,cFD->McF", x_MD, self.gate_up_kernel[index], preferred_element_type=jnp.float32)
+        gate, up = jnp.moveaxis(hidden + self.gate_up_bias[index][None].astype(jnp.float32), 1, 0)
         gate = jnp.minimum(gate, self.swiglu_limit)
         up = jnp.clip(up, -self.swiglu_limit, self.swiglu_limit)
         act = ((up + 1) * gate * jax.nn.sigmoid(SIGMOID_SLOPE * gate)).astype(x_MD.dtype)
         out = jnp.einsum("MF,DF->MD", act, self.down_kernel[index], preferred_element_type=jnp.float32)
-        return out + self.down_bias[index].astype(jnp.float32)
+        return out + self.down_bias[index][None].astype(jnp.float32)
 
-    def __call__(
-        self, x_TD: Float[Array, "T D"], routing: Routing, valid_T: Bool[Array, " T"]
-    ) -> Mixture:
+    def __call__(self, x_TD: Float[Array, "T D"], routing: Routing, valid_T: Bool[Array, " T"]) -> Mixture:
         """Apply to each token the experts that it chose, once each; invalid tokens get zeros.
 
         Pairs are sorted by expert and cut into blocks that hold one expert's pairs only, so that

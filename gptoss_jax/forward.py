@@ -68,7 +68,7 @@ def scored_profile_step(model: GptOss, batch: Batch) -> tuple[Statistics, TokenS
     def at_target(values: Array) -> Array:
         values_BS = jnp.roll(values.reshape(-1)[: B * S].reshape(B, S), 1, axis=1)
         segments = batch.segment_ids
-        scored = (segments > 0) & (segments == jnp.roll(segments, 1, axis=1)) & (jnp.arange(S) > 0)
+        scored = (segments > 0) & (segments == jnp.roll(segments, 1, axis=1)) & (jnp.arange(S) > 0)[None]
         return jnp.where(scored, values_BS, jnp.nan)
 
     probability, entropy = lax.map(score, blocks)

@@ -95,10 +95,10 @@ def encode(
             )
         spans = [(0, len(row.text), 1.0)] if keep_all else kept_spans(row.text, channel_weights)
         weights = _weights(np.array(offsets, np.int64).reshape(-1, 2), spans)
-        truncated = max_length is not None and len(ids) > max_length
         part = slice(None)
-        if truncated:
+        if max_length is not None and len(ids) > max_length:
             part = slice(-max_length, None) if truncate == "left" else slice(max_length)
+        truncated = part != slice(None)
         documents.append(Document(ids[part], weights[part], domains.index(row.domain), truncated))
     return documents
 

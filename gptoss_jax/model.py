@@ -1,7 +1,7 @@
 """The GPT-OSS network. Letters: see `config`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ Weights = Mapping[str, Any]
 """A tree of arrays: attribute names of the modules below, down to one array per parameter."""
 
 
+@runtime_checkable
 class LayerSource(Protocol):
     """Where the engines take weights from: the checkpoint readers of `convert` implement it."""
 
@@ -66,7 +67,8 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
         wide = x.astype(jnp.float32)
         wide = wide * lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
-        return (self.scale[...].astype(jnp.float32) * wide).astype(x.dtype)
+        scale = self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        return (scale * wide).astype(x.dtype)
 
 
 class Layer(nnx.Module):
@@ -107,9 +109,7 @@ class GptOss(nnx.Module):
         rope_tables = rope.tables(self.config, batch.positions)
         # One compiled layer serves both kinds: the pattern is data, and a full layer's window is all.
         S = batch.token_ids.shape[1]
-        windows_L = jnp.array(
-            [S if kind == FULL else self.config.sliding_window for kind in self.config.layer_types]
-        )
+        windows_L = jnp.array([S if kind == FULL else self.config.sliding_window for kind in self.config.layer_types])
 
         def one_layer(x_BSD: Array, layer_and_window: tuple[Layer, Array]) -> tuple[Array, LayerOutput]:
             layer, window = layer_and_window
@@ -146,6 +146,6 @@ def mask_experts(model: GptOss, keep_sets: Sequence[Sequence[int]]) -> GptOss:
     for layer, kept in enumerate(keep_sets):
         dropped_LE[layer, list(kept)] = False
     graph, state = nnx.split(model)
-    bias = state["layers"]["moe"]["router"]["bias"]
+    bias: Any = state["layers"]["moe"]["router"]["bias"]
     bias[...] = jnp.where(dropped_LE, -jnp.inf, bias[...])
     return nnx.merge(graph, state)

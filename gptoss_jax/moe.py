@@ -1,6 +1,5 @@
 """The mixture-of-experts block of a layer: router, experts, and the statistics of both."""
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -18,9 +17,7 @@ class MoE(nnx.Module):
         self.router = Router(config, rngs=rngs)
         self.experts = Experts(config, rngs=rngs)
 
-    def __call__(
-        self, x_BSD: Float[Array, "B S D"], batch: Batch
-    ) -> tuple[Float[Array, "B S D"], Routing, Statistics]:
+    def __call__(self, x_BSD: Float[Array, "B S D"], batch: Batch) -> tuple[Float[Array, "B S D"], Routing, Statistics]:
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
         routing = self.router(x_TD)
         mixture = self.experts(x_TD, routing, batch.segment_ids.reshape(-1) > 0)

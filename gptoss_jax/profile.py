@@ -95,7 +95,8 @@ def run(
     timed, weighted = [step], None
     if eaft:
         timed.append(_Timed(profile_step, model))
-        weights = class_weights(*np.concatenate(scores, axis=1), eaft)
+        probability, entropy = np.concatenate(scores, axis=1)
+        weights = class_weights(probability, entropy, eaft)
         weighted = _weighted_pass(timed[1], make_batches(), weights, progress)
     return Measured(
         statistics,
@@ -200,13 +201,9 @@ def _usage_table(total: Statistics) -> pa.Table:
         pairs = np.argwhere(np.triu(total.coactivation[layer], 1))
         rows += [("coact_count", layer, i, j, float(total.coactivation[layer, i, j])) for i, j in pairs.tolist()]
         rows.append(("selected_prob_mean", layer, None, None, float(ranks.mean())))
-        rows += [
-            (f"selected_prob_top{r}_mean", layer, None, None, float(gate)) for r, gate in enumerate(ranks[:2], 1)
-        ]
+        rows += [(f"selected_prob_top{r}_mean", layer, None, None, float(gate)) for r, gate in enumerate(ranks[:2], 1)]
         histogram = total.gate_histogram[layer]
-        rows += [
-            ("selected_prob_hist", layer, b, None, float(histogram[b])) for b in range(GATE_BINS) if histogram[b]
-        ]
+        rows += [("selected_prob_hist", layer, b, None, float(histogram[b])) for b in range(GATE_BINS) if histogram[b]]
     kinds, layers, first, second, values = zip(*rows, strict=True)
     return pa.table(
         {

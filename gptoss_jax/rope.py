@@ -29,9 +29,7 @@ def frequencies(config: Config) -> np.ndarray:
     low, high = max(low, 0), min(high, config.head_dim - 1)
     width = high - low if high > low else 0.001  # no division by zero
     slowed = np.clip((np.arange(half, dtype=np.float32) - np.float32(low)) / np.float32(width), 0, 1)
-    return ((1 / (np.float32(yarn.factor) * periods)) * slowed + (1 / periods) * (1 - slowed)).astype(
-        np.float32
-    )
+    return ((1 / (np.float32(yarn.factor) * periods)) * slowed + (1 / periods) * (1 - slowed)).astype(np.float32)
 
 
 def tables(

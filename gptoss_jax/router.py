@@ -34,7 +34,7 @@ class Router(nnx.Module):
     def __call__(self, x_TD: Float[Array, "T D"]) -> Routing:
         # float32 results even of bfloat16 inputs: rounded logits tie, and ties change the choice.
         logits = jnp.einsum("TD,ED->TE", x_TD, self.kernel[...], preferred_element_type=jnp.float32)
-        logits = logits + self.bias[...].astype(jnp.float32)
+        logits = logits + self.bias[None].astype(jnp.float32)
         chosen, experts = lax.top_k(logits, self.top_k)
         return Routing(logits, experts, jax.nn.softmax(chosen, axis=-1))
 

@@ -5,7 +5,7 @@ output before the gate, and w the token's weight (1 unless asked otherwise). Sum
 by addition, in any grouping: over batches, hosts, domains and runs.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,12 +22,7 @@ from .router import Routing, entropy
 GATE_BINS = 200  # of [0, 1]; the published usage tables of gpt-oss-20b have bins of 0.005
 
 
-def _summed() -> Any:
-    return field(metadata={"merge": np.add})
-
-
-def _maximum() -> Any:
-    return field(metadata={"merge": np.maximum})
+MAXIMA = {"norm_max", "activation_max"}  # merged by the larger; all other statistics are sums
 
 
 @partial(jax.tree_util.register_dataclass)
@@ -36,42 +31,40 @@ class Statistics:
     """Statistics by domain; one step's are float32 and int32 on the device, totals float64 and int64 on
     the host. A scan over layers stacks them to [L, G, …]."""
 
-    count: Any = _summed()
+    count: Any
     """[G, E] pairs."""
-    gate_sum: Any = _summed()
+    gate_sum: Any
     """[G, E] Σ w·g."""
-    norm_sum: Any = _summed()
+    norm_sum: Any
     """[G, E] Σ w·n."""
-    gate_norm_sum: Any = _summed()
+    gate_norm_sum: Any
     """[G, E] Σ w·g·n."""
-    gate_norm_sq_sum: Any = _summed()
+    gate_norm_sq_sum: Any
     """[G, E] Σ w·(g·n)²."""
-    norm_sq_sum: Any = _summed()
+    norm_sq_sum: Any
     """[G, E] Σ w·n²."""
-    norm_max: Any = _maximum()
+    norm_max: Any
     """[G, E] max n."""
-    activation_max: Any = _maximum()
+    activation_max: Any
     """[G, E] max |f_j(x)|."""
-    coactivation: Any = _summed()
+    coactivation: Any
     """[G, E, E] tokens that chose both experts; the diagonal is 0."""
-    tokens: Any = _summed()
+    tokens: Any
     """[G] kept tokens."""
-    gate_rank_sum: Any = _summed()
+    gate_rank_sum: Any
     """[G, k] Σ of the gate of rank 1…k."""
-    gate_histogram: Any = _summed()
+    gate_histogram: Any
     """[G, GATE_BINS] pairs by gate."""
-    router_entropy_sum: Any = _summed()
+    router_entropy_sum: Any
     """[G] Σ entropy of the softmax over all router logits, in nats."""
 
     def merge(self, other: "Statistics") -> "Statistics":
         """Both together; on the host."""
-        return Statistics(
-            **{f.name: f.metadata["merge"](getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        )
+        return Statistics(**{name: _reducer(name)(mine, getattr(other, name)) for name, mine in vars(self).items()})
 
     def total(self) -> "Statistics":
         """All domains together: [L, G, …] → [L, …]."""
-        return Statistics(**{f.name: f.metadata["merge"].reduce(getattr(self, f.name), 1) for f in fields(self)})
+        return Statistics(**{name: _reducer(name).reduce(mine, axis=1) for name, mine in vars(self).items()})
 
     def domain(self, index: int) -> "Statistics":
         """One domain's: [L, G, …] → [L, …]."""
@@ -100,6 +93,10 @@ class Statistics:
             )
 
 
+def _reducer(name: str) -> np.ufunc:
+    return np.maximum if name in MAXIMA else np.add
+
+
 def layer_statistics(
     routing: Routing, norms_Tk: Float[Array, "T k"], peaks_Tk: Float[Array, "T k"], batch: Batch
 ) -> Statistics:
@@ -108,7 +105,7 @@ def layer_statistics(
     kept_T = weights_T != 0
     # Domains stand in the left factor, so that one product sums over tokens and splits by domain.
     domain_TG = jax.nn.one_hot(batch.domains.reshape(-1), batch.num_domains) * kept_T[:, None]
-    chosen_TkE = routing.experts_Tk[..., None] == jnp.arange(routing.logits_TE.shape[-1])
+    chosen_TkE = routing.experts_Tk[..., None] == jnp.arange(routing.logits_TE.shape[-1])[None, None]
     chosen_TkE = chosen_TkE & kept_T[:, None, None]
 
     def by_expert(values_Tk: Array) -> Array:
@@ -139,7 +136,7 @@ def layer_statistics(
         norm_sq_sum=sums[4],
         norm_max=peak(norms_TE),
         activation_max=peak(peaks_TE),
-        coactivation=(together_GEE * (1 - jnp.eye(together_GEE.shape[-1]))).astype(jnp.int32),
+        coactivation=(together_GEE * (1 - jnp.eye(together_GEE.shape[-1]))[None]).astype(jnp.int32),
         tokens=domain_TG.sum(0).astype(jnp.int32),
         gate_rank_sum=exact("TG,Tk->Gk", domain_TG, routing.gates_Tk),
         gate_histogram=histogram_GN.at[batch.domains.reshape(-1, 1), bins_Tk].add(kept_T[:, None].astype(jnp.int32)),

@@ -73,7 +73,7 @@ def read_columns(profile: Path, domain: str | None = None) -> Columns:
         grid = np.stack(np.meshgrid(np.arange(L), np.arange(E), indexing="ij")).reshape(2, -1)
         if not np.array_equal(grid, [flat.pop("layer"), flat.pop("expert")]):
             raise ValueError("its rows are not every expert of every layer, in order")
-        flat["count"]  # noqa: B018 — without it nothing can be ranked
+        flat["count"]
     except (OSError, ValueError, KeyError) as error:
         raise ProfileError(f"{file}: not a saliency table: {str(error).splitlines()[0]}") from None
     return {name: column.reshape(L, E) for name, column in flat.items()}
