@@ -1,5 +1,6 @@
 """The model card of a pruned checkpoint, and its name."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,12 @@ from gptoss_jax.config import FULL, Config
 from .from_hf import Checkpoint
 
 # Names that this program gives to files by itself, which say nothing of a domain.
-GENERIC = re.compile(r"ranking.*|keep.*")
+GENERIC = re.compile(r".*ranking.*|keep.*")
 
 
 def domain_of(ranking: Path) -> str:
     """The domain that a ranking's file name tells: science.json → science; general if it tells none."""
-    return "general" if GENERIC.fullmatch(ranking.stem) else ranking.stem
+    return "general" if GENERIC.fullmatch(ranking.stem) else re.sub(r"[^\w.-]+", "_", ranking.stem)
 
 
 def model_name(config: Config, num_kept: int, domain: str) -> str:
@@ -35,23 +36,25 @@ def card(
     config, n = checkpoint.config, len(keep_sets[0])
     name = model_name(config, n, domain)
     title = domain.replace("_", " ").title()
+    # A local path says nothing to whoever reads the card; a hub id does.
+    is_local = Path(model).exists()
+    base = Path(model).resolve().name if is_local else model
     sections = [
-        _front_matter(domain, model),
+        _front_matter(domain, None if is_local else base),
         f"# {title} GPT-OSS Model ({n} Experts)\n\n"
-        f"`{name}` is `{model}` reduced from {config.num_experts} to {n} experts per layer by expert ranking, "
+        f"`{name}` is `{base}` reduced from {config.num_experts} to {n} experts per layer by expert ranking, "
         "without retraining. Its quality has not been measured: try it on your task before you rely on it.",
         _architecture(config, n, title, checkpoint.quantized, quantized),
-        _method(config, n, source),
+        _method(config, n, source, rounded=quantized and not checkpoint.quantized),
         _usage(name),
         _limitations(config, n),
-        _citation(name, domain, model),
+        _citation(name, domain, base),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(domain: str, model: str) -> str:
-    # A hub shows base_model as a link; a local folder has none.
-    base = [f"base_model: {model}"] if re.fullmatch(r"[\w-]+/[\w.-]+", model) and not Path(model).exists() else []
+def _front_matter(domain: str, hub_id: str | None) -> str:
+    base = [f"base_model: {hub_id}"] if hub_id else []
     tags = ["mixture-of-experts", "moe", "expert-pruning", "gpt-oss", "pruned-model", "domain-specific", domain]
     return "\n".join(
         [
@@ -63,7 +66,7 @@ def _front_matter(domain: str, model: str) -> str:
             "library_name: transformers",
             "pipeline_tag: text-generation",
             "tags:",
-            *(f"- {tag}" for tag in tags),
+            *(f"- {json.dumps(tag)}" for tag in tags),  # quoted: a domain may read as a number
             "---",
         ]
     )
@@ -96,15 +99,21 @@ def _architecture(config: Config, n: int, title: str, was_mxfp4: bool, is_mxfp4:
     return "\n".join(["## Architecture", "", "| | before | after |", "|---|---|---|", *table])
 
 
-def _method(config: Config, n: int, source: str) -> str:
+def _method(config: Config, n: int, source: str, rounded: bool) -> str:
+    effect = (
+        "The weights of the kept experts were rounded from BF16 to MXFP4, each to the nearest value. Nothing was trained."
+        if rounded
+        else "Nothing else changed, and nothing was trained: in float32, the logits equal those of the original model\n"
+        "with the router logits of the removed experts at −∞ before top-k."
+    )
     return f"""## Method
 
 The experts of each layer were ranked (`{source}`), the {n} best of {config.num_experts} kept, and the rest
-removed together with their rows of the router. The router now chooses among the kept experts; nothing else
-changed, and nothing was trained. `expert_mapping.json` gives the new number of each kept expert by layer.
+removed together with their rows of the router, which now chooses among the kept experts.
+{effect}
 
-In float32, the logits equal those of the original model with the router logits of the removed experts
-at −∞ before top-k."""
+`expert_mapping.json` gives the new number of each kept expert, by layer and by its number in the model that
+was pruned."""
 
 
 def _usage(name: str) -> str:
@@ -130,9 +139,12 @@ def _limitations(config: Config, n: int) -> str:
     lines = [
         "- Quality is unmeasured: no perplexity, benchmark or generation of this checkpoint was scored. Expect "
         "losses on every task, larger ones outside the domain.",
-        "- Removing experts saves memory; each token still uses as many experts, so decoding is hardly faster.",
         "- Safety behaviour may have changed with the removed experts, and was not tested.",
     ]
+    if n >= config.top_k:
+        lines.append("- Pruning saves memory; each token still uses as many experts, so decoding is hardly faster.")
+    else:
+        lines.append(f"- Each token uses {n} experts, the original {config.top_k}: a larger change than pruning alone.")
     if n % 4:
         lines.append(f"- Kernels of some servers want a multiple of 4 experts; this model has {n}.")
     if n <= config.top_k:

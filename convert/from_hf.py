@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +84,9 @@ class Checkpoint:
         if not self.is_quantized(tensor):
             return tensor.to_model(self.values(name, tensor), self.config)
         # An expert at a time into its place: decoding has temporaries of several times its result.
-        whole: np.ndarray | None = None
-        one = replace(self.config, num_experts=1)
+        whole = np.empty(tensor.model_shape(self.config), mxfp4.BF16)
         for expert in range(self.config.num_experts):
-            value = tensor.mxfp4_to_model(self.values(name, tensor, expert, 1), one)
-            if whole is None:
-                whole = np.empty((self.config.num_experts, *value.shape[1:]), value.dtype)
-            whole[expert] = value[0]
-        assert whole is not None
+            whole[expert] = tensor.mxfp4_to_model(self.values(name, tensor, expert, 1), self.config)[0]
         return whole
 
     def _check(self) -> None:
@@ -109,9 +103,11 @@ class Checkpoint:
             if found is None:
                 raise CheckpointError(f"{self.folder}: {name} is missing: download the checkpoint again")
             if (found.dtype, found.shape) != (dtype, shape):
+                what = "config.json and weights are of different models"
+                if found.shape == shape:
+                    what = "convert the checkpoint to the published form, BF16 with BF16 or MXFP4 experts"
                 raise CheckpointError(
-                    f"{found.file}: {name} is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}: "
-                    "config.json and weights are of different models"
+                    f"{found.file}: {name} is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}: {what}"
                 )
         unknown = sorted(set(self.tensors) - set(expected))
         if unknown:

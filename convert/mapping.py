@@ -41,6 +41,10 @@ class Tensor:
         *rest, inner = _shape(self.mxfp4, config)
         return (*rest, inner // MXFP4_BLOCK, MXFP4_BLOCK // 2)
 
+    def model_shape(self, config: Config) -> tuple[int, ...]:
+        """Shape of the parameter."""
+        return _shape(self.model, config)
+
     def to_model(self, array: np.ndarray, config: Config) -> np.ndarray:
         """From the BF16 form."""
         return rearrange(array, f"{self.hf} -> {self.model}", **_sizes(self.hf, config))
@@ -50,12 +54,12 @@ class Tensor:
         return rearrange(array, f"{self.model} -> {self.hf}", **_sizes(self.model, config))
 
     def mxfp4_to_model(self, array: np.ndarray, config: Config) -> np.ndarray:
-        """From the values of the MXFP4 form."""
+        """From the values of the MXFP4 form; some of the experts are enough, here and below."""
         assert self.mxfp4 is not None
-        return rearrange(array, f"{self.mxfp4} -> {self.model}", **_sizes(self.mxfp4, config))
+        return rearrange(array, f"{self.mxfp4} -> {self.model}", **_sizes(self.mxfp4, config, without="E"))
 
     def mxfp4_to_hf(self, array: np.ndarray, config: Config) -> np.ndarray:
-        """From the values of the MXFP4 form to the BF16 form; some of the experts are enough."""
+        """From the values of the MXFP4 form to the BF16 form."""
         assert self.mxfp4 is not None
         return rearrange(array, f"{self.mxfp4} -> {self.hf}", **_sizes(self.mxfp4, config, without="E"))
 

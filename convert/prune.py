@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_jax.config import Config
+from gptoss_jax.errors import CheckpointError
 
 from . import mxfp4
 from .from_hf import Checkpoint
@@ -126,6 +127,9 @@ def _encoded(checkpoint: Checkpoint, entry: Named, kept: Sequence[int]) -> list[
     def blocks() -> Iterator[np.ndarray]:
         for expert in kept:
             values = tensor.hf_to_mxfp4(checkpoint.values(name, tensor, expert, 1), config)
+            # MXFP4 has no NaN: a damaged expert would come out sound.
+            if not np.isfinite(values.astype(np.float32)).all():
+                raise CheckpointError(f"{name}: expert {expert} holds NaN or infinity: download the checkpoint again")
             block, scale = mxfp4.encode(values)
             scales.append(scale)
             yield block

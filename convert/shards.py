@@ -49,13 +49,11 @@ class Stored:
 
     def read(self, first: int = 0, count: int | None = None) -> np.ndarray:
         """Rows [first, first + count) of the first axis; all of them without arguments."""
-        if count is None:
-            count = self.shape[0] - first if self.shape else 1
-        row_shape = self.shape[1:]
-        array = np.empty((count, *row_shape) if self.shape else (), DTYPES[self.dtype])
-        row_bytes = self.nbytes // self.shape[0] if self.shape and self.shape[0] else self.nbytes
+        count = self.shape[0] - first if count is None else count
+        assert first >= 0 and first + count <= self.shape[0], (self.name, first, count)
+        array = np.empty((count, *self.shape[1:]), DTYPES[self.dtype])
         with open(self.file, "rb") as file:
-            file.seek(self.offset + first * row_bytes)
+            file.seek(self.offset + first * (self.nbytes // self.shape[0]))
             if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
                 raise CheckpointError(f"{self.file}: ended inside {self.name}: the file changed while it was read")
         return array

@@ -28,7 +28,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_con
 
 
 def _size(_: Any, __: Any, text: str) -> int:
-    match = re.fullmatch(r"([\d.]+)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
     if not match or match[2].upper() not in UNITS:
         raise click.BadParameter(f"{text!r} is no size: write for example 5GB or 500MiB")
     return max(1, int(float(match[1]) * UNITS[match[2].upper()]))
@@ -263,6 +263,8 @@ def prune(
         kept, source = select.keep_best(select.read_ranking(ranking, config), keep, config, str(ranking)), ranking
     select.check_active(len(kept[0]), config, lower_top_k)
     domain = domain or card.domain_of(source)
+    if not re.fullmatch(r"[\w.-]+", domain):
+        raise UserError(f"--domain {domain!r} becomes part of a folder's name: use letters, digits, '_', '-' and '.'")
     name = card.model_name(config, len(kept[0]), domain)
     out = out or Path(name)
     if out.resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):

@@ -43,26 +43,38 @@ class Experts(nnx.Module):
         self.down_bias = nnx.Param(zeros(rngs.params(), (E, D)))
         self.swiglu_limit = config.swiglu_limit
 
-    def expert(self, index: Int[Array, ""], x_MD: Float[Array, "M D"]) -> Float[Array, "M D"]:
-        """One expert's f(x), in float32 whatever the dtype of the weights."""
-        # preferred_element_type decides a factor of 4 on CPU: bfloat16 results are rounded one by one.
-        hidden = jnp.einsum("MD,cFD->McF", x_MD, self.gate_up_kernel[index], preferred_element_type=jnp.float32)
-        gate, up = jnp.moveaxis(hidden + self.gate_up_bias[index][None].astype(jnp.float32), 1, 0)
+    def expert(self, at: tuple[Int[Array, ""], ...], x_MD: Float[Array, "M D"]) -> Float[Array, "M D"]:
+        """f(x) of the expert that `at` indexes, in float32 whatever the dtype of the weights."""
+        # One matrix [2F, D] and not "MD,cFD->McF": XLA's CPU backend would transpose the weights for that.
+        # preferred_element_type decides a factor of 4 there: bfloat16 results are rounded one by one.
+        kernel_ID = self.gate_up_kernel[at].reshape(-1, x_MD.shape[-1])
+        hidden_MI = jnp.einsum("MD,ID->MI", x_MD, kernel_ID, preferred_element_type=jnp.float32)
+        hidden_MI = hidden_MI + self.gate_up_bias[at].reshape(1, -1).astype(jnp.float32)
+        gate, up = jnp.split(hidden_MI, 2, axis=-1)
         gate = jnp.minimum(gate, self.swiglu_limit)
         up = jnp.clip(up, -self.swiglu_limit, self.swiglu_limit)
         act = ((up + 1) * gate * jax.nn.sigmoid(SIGMOID_SLOPE * gate)).astype(x_MD.dtype)
-        out = jnp.einsum("MF,DF->MD", act, self.down_kernel[index], preferred_element_type=jnp.float32)
-        return out + self.down_bias[index][None].astype(jnp.float32)
+        out = jnp.einsum("MF,DF->MD", act, self.down_kernel[at], preferred_element_type=jnp.float32)
+        return out + self.down_bias[at][None].astype(jnp.float32)
 
-    def __call__(self, x_TD: Float[Array, "T D"], routing: Routing, valid_T: Bool[Array, " T"]) -> Mixture:
+    def __call__(
+        self,
+        x_TD: Float[Array, "T D"],
+        routing: Routing,
+        valid_T: Bool[Array, " T"],
+        layer: Int[Array, ""] | None = None,
+    ) -> Mixture:
         """Apply to each token the experts that it chose, once each; invalid tokens get zeros.
+
+        Where the weights are those of all layers, [L, E, …], `layer` says whose experts they are.
 
         Pairs are sorted by expert and cut into blocks that hold one expert's pairs only, so that
         each block is one dense product. No pair is ever dropped: the number of blocks covers the
         worst split of T·k pairs over E experts, and blocks left over are skipped at run time.
         """
         T, k = routing.experts_Tk.shape
-        E = self.down_bias.shape[0]
+        E = self.down_bias.shape[-2]
+        prefix = () if layer is None else (layer,)
         block = min(BLOCK, max(8, -(-T * k // E)))
         # Invalid tokens go to an expert E that does not exist, behind all others.
         pair_expert = jnp.where(valid_T[:, None], routing.experts_Tk, E).reshape(-1)
@@ -79,7 +91,7 @@ class Experts(nnx.Module):
                 # below, where reads are filled and writes are dropped.
                 pair = jnp.where(rows < group_end[expert], order.at[rows].get(mode="fill"), T * k)
                 token = pair // k
-                out = self.expert(expert, x_TD.at[token].get(mode="fill", fill_value=0))
+                out = self.expert((*prefix, expert), x_TD.at[token].get(mode="fill", fill_value=0))
                 gated = gates.at[pair].get(mode="fill", fill_value=0)[:, None] * out
                 return Mixture(
                     mixture.output_TD.at[token].add(gated, mode="drop"),

@@ -4,7 +4,6 @@ Harmony is GPT-OSS's conversation format: `<|start|>role<|channel|>c<|message|>c
 is kept when its characters overlap the content of a message by `assistant`, in any channel.
 """
 
-import datetime
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,9 @@ MESSAGE = re.compile(
 CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 # The chat template states the current date; a fixed one makes equal rows equal text on any day.
 # It is the day on which the models were published.
-CONVERSATION_DATE = datetime.date(2025, 8, 5)
+CONVERSATION_DATE = "2025-08-05"
+# Stands before the template, whose own calls then find this macro and not the clock.
+FIXED_DATE = "{%- macro strftime_now(format) -%}" + CONVERSATION_DATE + "{%- endmacro -%}"
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -47,7 +48,8 @@ def render(messages: list[dict[str, Any]], tokenizer: Any) -> str:
     # Tables give every message every field; templates ask whether a field is there, not what it is.
     messages = [{name: value for name, value in m.items() if value is not None} for m in messages]
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=CONVERSATION_DATE.strftime)
+        template = FIXED_DATE + tokenizer.chat_template
+        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
     # Templates are programs of the checkpoint: whatever they raise is about these messages.
     except Exception as error:
         raise DataError(f"the chat template refuses these messages: {str(error).splitlines()[0]}") from None

@@ -86,9 +86,11 @@ class Layer(nnx.Module):
         batch: Batch,
         rope_tables: tuple[Float[Array, "B S half"], Float[Array, "B S half"]],
         window: Int[Array, ""],
+        index: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B S D"], LayerOutput]:
+        """`index` is this layer's, where its experts' weights are left in the stack of all layers."""
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rope_tables, batch.segment_ids, window)
-        mixture, routing, statistics = self.moe(self.moe_norm(x_BSD), batch)
+        mixture, routing, statistics = self.moe(self.moe_norm(x_BSD), batch, index)
         x_BSD = x_BSD + mixture
         return x_BSD, LayerOutput(x_BSD, routing, statistics)
 
@@ -111,11 +113,18 @@ class GptOss(nnx.Module):
         S = batch.token_ids.shape[1]
         windows_L = jnp.array([S if kind == FULL else self.config.sliding_window for kind in self.config.layer_types])
 
-        def one_layer(x_BSD: Array, layer_and_window: tuple[Layer, Array]) -> tuple[Array, LayerOutput]:
-            layer, window = layer_and_window
-            return layer(x_BSD, batch, rope_tables, window)
+        # A scan copies each layer's slice of what it scans. The experts are nearly all of the weights, and
+        # stay where they are: the layer picks from the whole stack the experts that its tokens chose.
+        graph, *states = nnx.split(self.layers, nnx.PathContains("experts"), ...)
+        experts, scanned = states
 
-        x_BSD, layers = lax.scan(one_layer, self.embedding[batch.token_ids], (self.layers, windows_L))
+        def one_layer(x_BSD: Array, slices: tuple[nnx.State, Array, Array]) -> tuple[Array, LayerOutput]:
+            state, window, index = slices
+            layer = nnx.merge(graph, experts, state)
+            return layer(x_BSD, batch, rope_tables, window, index)
+
+        indices_L = jnp.arange(self.config.num_layers)
+        x_BSD, layers = lax.scan(one_layer, self.embedding[batch.token_ids], (scanned, windows_L, indices_L))
         final_BSD = self.final_norm(x_BSD)
         return Output(self.logits(final_BSD), final_BSD, layers)
 

@@ -1,7 +1,7 @@
 """The mixture-of-experts block of a layer: router, experts, and the statistics of both."""
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .batching import Batch
 from .config import Config
@@ -17,9 +17,11 @@ class MoE(nnx.Module):
         self.router = Router(config, rngs=rngs)
         self.experts = Experts(config, rngs=rngs)
 
-    def __call__(self, x_BSD: Float[Array, "B S D"], batch: Batch) -> tuple[Float[Array, "B S D"], Routing, Statistics]:
+    def __call__(
+        self, x_BSD: Float[Array, "B S D"], batch: Batch, layer: Int[Array, ""] | None = None
+    ) -> tuple[Float[Array, "B S D"], Routing, Statistics]:
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
         routing = self.router(x_TD)
-        mixture = self.experts(x_TD, routing, batch.segment_ids.reshape(-1) > 0)
+        mixture = self.experts(x_TD, routing, batch.segment_ids.reshape(-1) > 0, layer)
         statistics = layer_statistics(routing, mixture.norms_Tk, mixture.peaks_Tk, batch)
         return mixture.output_TD.reshape(x_BSD.shape).astype(x_BSD.dtype), routing, statistics

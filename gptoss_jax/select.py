@@ -96,6 +96,8 @@ def read_keep_sets(path: Path, config: Config) -> Ranking:
     if len({len(kept) for kept in keep_sets}) > 1:
         sizes = ", ".join(str(len(kept)) for kept in keep_sets)
         raise RankingError(f"{path}: layers keep {sizes} experts: a checkpoint has the same number in every layer")
+    if not keep_sets[0]:
+        raise RankingError(f"{path}: keeps no expert: keep at least 1 in each layer")
     return [sorted(kept) for kept in keep_sets]
 
 

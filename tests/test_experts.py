@@ -1,0 +1,162 @@
+"""The grouped experts against a loop over tokens, and the statistics against a loop over pairs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptoss_jax.batching import Batch
+from gptoss_jax.config import TINY
+from gptoss_jax.errors import StatisticsError
+from gptoss_jax.experts import Experts
+from gptoss_jax.router import Routing
+from gptoss_jax.saliency import GATE_BINS, MAXIMA, layer_statistics, means
+
+D, E, K = TINY.hidden_size, TINY.num_experts, TINY.top_k
+
+
+def experts_and_float64() -> tuple[Experts, dict[str, np.ndarray]]:
+    experts = Experts(TINY, rngs=nnx.Rngs(0))
+    # Biases are zero at the start, and a limit that nothing reaches would hide a clamp left out.
+    experts.gate_up_bias[...] = jax.random.normal(jax.random.key(1), (E, 2, TINY.expert_hidden_size))
+    experts.down_bias[...] = jax.random.normal(jax.random.key(2), (E, D))
+    experts.swiglu_limit = 0.5
+    state = nnx.to_pure_dict(nnx.state(experts))
+    return experts, {name: np.asarray(value, np.float64) for name, value in state.items()}
+
+
+def one_expert(w: dict[str, np.ndarray], e: int, x: np.ndarray) -> np.ndarray:
+    gate = np.minimum(w["gate_up_kernel"][e, 0] @ x + w["gate_up_bias"][e, 0], 0.5)
+    up = np.clip(w["gate_up_kernel"][e, 1] @ x + w["gate_up_bias"][e, 1], -0.5, 0.5)
+    act = (up + 1) * gate / (1 + np.exp(-1.702 * gate))
+    return w["down_kernel"][e] @ act + w["down_bias"][e]
+
+
+def routing_of(chosen: np.ndarray, seed: int) -> Routing:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(len(chosen), E)).astype(np.float32)
+    gates = np.exp(np.take_along_axis(logits, chosen, 1))
+    return Routing(jnp.asarray(logits), jnp.asarray(chosen), jnp.asarray(gates / gates.sum(1, keepdims=True)))
+
+
+def random_choice(tokens: int, rng: np.random.Generator) -> np.ndarray:
+    return np.stack([rng.permutation(E)[:K] for _ in range(tokens)]).astype(np.int32)
+
+
+CHOICES = {
+    "spread over all experts": lambda t, rng: random_choice(t, rng),
+    "all tokens on the same experts": lambda t, rng: np.tile(np.array([5, 0, 6], np.int32), (t, 1)),
+    "one expert never chosen": lambda t, rng: np.where(random_choice(t, rng) == 3, 4, random_choice(t, rng)),
+}
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 53, 400])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_grouped_experts_equal_a_loop_over_tokens(tokens: int, choice: str):
+    rng = np.random.default_rng(tokens)
+    experts, weights = experts_and_float64()
+    x = rng.normal(size=(tokens, D)).astype(np.float32)
+    valid = rng.random(tokens) < 0.8
+    routing = routing_of(CHOICES[choice](tokens, rng), tokens)
+    mixture = jax.jit(lambda e, *args: e(*args))(experts, jnp.asarray(x), routing, jnp.asarray(valid))
+
+    output, norms, peaks = np.zeros((tokens, D)), np.zeros((tokens, K)), np.zeros((tokens, K))
+    for t, j in np.ndindex(tokens, K):
+        if valid[t]:
+            f = one_expert(weights, int(routing.experts_Tk[t, j]), x[t].astype(np.float64))
+            output[t] += float(routing.gates_Tk[t, j]) * f
+            norms[t, j], peaks[t, j] = np.linalg.norm(f), np.abs(f).max()
+    np.testing.assert_allclose(mixture.output_TD, output, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(mixture.norms_Tk, norms, rtol=1e-5)
+    np.testing.assert_allclose(mixture.peaks_Tk, peaks, rtol=1e-5)
+
+
+def statistics_by_loop(routing: Routing, norms: np.ndarray, peaks: np.ndarray, batch: Batch) -> dict[str, np.ndarray]:
+    G = batch.num_domains
+    wide = ["gate_sum", "norm_sum", "gate_norm_sum", "gate_norm_sq_sum", "norm_sq_sum", "norm_max", "activation_max"]
+    s = {name: np.zeros((G, E)) for name in ["count", *wide]}
+    s |= {"coactivation": np.zeros((G, E, E)), "tokens": np.zeros(G), "gate_rank_sum": np.zeros((G, K))}
+    s |= {"gate_histogram": np.zeros((G, GATE_BINS)), "router_entropy_sum": np.zeros(G)}
+    for t, w in enumerate(batch.weights.reshape(-1).astype(np.float64)):
+        if w == 0:
+            continue
+        d = batch.domains.reshape(-1)[t]
+        p = np.exp(np.asarray(routing.logits_TE[t], np.float64))
+        p /= p.sum()
+        s["tokens"][d] += 1
+        s["router_entropy_sum"][d] -= (p * np.log(p)).sum()
+        for j in range(K):
+            e, g, n = int(routing.experts_Tk[t, j]), float(routing.gates_Tk[t, j]), float(norms[t, j])
+            for name, value in zip(wide, [w * g, w * n, w * g * n, w * (g * n) ** 2, w * n**2], strict=False):
+                s[name][d, e] += value
+            s["count"][d, e] += 1
+            s["norm_max"][d, e] = max(s["norm_max"][d, e], n)
+            s["activation_max"][d, e] = max(s["activation_max"][d, e], peaks[t, j])
+            s["gate_rank_sum"][d, j] += g
+            s["gate_histogram"][d, min(int(np.float32(g) * np.float32(GATE_BINS)), GATE_BINS - 1)] += 1
+            for other in np.asarray(routing.experts_Tk[t]):
+                s["coactivation"][d, e, other] += other != e
+    return s
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), rows=st.integers(1, 3), length=st.integers(1, 40), domains=st.integers(1, 3))
+def test_statistics_equal_a_loop_over_pairs(seed: int, rows: int, length: int, domains: int):
+    rng = np.random.default_rng(seed)
+    shape, tokens = (rows, length), rows * length
+    weights = rng.choice([0, 0, 1, 0.5, -2], shape).astype(np.float32)
+    batch = Batch(
+        *np.zeros((2, *shape), np.int32),
+        segment_ids=np.ones(shape, np.int32),
+        weights=weights,
+        domains=rng.integers(0, domains, shape).astype(np.int32),
+        num_domains=domains,
+    )
+    routing = routing_of(random_choice(tokens, rng), seed)
+    norms, peaks = rng.exponential(size=(2, tokens, K)).astype(np.float32)
+    ours = jax.jit(layer_statistics)(routing, norms, peaks, batch)
+    for name, expected in statistics_by_loop(routing, norms, peaks, batch).items():
+        np.testing.assert_allclose(getattr(ours, name), expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def host_statistics(seed: int):
+    rng = np.random.default_rng(seed)
+    batch = Batch(
+        *np.zeros((2, 2, 30), np.int32),
+        segment_ids=np.ones((2, 30), np.int32),
+        weights=np.ones((2, 30), np.float32),
+        domains=np.zeros((2, 30), np.int32),
+    )
+    norms, peaks = rng.exponential(size=(2, 60, K)).astype(np.float32)
+    step = layer_statistics(routing_of(random_choice(60, rng), seed), jnp.asarray(norms), jnp.asarray(peaks), batch)
+    return jax.tree.map(lambda x: x[None], step).to_host()
+
+
+def test_merging_is_addition_in_any_grouping():
+    a, b, c = map(host_statistics, range(3))
+    left, right = a.merge(b).merge(c), c.merge(b.merge(a))
+    for name, value in vars(left).items():
+        np.testing.assert_allclose(value, getattr(right, name), rtol=1e-15)
+        reduce = np.max if name in MAXIMA else np.sum
+        np.testing.assert_allclose(value, reduce([getattr(s, name) for s in (a, b, c)], axis=0), rtol=1e-15)
+    assert left.count.dtype == np.int64 and left.gate_sum.dtype == np.float64
+
+
+def test_means_of_experts_never_chosen_are_zero():
+    one = host_statistics(0)
+    empty = dataclasses.replace(one, count=one.count * 0, gate_sum=one.gate_sum * 0).total()
+    assert (means(empty)["gate_mean"] == 0).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_statistic_that_is_not_finite_names_layer_and_expert(value: float):
+    statistics = host_statistics(0)
+    bad = statistics.norm_sum.copy()
+    bad[0, 0, 5] = value
+    with pytest.raises(StatisticsError, match=r"layer 0, expert 5 "):
+        dataclasses.replace(statistics, norm_sum=bad).check_finite()

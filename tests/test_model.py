@@ -1,0 +1,115 @@
+"""Parity of the network with transformers, on a configuration in which every dimension differs."""
+
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert.from_hf import Checkpoint
+from gptoss_jax import batching, model
+from gptoss_jax.batching import Document
+from gptoss_jax.config import TINY
+from gptoss_jax.forward import forward_step
+from tests.oracle import forward as reference_forward
+from tests.oracle import load as load_reference
+from tests.oracle import relative
+
+
+def documents(*lengths: int, seed: int = 0) -> list[Document]:
+    rng = np.random.default_rng(seed)
+    return [Document(rng.integers(0, TINY.vocab_size, n).astype(np.int32), np.ones(n, np.float32)) for n in lengths]
+
+
+def assert_equal_rows(output: model.Output, row: int, part: slice, reference) -> None:
+    """Logits and every layer's hidden state to 1e-5 relative, identical choices of experts."""
+    assert relative(output.logits[row, part], reference.logits) < 1e-5
+    B, S = output.logits.shape[:2]
+    for layer in range(TINY.num_layers):
+        assert relative(output.layers.hidden[layer, row, part], reference.hidden[layer]) < 1e-5
+        routing = jax.tree.map(lambda x, layer=layer: x[layer].reshape(B, S, -1)[row, part], output.layers.routing)
+        assert relative(routing.logits_TE, reference.router_logits[layer]) < 1e-5
+        assert relative(routing.gates_Tk, reference.gates[layer]) < 1e-5
+        np.testing.assert_array_equal(routing.experts_Tk, reference.experts[layer])
+
+
+def test_sizes_of_the_tested_configuration_all_differ():
+    sizes = [v for k, v in asdict(TINY).items() if isinstance(v, int) and k != "max_position"]
+    assert max(Counter([*sizes, 2 * TINY.expert_hidden_size]).values()) == 1
+
+
+@pytest.mark.parametrize("form", ["tiny_mxfp4", "tiny_bf16"])
+def test_padded_rows_equal_transformers(form: str, request: pytest.FixtureRequest):
+    folder = request.getfixturevalue(form)
+    rows = documents(50, 61, 17)
+    (batch,) = batching.padded(rows, 3, 4096)
+    output = forward_step(model.load(Checkpoint(folder), "float32"), batch)
+    reference = load_reference(folder)
+    for row in range(3):
+        ids = batch.token_ids[row][batch.segment_ids[row] > 0]
+        assert_equal_rows(output, row, slice(0, len(ids)), reference_forward(reference, ids))
+
+
+def test_packed_documents_equal_transformers_on_each_alone(tiny_mxfp4: Path):
+    rows = documents(20, 33, 9)
+    (batch,) = batching.packed(rows, 1, 65, eos_token_id=2)
+    output = forward_step(model.load(Checkpoint(tiny_mxfp4), "float32"), batch)
+    reference, start = load_reference(tiny_mxfp4), 0
+    for row in rows:
+        stop = start + len(row.token_ids) + 1
+        ids = batch.token_ids[0, start:stop]
+        assert_equal_rows(output, 0, slice(start, stop), reference_forward(reference, ids))
+        start = stop
+
+
+def test_positions_past_the_original_context_equal_transformers(tiny_mxfp4: Path):
+    (row,) = documents(4200)
+    (batch,) = batching.padded([row], 1, 4200)
+    output = forward_step(model.load(Checkpoint(tiny_mxfp4), "float32"), batch)
+    assert TINY.rope_scaling.original_context == 4096
+    assert_equal_rows(output, 0, slice(None), reference_forward(load_reference(tiny_mxfp4), row.token_ids))
+
+
+def test_bfloat16_is_as_close_to_float32_as_transformers_bfloat16(tiny_mxfp4: Path):
+    """bf16 has 8 bits: both implementations round each product, in different places."""
+    import torch
+
+    (row,) = documents(256)
+    (batch,) = batching.padded([row], 1, 256)
+    ours = forward_step(model.load(Checkpoint(tiny_mxfp4), "bfloat16"), batch).logits[0]
+    exact = reference_forward(load_reference(tiny_mxfp4), row.token_ids).logits
+    theirs = reference_forward(load_reference(tiny_mxfp4, torch.bfloat16), row.token_ids).logits
+
+    def error(logits: np.ndarray) -> float:
+        return float(np.sqrt(np.mean((np.asarray(logits, np.float64) - exact) ** 2)))
+
+    assert error(ours) < 1.1 * error(theirs)
+
+
+def test_no_output_depends_on_later_tokens(tiny_mxfp4: Path):
+    """By gradient: what is computed at a position has no derivative in any later token's embedding."""
+    network = model.load(Checkpoint(tiny_mxfp4), "float32")
+    ids = np.arange(1, 25, dtype=np.int32)  # no token twice, so that a row of the table is one position
+    (batch,) = batching.padded([Document(ids, np.ones(24, np.float32))], 1, 24)
+    gradients = jax.grad(lambda network: jnp.sum(forward_step(network, batch).final[0, 11]))(network)
+    gradient = np.asarray(gradients.embedding[...])[ids]
+    assert np.abs(gradient[:12]).sum(-1).min() > 0
+    assert np.abs(gradient[12:]).max() == 0
+
+
+def test_window_ends_where_config_says(tiny_mxfp4: Path):
+    """With sliding layers alone, information moves at most window − 1 tokens a layer."""
+    config = replace(TINY, layer_types=("sliding_attention",) * 4)
+    network = model.load(Checkpoint(tiny_mxfp4), "float32")
+    network.config = config
+    rows = documents(64)[0].token_ids, documents(64)[0].token_ids.copy()
+    rows[1][0] = (rows[1][0] + 1) % TINY.vocab_size
+    batches = [next(iter(batching.padded([Document(r, np.ones(64, np.float32))], 1, 64))) for r in rows]
+    hidden = [np.asarray(forward_step(network, b).layers.hidden) for b in batches]
+    for layer in range(4):
+        moved = np.abs(hidden[0][layer, 0] - hidden[1][layer, 0]).max(-1)
+        assert moved[(layer + 1) * (TINY.sliding_window - 1) + 1 :].max() == 0
+        assert moved[TINY.sliding_window - 1] > 0
