@@ -101,7 +101,7 @@ def _architecture(config: Config, n: int, title: str, was_mxfp4: bool, is_mxfp4:
 
 def _method(config: Config, n: int, source: str, rounded: bool) -> str:
     effect = (
-        "The weights of the kept experts were rounded from BF16 to MXFP4, each to the nearest value. Nothing was trained."
+        "The weights of the kept experts were rounded from BF16 to MXFP4, to the nearest value. Nothing was trained."
         if rounded
         else "Nothing else changed, and nothing was trained: in float32, the logits equal those of the original model\n"
         "with the router logits of the removed experts at −∞ before top-k."

@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from gptoss_jax.config import Config, read_json
-from gptoss_jax.errors import CheckpointError
+from gptoss_jax.errors import CheckpointError, reason
 
 from . import mxfp4
 from .mapping import LAYER, OUTER, Tensor, all_tensors, layer_name
@@ -25,6 +25,8 @@ FINGERPRINT_BYTES = 4096  # of the head of each tensor; all of 120b would take m
 
 def locate(model: str) -> Path:
     """The folder of a model: `model` itself, or where the hub repository of that id is downloaded to."""
+    if not model:
+        raise CheckpointError("MODEL is empty: name a folder in Hugging Face form, or a hub id")
     if Path(model).exists() or not HUB_ID.fullmatch(model):
         return Path(model)
     from huggingface_hub import snapshot_download  # slow to import, and needed for hub ids only
@@ -33,8 +35,7 @@ def locate(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=HUB_PATTERNS, ignore_patterns=["*/*"]))
     # The hub client raises errors of several packages; all mean that the model is not to be had.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{model}: no such folder, and the hub does not give it: {reason}") from error
+        raise CheckpointError(f"{model}: no such folder, and the hub does not give it: {reason(error)}") from error
 
 
 class Checkpoint:
@@ -82,11 +83,15 @@ class Checkpoint:
 
     def _read(self, name: str, tensor: Tensor) -> np.ndarray:
         if not self.is_quantized(tensor):
-            return tensor.to_model(self.values(name, tensor), self.config)
+            values = self.values(name, tensor)
+            _check_finite(values, name, tensor)
+            return tensor.to_model(values, self.config)
         # An expert at a time into its place: decoding has temporaries of several times its result.
         whole = np.empty(tensor.model_shape(self.config), mxfp4.BF16)
         for expert in range(self.config.num_experts):
-            whole[expert] = tensor.mxfp4_to_model(self.values(name, tensor, expert, 1), self.config)[0]
+            values = self.values(name, tensor, expert, 1)
+            _check_finite(values, name, tensor, expert)
+            whole[expert] = tensor.mxfp4_to_model(values, self.config)[0]
         return whole
 
     def _check(self) -> None:
@@ -115,3 +120,13 @@ class Checkpoint:
                 f"{self.tensors[unknown[0]].file}: {unknown[0]} is no tensor of this GPT-OSS model: "
                 "config.json and weights are of different models"
             )
+
+
+def _check_finite(values: np.ndarray, name: str, tensor: Tensor, first_expert: int = 0) -> None:
+    """CheckpointError where a bfloat16 tensor holds NaN or infinity: its exponent bits are all ones."""
+    # As integers: comparing bfloat16 values would convert them one by one.
+    bad = np.flatnonzero((values.view(np.uint16) & 0x7F80) == 0x7F80)
+    if len(bad):
+        expert = first_expert + bad[0] // (values.size // len(values))
+        where = f"{name}, expert {expert}" if tensor.per_expert else name
+        raise CheckpointError(f"{where}: holds NaN or infinity: download the checkpoint again")

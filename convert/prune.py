@@ -1,6 +1,7 @@
 """Cutting experts out of a checkpoint, a tensor's rows at a time. Letters: see `gptoss_jax.config`."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from gptoss_jax.errors import CheckpointError
 
 from . import mxfp4
 from .from_hf import Checkpoint
-from .mapping import Named, all_tensors
+from .mapping import MXFP4_BLOCK, Named, all_tensors
 from .shards import Planned, Stored, write_shards
 
 PIECE_BYTES = 64 << 20
@@ -51,7 +52,17 @@ def write(
     for file in checkpoint.folder.iterdir():
         is_weight = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
         if file.is_file() and not is_weight and not (folder / file.name).exists():
-            shutil.copyfile(file, folder / file.name)
+            _copy(file, folder / file.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        # An error of the copying itself names both files; it is the target's that has no space.
+        if error.filename2 is not None or str(error.filename) != str(source):
+            raise
+        raise CheckpointError(f"{source}: cannot be read: {os.strerror(error.errno or 0).lower()}") from error
 
 
 def pruned_config(config: dict[str, Any], num_kept: int, quantize: bool) -> dict[str, Any]:
@@ -75,6 +86,9 @@ def plan(checkpoint: Checkpoint, keep_sets: KeepSets, quantize: bool) -> list[li
     and the bytes of kept experts do not change. At most one expert of one tensor, or PIECE_BYTES, is
     in memory at a time.
     """
+    for size in (checkpoint.config.hidden_size, checkpoint.config.expert_hidden_size):
+        if quantize and size % MXFP4_BLOCK:
+            raise CheckpointError(f"MXFP4 needs sizes that are multiples of {MXFP4_BLOCK}, and {size} is not: use bf16")
     return [
         _group(checkpoint, entry, [] if entry.layer is None else keep_sets[entry.layer], quantize)
         for entry in all_tensors(checkpoint.config)
@@ -129,7 +143,7 @@ def _encoded(checkpoint: Checkpoint, entry: Named, kept: Sequence[int]) -> list[
             values = tensor.hf_to_mxfp4(checkpoint.values(name, tensor, expert, 1), config)
             # MXFP4 has no NaN: a damaged expert would come out sound.
             if not np.isfinite(values.astype(np.float32)).all():
-                raise CheckpointError(f"{name}: expert {expert} holds NaN or infinity: download the checkpoint again")
+                raise CheckpointError(f"{name}, expert {expert}: holds NaN or infinity: download the checkpoint again")
             block, scale = mxfp4.encode(values)
             scales.append(scale)
             yield block

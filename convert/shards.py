@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from gptoss_jax.errors import CheckpointError
+from gptoss_jax.errors import CheckpointError, reason
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -33,6 +33,8 @@ DTYPES = {
     "I32": np.dtype(np.int32),
     "I64": np.dtype(np.int64),
 }
+# What JSON of another form, or none, raises on the way to names and numbers.
+UNSOUND = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 
@@ -52,10 +54,13 @@ class Stored:
         count = self.shape[0] - first if count is None else count
         assert first >= 0 and first + count <= self.shape[0], (self.name, first, count)
         array = np.empty((count, *self.shape[1:]), DTYPES[self.dtype])
-        with open(self.file, "rb") as file:
-            file.seek(self.offset + first * (self.nbytes // self.shape[0]))
-            if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
-                raise CheckpointError(f"{self.file}: ended inside {self.name}: the file changed while it was read")
+        try:
+            with open(self.file, "rb") as file:
+                file.seek(self.offset + first * (self.nbytes // self.shape[0]))
+                if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+                    raise CheckpointError(f"{self.file}: ended inside {self.name}: it changed while it was read")
+        except OSError as error:
+            raise CheckpointError(f"{self.file}: cannot be read: {error.strerror}") from error
         return array
 
 
@@ -74,7 +79,11 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     extra = sorted({p.name for p in folder.iterdir() if SHARD_NAME.fullmatch(p.name)} - set(shards))
     if extra:
         raise CheckpointError(f"{folder / extra[0]}: a shard that the index does not name: remove it, or mend {INDEX}")
-    found = {t.name: t for shard in shards for t in read_header(folder / shard)}
+    found: dict[str, Stored] = {}
+    for tensor in (t for shard in shards for t in read_header(folder / shard)):
+        if tensor.name in found:
+            raise CheckpointError(f"{tensor.file}: holds {tensor.name}, which {found[tensor.name].file.name} holds too")
+        found[tensor.name] = tensor
     for name, shard in weight_map.items():
         if name not in found or found[name].file.name != shard:
             raise CheckpointError(f"{folder / shard}: the index says that {name} is here, and it is not")
@@ -89,26 +98,28 @@ def _read_index(path: Path) -> dict[str, str]:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         if not all(isinstance(name, str) and os.path.basename(name) == name for name in weight_map.values()):
             raise ValueError("a shard's name is no plain file name")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: no usable index ({error}): download it again") from None
+    except UNSOUND as error:
+        raise CheckpointError(f"{path}: no usable index ({reason(error)}): download it again") from None
     return weight_map
 
 
 def read_header(file: Path) -> list[Stored]:
     """The tensors of one shard; CheckpointError where the file is truncated or its header is not sound."""
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(MAX_HEADER, size - 8):
-            raise CheckpointError(f"{file}: {size} bytes, too short for its header: truncated, download it again")
-        try:
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+            if length > min(MAX_HEADER, size - 8):
+                raise CheckpointError(f"{file}: {size} bytes, too short for its header: truncated, download it again")
             header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            tensors = [_stored(file, 8 + length, name, entry) for name, entry in header.items()]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{file}: its header is not sound ({error}): download it again") from None
+        header.pop("__metadata__", None)
+        tensors = [_stored(file, 8 + length, name, entry) for name, entry in header.items()]
+    except UNSOUND as error:
+        raise CheckpointError(f"{file}: its header is not sound ({reason(error)}): download it again") from None
     tensors.sort(key=lambda t: t.offset)
+    if tensors and tensors[0].offset != 8 + length:
+        raise CheckpointError(f"{file}: a gap before {tensors[0].name}: download it again")
     end = max((t.offset + t.nbytes for t in tensors), default=8 + length)
     if end != size:
         what = "truncated" if end > size else "bytes behind the last tensor"

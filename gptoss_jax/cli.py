@@ -3,6 +3,7 @@
 JAX and the other large packages are imported inside the commands, so that --help answers at once.
 """
 
+import math
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
-from .errors import ConfigError, DataError, OutputError, UserError
+from .errors import ConfigError, DataError, TokenizerError, UserError
 
 if TYPE_CHECKING:
     from .batching import Document
@@ -24,14 +25,16 @@ if TYPE_CHECKING:
 
 CRITERIA = ["reap", "reap_sum", "frequency", "gate", "ean_sum", "ean_mean", "reap_l2", "eaft_reap", "random"]
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+CHANNELS = ("analysis", "commentary", "final")  # of harmony, the ones that GPT-OSS was trained with
+MAX_DOMAINS = 256  # co-activations by domain are [L, G, E, E]; an id column taken for domains has thousands
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
 
 def _size(_: Any, __: Any, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
-    if not match or match[2].upper() not in UNITS:
+    if not match or match[2].upper() not in UNITS or not 1 <= float(match[1]) * UNITS[match[2].upper()] < 1 << 63:
         raise click.BadParameter(f"{text!r} is no size: write for example 5GB or 500MiB")
-    return max(1, int(float(match[1]) * UNITS[match[2].upper()]))
+    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def _channel_weights(_: Any, __: Any, text: str | None) -> dict[str, float] | None:
@@ -42,8 +45,8 @@ def _channel_weights(_: Any, __: Any, text: str | None) -> dict[str, float] | No
         weights = {channel.strip(): float(weight) for channel, weight in pairs}
     except ValueError:
         raise click.BadParameter(f"{text!r}: write for example analysis=0.5,final=1") from None
-    if any(not 0 <= weight < float("inf") for weight in weights.values()):
-        raise click.BadParameter(f"{text!r}: weights are numbers of at least 0")
+    if not set(weights) <= set(CHANNELS) or not all(0 <= weight < math.inf for weight in weights.values()):
+        raise click.BadParameter(f"{text!r}: channels are {', '.join(CHANNELS)}, weights numbers of at least 0")
     return weights
 
 
@@ -64,11 +67,16 @@ def cli() -> None:
 @click.option("--num-rows", type=click.IntRange(1), help="Sample this many rows by hash.  [default: all]")
 @click.option("--max-seq-length", type=click.IntRange(1), default=2048, help="Tokens a row, or a packed block.")
 @click.option("--batch-size", type=click.IntRange(1), default=4, help="Rows a step.")
-@click.option("--truncate", type=click.Choice(["left", "right"]), default="left", help="Side that longer rows lose.")
+@click.option(
+    "--truncate",
+    type=click.Choice(["left", "right"]),
+    default="left",
+    help="Side longer rows lose; --pack cuts instead.",
+)
 @click.option("--pack", is_flag=True, help="Pack rows into full blocks, EOS after each.")
 @click.option("--cross-document", is_flag=True, help="With --pack: attention crosses from row to row.")
 @click.option("--keep", type=click.Choice(["assistant", "all"]), default="assistant", help="Which tokens count.")
-@click.option("--channel-weights", callback=_channel_weights, help="Weight by channel, e.g. analysis=0.5,final=1.")
+@click.option("--channel-weights", callback=_channel_weights, help="E.g. analysis=0.5,final=1; others weigh 0.")
 @click.option("--skip-first", type=click.IntRange(0), default=0, help="Positions of each row that do not count.")
 @click.option("--seed", type=int, default=0, help="Of the row sample.")
 @click.option("--eaft", is_flag=True, help="Also sum for the criterion eaft_reap: a second pass over the rows.")
@@ -93,9 +101,13 @@ def profile(model: str, out: Path, overwrite: bool, **options: Any) -> None:
     outputs.check_free(out, overwrite)
     _check_options(options)
     checkpoint = Checkpoint(locate(model))
+    outputs.check_apart(out, checkpoint.folder, or_inside=True)
+    if options["data"]:
+        outputs.check_apart(out, Path(options["data"]))
     if options["max_seq_length"] > checkpoint.config.max_position:
         raise ConfigError(f"--max-seq-length is above the model's context of {checkpoint.config.max_position}")
     rows, documents, domains, make_batches = _documents(checkpoint.folder, checkpoint.config, options)
+    job.check_kept(make_batches())
     weights = network.load(checkpoint, options["dtype"])
     eaft = EaftOptions(options["eaft_quantile"], *options["eaft_weights"]) if options["eaft"] else None
     num_tokens = sum(len(d.token_ids) + options["pack"] for d in documents) * (2 if eaft else 1)
@@ -115,6 +127,10 @@ def _check_options(options: dict[str, Any]) -> None:
         raise DataError("--domain needs --domain-column: name the column that holds the domain")
     if options["cross_document"] and not options["pack"]:
         raise DataError("--cross-document needs --pack: padded rows never see one another")
+    if options["channel_weights"] and options["keep"] == "all":
+        raise DataError("--channel-weights needs --keep assistant: only its messages have channels")
+    if not all(map(math.isfinite, (options["eaft_quantile"], *options["eaft_weights"]))):
+        raise DataError("--eaft-quantile and --eaft-weights are finite numbers")
     if options["skip_first"] >= options["max_seq_length"]:
         raise DataError("--skip-first leaves no position of a row: make it less than --max-seq-length")
 
@@ -131,6 +147,13 @@ def _documents(
     stream = read_rows(options["data"], options["split"], columns, lambda m: harmony.render(m, tokenizer))
     rows = sample(stream, options["domain"], options["num_rows"], options["seed"])
     domains = sorted({row.domain for row in rows})
+    if len(domains) > MAX_DOMAINS:
+        raise DataError(f"column {options['domain_column']!r} holds {len(domains)} domains, at most {MAX_DOMAINS}")
+    eos = tokenizer.eos_token_id
+    if options["pack"] and (eos is None or eos >= config.vocab_size):
+        raise TokenizerError(
+            f"--pack needs an eos_token below vocab_size {config.vocab_size}; the tokenizer's is {eos}"
+        )
     documents = harmony.encode(
         rows,
         tokenizer,
@@ -145,7 +168,6 @@ def _documents(
     def make_batches() -> Any:
         size, length = options["batch_size"], options["max_seq_length"]
         if options["pack"]:
-            eos = tokenizer.eos_token_id
             batches = batching.packed(documents, size, length, eos, len(domains), options["cross_document"])
         else:
             batches = batching.padded(documents, size, length, len(domains))
@@ -201,7 +223,7 @@ class _progress:
 @click.argument("profile", type=click.Path(path_type=Path))
 @click.option("--criterion", type=click.Choice(CRITERIA), default="reap", help="The score; a higher one stays.")
 @click.option("--domain", help="Rank by the statistics of this domain alone.")
-@click.option("--seed", type=int, default=0, help="Of the criterion random.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the criterion random.")
 @click.option("--out", type=click.Path(path_type=Path), default="ranking.json", help="File for the ranking.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def rank(profile: Path, criterion: str, domain: str | None, seed: int, out: Path, overwrite: bool) -> None:
@@ -214,6 +236,7 @@ def rank(profile: Path, criterion: str, domain: str | None, seed: int, out: Path
     from . import outputs, select
 
     outputs.check_free(out, overwrite)
+    outputs.check_apart(out, profile)
     ranking = select.rank(select.read_columns(profile, domain), criterion, seed)
     outputs.write_file(out, json.dumps(ranking) + "\n", overwrite)
     click.echo(f"{len(ranking)} layers of {len(ranking[0])} experts by {criterion}: {out}")
@@ -263,12 +286,11 @@ def prune(
         kept, source = select.keep_best(select.read_ranking(ranking, config), keep, config, str(ranking)), ranking
     select.check_active(len(kept[0]), config, lower_top_k)
     domain = domain or card.domain_of(source)
-    if not re.fullmatch(r"[\w.-]+", domain):
+    if not re.fullmatch(r"[\w.-]{1,80}", domain):
         raise UserError(f"--domain {domain!r} becomes part of a folder's name: use letters, digits, '_', '-' and '.'")
     name = card.model_name(config, len(kept[0]), domain)
     out = out or Path(name)
-    if out.resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
-        raise OutputError(f"{out}: holds the model that is being pruned: give another --out")
+    outputs.check_apart(out, checkpoint.folder, or_inside=True)
     quantize = checkpoint.quantized if form == "same" else form == "mxfp4"
     with outputs.new_folder(out, overwrite) as folder:
         groups = cut.plan(checkpoint, kept, quantize)
@@ -283,14 +305,20 @@ def main() -> None:
     """Entry point: exit status 0 done, 2 for what the user can mend, 1 for a fault of the program."""
     # With libtpu installed, a CPU run asks a metadata server that is not there.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # An exit lets temporary folders be removed, where the signal's own way would leave them.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
         cli.main(prog_name="gptoss-jax", standalone_mode=False)
-    except click.ClickException as error:
-        message = error.format_message().rstrip(".")
-        _fail(f"{message}; see gptoss-jax {' '.join(sys.argv[1:2])} --help".replace("  ", " "))
+    except click.exceptions.NoArgsIsHelpError:
+        _fail(f"name a command: {', '.join(cli.commands)}; see gptoss-jax --help")
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "gptoss-jax"
+        _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
     except UserError as error:
         _fail(str(error))
+    except MemoryError:
+        _fail("not enough memory: give a smaller --batch-size or --max-seq-length")
     except (click.Abort, KeyboardInterrupt):
         sys.exit(128 + signal.SIGINT)
 

@@ -11,15 +11,32 @@ Glossary, used in shapes, suffixes and einsum strings throughout the project:
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, reason
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
+
+
+# Sizes by their names here and in config.json.
+SIZE_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "num_experts": "num_local_experts",
+    "top_k": "num_experts_per_tok",
+    "expert_hidden_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "sliding_window": "sliding_window",
+    "max_position": "max_position_embeddings",
+}
 
 
 @dataclass(frozen=True)
@@ -82,62 +99,53 @@ class Config:
         return self.num_layers * (attention + 2 * d + n * expert) + 2 * self.vocab_size * d + d
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any], where: str = "config.json") -> "Config":
+    def from_json(cls, raw: Any, where: str = "config.json") -> "Config":
         """Read a Hugging Face config; ConfigError names the key that is missing or wrong."""
-        if raw.get("model_type") != "gpt_oss":
+        if not isinstance(raw, dict) or raw.get("model_type") != "gpt_oss":
+            found = raw.get("model_type") if isinstance(raw, dict) else raw
             raise ConfigError(
-                f"{where}: model_type is {raw.get('model_type')!r}, expected 'gpt_oss': "
-                "only GPT-OSS checkpoints can be read"
+                f"{where}: model_type is {found!r}, expected 'gpt_oss': only GPT-OSS checkpoints can be read"
             )
-
-        def key(*names: str) -> Any:
-            for name in names:
-                if raw.get(name) is not None:
-                    return raw[name]
-            raise ConfigError(f"{where}: key {names[0]!r} is missing: add it as the original model has it")
-
+        raw = {"swiglu_limit": 7.0, **raw}
+        # Published configs name the number twice; others have only one of the two.
+        raw["num_experts_per_tok"] = raw.get("num_experts_per_tok", raw.get("experts_per_token"))
+        if raw.get("experts_per_token", raw["num_experts_per_tok"]) != raw["num_experts_per_tok"]:
+            raise ConfigError(f"{where}: num_experts_per_tok and experts_per_token differ: make them equal")
+        if raw.get("hidden_act", "silu") != "silu":
+            raise ConfigError(f"{where}: hidden_act is {raw['hidden_act']!r}, expected 'silu'")
+        sizes = {field: _number(raw, key, int, where) for field, key in SIZE_KEYS.items()}
+        layer_types = raw.get("layer_types")
+        if not isinstance(layer_types, list):
+            raise ConfigError(f"{where}: layer_types is {layer_types!r}, expected a list")
+        if len(layer_types) != sizes["num_layers"]:
+            raise ConfigError(f"{where}: layer_types has {len(layer_types)} entries, expected {sizes['num_layers']}")
+        for kind in layer_types:
+            if kind not in (SLIDING, FULL):
+                raise ConfigError(f"{where}: layer_types names {kind!r}, expected {SLIDING!r} or {FULL!r}")
         # transformers 5 writes rope_theta and rope_scaling as one object, rope_parameters.
-        rope = raw["rope_parameters"] if raw.get("rope_parameters") else key("rope_scaling")
-        theta = rope.get("rope_theta", raw.get("rope_theta"))
-        if theta is None:
-            raise ConfigError(f"{where}: key 'rope_theta' is missing: add it as the original model has it")
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling")
+        if not isinstance(rope, dict):
+            raise ConfigError(f"{where}: rope_scaling is {rope!r}, expected an object as the original model has it")
         config = cls(
-            num_layers=key("num_hidden_layers"),
-            hidden_size=key("hidden_size"),
-            num_heads=key("num_attention_heads"),
-            num_kv_heads=key("num_key_value_heads"),
-            head_dim=key("head_dim"),
-            num_experts=key("num_local_experts"),
-            top_k=key("num_experts_per_tok", "experts_per_token"),
-            expert_hidden_size=key("intermediate_size"),
-            vocab_size=key("vocab_size"),
-            layer_types=tuple(key("layer_types")),
-            sliding_window=key("sliding_window"),
-            rope_theta=float(theta),
+            **sizes,
+            layer_types=tuple(layer_types),
+            rope_theta=_number({**raw, **rope}, "rope_theta", float, where),
             rope_scaling=_yarn(rope, raw, where),
-            swiglu_limit=float(raw.get("swiglu_limit", 7.0)),
-            rms_norm_eps=float(key("rms_norm_eps")),
-            max_position=key("max_position_embeddings"),
+            swiglu_limit=_number(raw, "swiglu_limit", float, where),
+            rms_norm_eps=_number(raw, "rms_norm_eps", float, where),
         )
         config._check(where)
         return config
 
     def _check(self, where: str) -> None:
-        sizes = {name: getattr(self, name) for name, type_ in self.__annotations__.items() if type_ is int}
-        for name, value in sizes.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{where}: {name} is {value!r}, expected a whole number of at least 1")
-        if len(self.layer_types) != self.num_layers:
-            raise ConfigError(f"{where}: layer_types has {len(self.layer_types)} entries, expected {self.num_layers}")
-        for kind in self.layer_types:
-            if kind not in (SLIDING, FULL):
-                raise ConfigError(f"{where}: layer_types names {kind!r}, expected {SLIDING!r} or {FULL!r}")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"{where}: num_attention_heads must be a multiple of num_key_value_heads")
         if self.head_dim % 2:
             raise ConfigError(f"{where}: head_dim is {self.head_dim}, rotary embeddings need an even one")
         if self.top_k > self.num_experts:
-            raise ConfigError(f"{where}: num_experts_per_tok {self.top_k} is above {self.num_experts} experts")
+            raise ConfigError(
+                f"{where}: num_experts_per_tok {self.top_k} is above num_local_experts {self.num_experts}"
+            )
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Config":
@@ -146,69 +154,73 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """The config in the form that Hugging Face publishes."""
+        yarn = self.rope_scaling
         return {
             "architectures": ["GptOssForCausalLM"],
             "attention_bias": True,
             "attention_dropout": 0.0,
             "experts_per_token": self.top_k,
-            "head_dim": self.head_dim,
             "hidden_act": "silu",
-            "hidden_size": self.hidden_size,
-            "initial_context_length": self.rope_scaling.original_context,
+            "initial_context_length": yarn.original_context,
             "initializer_range": 0.02,
-            "intermediate_size": self.expert_hidden_size,
             "layer_types": list(self.layer_types),
-            "max_position_embeddings": self.max_position,
             "model_type": "gpt_oss",
-            "num_attention_heads": self.num_heads,
-            "num_experts_per_tok": self.top_k,
-            "num_hidden_layers": self.num_layers,
-            "num_key_value_heads": self.num_kv_heads,
-            "num_local_experts": self.num_experts,
             "output_router_logits": False,
             "rms_norm_eps": self.rms_norm_eps,
             "rope_scaling": {
-                "beta_fast": self.rope_scaling.beta_fast,
-                "beta_slow": self.rope_scaling.beta_slow,
-                "factor": self.rope_scaling.factor,
-                "original_max_position_embeddings": self.rope_scaling.original_context,
+                "beta_fast": yarn.beta_fast,
+                "beta_slow": yarn.beta_slow,
+                "factor": yarn.factor,
+                "original_max_position_embeddings": yarn.original_context,
                 "rope_type": "yarn",
-                "truncate": self.rope_scaling.truncate,
+                "truncate": yarn.truncate,
             },
             "rope_theta": self.rope_theta,
             "router_aux_loss_coef": 0.9,
-            "sliding_window": self.sliding_window,
             "swiglu_limit": self.swiglu_limit,
             "tie_word_embeddings": False,
             "use_cache": True,
-            "vocab_size": self.vocab_size,
+            **{key: getattr(self, field) for field, key in SIZE_KEYS.items()},
         }
+
+
+def _number(raw: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    """A number above 0; whole where `kind` is int."""
+    value = raw.get(key)
+    if value is None:
+        raise ConfigError(f"{where}: key {key!r} is missing: add it as the original model has it")
+    is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < float("inf"):
+        what = "a whole number of at least 1" if kind is int else "a number above 0"
+        raise ConfigError(f"{where}: {key} is {value!r}, expected {what}")
+    return kind(value)
 
 
 def _yarn(rope: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> Yarn:
     kind = rope.get("rope_type", rope.get("type"))
     if kind != "yarn":
         raise ConfigError(f"{where}: rope_type is {kind!r}, expected 'yarn'")
-    original = rope.get("original_max_position_embeddings", raw.get("initial_context_length"))
-    if original is None or "factor" not in rope:
-        raise ConfigError(f"{where}: rope_scaling lacks 'factor' or 'original_max_position_embeddings'")
+    original = "original_max_position_embeddings"
+    rope = {original: raw.get("initial_context_length"), "beta_fast": 32.0, "beta_slow": 1.0, **rope}
     return Yarn(
-        factor=float(rope["factor"]),
-        original_context=int(original),
-        beta_fast=float(rope.get("beta_fast") or 32.0),
-        beta_slow=float(rope.get("beta_slow") or 1.0),
+        factor=_number(rope, "factor", float, where),
+        original_context=_number(rope, original, int, where),
+        beta_fast=_number(rope, "beta_fast", float, where),
+        beta_slow=_number(rope, "beta_slow", float, where),
         truncate=bool(rope.get("truncate", True)),
     )
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of a checkpoint; ConfigError where it is missing or no JSON."""
+    """A JSON file of a checkpoint; ConfigError where it cannot be read or is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file: point at a folder in Hugging Face form") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}): download the file again") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {os.strerror(error.errno or 0).lower()}: point at a folder in Hugging Face form"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({reason(error)}): download the file again") from None
 
 
 def _published(num_layers: int, num_experts: int) -> Config:

@@ -19,8 +19,8 @@ class EaftOptions:
 
 
 def class_weights(probability: np.ndarray, entropy: np.ndarray, options: EaftOptions) -> np.ndarray:
-    """The weight of each kept token, float32; 0 where it is unscored (NaN)."""
-    scored = ~np.isnan(probability)
+    """The weight of each kept token, float32; 0 where it is unscored (a probability below 0)."""
+    scored = probability >= 0
     if not scored.any():
         return np.zeros(probability.shape, np.float32)
     low_probability = np.quantile(probability[scored], options.quantile)

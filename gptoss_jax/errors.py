@@ -4,6 +4,11 @@ Every message is one line that says what is wrong, where, and what to do about i
 """
 
 
+def reason(error: BaseException) -> str:
+    """The first line of another library's message; its class where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class UserError(Exception):
     """Something that the user can mend. The program exits with status 2."""
 

@@ -35,7 +35,7 @@ def profile_step(model: GptOss, batch: Batch) -> Statistics:
 
 
 class TokenScores(NamedTuple):
-    """How the model expected each token; NaN where a document begins, and in padding."""
+    """How the model expected each token; −1 where a document begins, and in padding."""
 
     probability: Float[Array, "B S"]
     """Of the true token, from the logits before it."""
@@ -69,7 +69,7 @@ def scored_profile_step(model: GptOss, batch: Batch) -> tuple[Statistics, TokenS
         values_BS = jnp.roll(values.reshape(-1)[: B * S].reshape(B, S), 1, axis=1)
         segments = batch.segment_ids
         scored = (segments > 0) & (segments == jnp.roll(segments, 1, axis=1)) & (jnp.arange(S) > 0)[None]
-        return jnp.where(scored, values_BS, jnp.nan)
+        return jnp.where(scored, values_BS, -1.0)
 
     probability, entropy = lax.map(score, blocks)
     return output.layers.statistics, TokenScores(at_target(probability), at_target(entropy))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .batching import Document
-from .errors import DataError, TokenizerError
+from .errors import DataError, TokenizerError, reason
 from .rows import Row
 
 MESSAGE = re.compile(
@@ -25,7 +25,7 @@ CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 # It is the day on which the models were published.
 CONVERSATION_DATE = "2025-08-05"
 # Stands before the template, whose own calls then find this macro and not the clock.
-FIXED_DATE = "{%- macro strftime_now(format) -%}" + CONVERSATION_DATE + "{%- endmacro -%}"
+FIXED_DATE = "{% macro strftime_now(format) %}" + CONVERSATION_DATE + "{% endmacro %}{{ '' }}"
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -35,24 +35,31 @@ def load_tokenizer(folder: Path) -> Any:
     if not (folder / "tokenizer.json").exists():
         raise TokenizerError(f"{folder}: holds no tokenizer.json: copy the tokenizer of the original model there")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TokenizerError(f"{folder}: the tokenizer cannot be read: {reason}") from error
+        raise TokenizerError(f"{folder}: the tokenizer cannot be read: {reason(error)}") from error
 
 
-def render(messages: list[dict[str, Any]], tokenizer: Any) -> str:
+def render(messages: list[Any], tokenizer: Any) -> str:
     """Harmony text of a list of messages by the tokenizer's chat template; DataError where it fails."""
     if not tokenizer.chat_template:
         raise TokenizerError("the tokenizer has no chat template: add chat_template.jinja to the model's folder")
-    # Tables give every message every field; templates ask whether a field is there, not what it is.
-    messages = [{name: value for name, value in m.items() if value is not None} for m in messages]
+    if not all(isinstance(message, dict) for message in messages):
+        raise DataError("expected a list of messages, each an object with role and content")
+    messages = [_without_absent(message) for message in messages]
     try:
-        template = FIXED_DATE + tokenizer.chat_template
+        template = FIXED_DATE + tokenizer.get_chat_template()
         return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
     # Templates are programs of the checkpoint: whatever they raise is about these messages.
     except Exception as error:
-        raise DataError(f"the chat template refuses these messages: {str(error).splitlines()[0]}") from None
+        raise DataError(f"the chat template refuses these messages: {reason(error)}") from None
+
+
+def _without_absent(value: Any) -> Any:
+    """Tables give every message every field, None or empty; templates ask whether a field is there."""
+    if isinstance(value, dict):
+        return {name: _without_absent(x) for name, x in value.items() if x is not None and x != []}
+    return [_without_absent(x) for x in value] if isinstance(value, list) else value
 
 
 def kept_spans(text: str, channel_weights: Mapping[str, float] | None = None) -> list[tuple[int, int, float]]:

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
@@ -19,49 +19,59 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     end. If the block fails the temporary folder is removed, and `path` is as it was.
     """
     check_free(path, overwrite)
-    with _errors_of(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _new_parents(path), _errors_of(path):
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-    try:
-        with _errors_of(path):
+        old = partial.with_name(partial.name + "-old")
+        try:
             yield partial
             for file in partial.rglob("*"):
                 if file.is_file():
                     _sync(file)
             partial.chmod(0o777 & ~_umask())
+            check_free(path, overwrite)
             if path.exists():
-                # Two renames: a folder with content cannot be replaced in one.
-                old = partial.with_name(partial.name + "-old")
-                path.rename(old)
-                partial.rename(path)
-                _remove(old)
-            else:
-                partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+                path.rename(old)  # a folder with content cannot be replaced in one step
+            partial.rename(path)
+        finally:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_file(path: Path, text: str, overwrite: bool = False) -> None:
     """Write a text file under a temporary name, then rename it."""
     check_free(path, overwrite)
-    with _errors_of(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+    with _new_parents(path), _errors_of(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+        partial = Path(name)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(partial, 0o666 & ~_umask())
-            os.replace(partial, path)
+            _sync(partial)
+            partial.chmod(0o666 & ~_umask())
+            check_free(path, overwrite)
+            partial.replace(path)
         finally:
-            Path(partial).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def check_free(path: Path, overwrite: bool) -> None:
     """OutputError where `path` exists and may not be replaced."""
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already: give another --out, or --overwrite to replace it at the end")
+    with _errors_of(path):
+        if Path.cwd().is_relative_to(path.resolve()):
+            raise OutputError(f"{path}: is the current folder or holds it: give another --out")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists already: give another --out, or --overwrite to replace it at the end")
+
+
+def check_apart(path: Path, *inputs: Path, or_inside: bool = False) -> None:
+    """OutputError where writing `path` would replace an input, or, with `or_inside`, lie in its folder."""
+    with _errors_of(path):
+        for source in inputs:
+            over = source.resolve().is_relative_to(path.resolve())
+            if over or (or_inside and path.resolve().is_relative_to(source.resolve())):
+                raise OutputError(f"{path}: is where the input {source} lies: give another --out")
 
 
 @contextmanager
@@ -70,27 +80,31 @@ def _errors_of(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = "no space left on the device: free some or give another --out; nothing was written"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
-            message = f"{os.strerror(error.errno).lower()}: give an --out that you may write to"
+            message = "no space left on the device: free some, or give another --out; nothing was written"
         else:
-            raise
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            message = f"{reason.lower()}: give an --out that can be written"
         raise OutputError(f"{path}: {message}") from error
 
 
-def _sync(file: Path) -> None:
-    handle = os.open(file, os.O_RDONLY)
+@contextmanager
+def _new_parents(path: Path) -> Iterator[None]:
+    """Make the folders above `path`; if the block fails, remove those that were made."""
+    with _errors_of(path):
+        missing = [parent for parent in path.absolute().parents if not parent.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):  # another program may have put something there
+                parent.rmdir()
+        raise
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+def _sync(file: Path) -> None:
+    with open(file, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _umask() -> int:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from . import select
 from .batching import Batch, Document
 from .eaft import EaftOptions, class_weights
-from .errors import DataError
+from .errors import DataError, StatisticsError
 from .forward import profile_step, scored_profile_step
 from .model import GptOss
 from .report.markdown import profile_report, thin_evidence
@@ -62,6 +62,15 @@ class _Timed:
         return result
 
 
+def check_kept(batches: Iterable[Batch]) -> None:
+    """DataError where no token of any batch counts."""
+    if not any((batch.weights != 0).any() for batch in batches):
+        raise DataError(
+            "no token is kept: no row holds harmony text by the assistant within the limits; "
+            "check --text-column and --skip-first, or use --keep all to count every token"
+        )
+
+
 def run(
     model: GptOss,
     make_batches: Callable[[], Iterable[Batch]],
@@ -70,8 +79,8 @@ def run(
 ) -> Measured:
     """Sum the statistics of all batches; `progress` gets the tokens of each.
 
-    With `eaft` the batches pass twice: its weights rest on quantiles over all tokens. DataError where
-    no token is kept; StatisticsError where a statistic is NaN or infinite.
+    With `eaft` the batches pass twice: its weights rest on quantiles over all tokens. StatisticsError
+    where a statistic is NaN or infinite.
     """
     step = _Timed(scored_profile_step if eaft else profile_step, model)
     statistics: Statistics | None = None
@@ -87,15 +96,13 @@ def run(
         statistics = result if statistics is None else statistics.merge(result)
         total_tokens += batch.num_tokens
         progress(batch.num_tokens)
-    if statistics is None or statistics.tokens.sum() == 0:
-        raise DataError(
-            "no token is kept: no row holds harmony text by the assistant within the limits; "
-            "check --text-column and --skip-first, or use --keep all to count every token"
-        )
+    assert statistics is not None, "check_kept finds that there are batches"
     timed, weighted = [step], None
     if eaft:
         timed.append(_Timed(profile_step, model))
         probability, entropy = np.concatenate(scores, axis=1)
+        if np.isnan([probability, entropy]).any():
+            raise StatisticsError("the logits became NaN: check model.norm and lm_head in the checkpoint")
         weights = class_weights(probability, entropy, eaft)
         weighted = _weighted_pass(timed[1], make_batches(), weights, progress)
     return Measured(
@@ -119,7 +126,9 @@ def _weighted_pass(
         weighted = np.array(batch.weights)
         weighted[kept] *= weights[start:stop]
         start = stop
-        total = total + step(replace(batch, weights=weighted)).to_host().gate_norm_sum
+        statistics = step(replace(batch, weights=weighted)).to_host()
+        statistics.check_finite()
+        total = total + statistics.gate_norm_sum
         progress(batch.num_tokens)
     return total
 
@@ -163,7 +172,9 @@ def write(folder: Path, measured: Measured, domains: Sequence[str], info: dict[s
     pq.write_table(_usage_table(total), folder / "usage.parquet", compression="zstd")
     _write_json(folder / select.RANKING, select.rank(table))
     _write_json(folder / "profile.json", info, indent=2)
-    (folder / "report.md").write_text(profile_report(info, table, total, by_domain), encoding="utf-8")
+    report = profile_report(info, table, total, by_domain)
+    # A file's name may hold bytes that are no text.
+    (folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
 
 
 def peak_rss_bytes() -> int:

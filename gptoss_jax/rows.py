@@ -3,6 +3,7 @@
 import hashlib
 import heapq
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,13 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import DataError
+from .errors import DataError, reason
 
 SUFFIXES = (".jsonl", ".parquet", ".txt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-MESSAGES = "messages"
 
-Render = Callable[[list[dict[str, Any]]], str]
+Render = Callable[[list[Any]], str]
 """Turns a `messages` list into harmony text: the chat template."""
 
 
@@ -64,14 +64,16 @@ def sample(rows: Iterable[Row], domains: tuple[str, ...], num_rows: int | None, 
             if not domains or row.domain in domains:
                 yield row
 
-    def key(row: Row) -> int:
-        return int.from_bytes(hashlib.sha256(f"{seed}\n{row.id}\n{row.text}".encode()).digest()[:8])
+    def key(row: Row) -> tuple[bytes, str]:
+        # Bytes compare as the big-endian number that they are; rows that differ by domain alone tie.
+        return hashlib.sha256(f"{seed}\n{row.id}\n{row.text}".encode()).digest()[:8], row.domain
 
     kept = list(chosen()) if num_rows is None else heapq.nsmallest(num_rows, chosen(), key=key)
     if not seen:
         raise DataError("the data holds no row")
-    if not kept:
-        raise DataError(f"no row is of domain {', '.join(domains)}: there are {', '.join(sorted(seen)[:20])}")
+    absent = set(domains) - seen
+    if absent:
+        raise DataError(f"no row is of domain {', '.join(sorted(absent))}: there are {', '.join(sorted(seen)[:20])}")
     return kept
 
 
@@ -84,6 +86,8 @@ def prompts_hash(rows: Iterable[Row]) -> str:
 
 def _records(source: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     path = Path(source)
+    if not source:
+        raise DataError("--data is empty: name a file, a folder or a hub id")
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
         if not files:
@@ -108,13 +112,15 @@ def _file_records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 yield from ((f"{file}, row {i}", r) for i, r in enumerate(batch.to_pylist(), start + 1))
                 start += batch.num_rows
         elif file.suffix == ".txt":
-            yield str(file), {"text": file.read_text(encoding="utf-8"), "id": file.stem}
+            # The name may hold bytes that are no text.
+            name = os.fsencode(file.stem).decode("utf-8", "backslashreplace")
+            yield str(file), {"text": file.read_text(encoding="utf-8"), "id": name}
         else:
             raise DataError(f"{file}: unknown kind of file: give {', '.join(SUFFIXES)} or a folder of these")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{file}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: not a Parquet file ({reason(error)})") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
 
@@ -127,8 +133,8 @@ def _jsonl_records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             where = f"{file}, line {number}"
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: not valid JSON ({error.msg}): mend or remove the line") from None
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{where}: not valid JSON ({reason(error)}): mend or remove the line") from None
             if not isinstance(record, dict):
                 raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
             yield where, record
@@ -146,8 +152,7 @@ def _hub_records(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]
             yield f"{name} split {split}, row {number}", record
     # The library raises anything from ValueError to connection errors of several packages.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name}: no local file, and the hub dataset cannot be read: {reason}") from error
+        raise DataError(f"{name}: no local file, and the hub dataset cannot be read: {reason(error)}") from error
 
 
 def _row(record: Mapping[str, Any], where: str, columns: Columns, render: Render) -> Row:
@@ -166,6 +171,8 @@ def _row(record: Mapping[str, Any], where: str, columns: Columns, render: Render
         raise DataError(
             f"{where}: column {columns.text!r} holds {type(value).__name__}, expected text or a list of messages"
         )
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{where}: column {columns.text!r} holds half of a surrogate pair, which is no text: mend it")
     domain = column(columns.domain) if columns.domain else ""
     row_id = record.get(columns.id)
     return Row(value, "" if row_id is None else str(row_id), "" if domain is None else str(domain))

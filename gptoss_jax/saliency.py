@@ -138,9 +138,9 @@ def layer_statistics(
         activation_max=peak(peaks_TE),
         coactivation=(together_GEE * (1 - jnp.eye(together_GEE.shape[-1]))[None]).astype(jnp.int32),
         tokens=domain_TG.sum(0).astype(jnp.int32),
-        gate_rank_sum=exact("TG,Tk->Gk", domain_TG, routing.gates_Tk),
+        gate_rank_sum=exact("TG,Tk->Gk", domain_TG, jnp.where(kept_T[:, None], routing.gates_Tk, 0)),
         gate_histogram=histogram_GN.at[batch.domains.reshape(-1, 1), bins_Tk].add(kept_T[:, None].astype(jnp.int32)),
-        router_entropy_sum=exact("TG,T->G", domain_TG, entropy(routing.logits_TE)),
+        router_entropy_sum=exact("TG,T->G", domain_TG, jnp.where(kept_T, entropy(routing.logits_TE), 0)),
     )
 
 

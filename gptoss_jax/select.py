@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .config import Config
-from .errors import ProfileError, RankingError
+from .errors import ProfileError, RankingError, reason
 
 Columns = dict[str, np.ndarray]
 """The columns of a saliency table, each [L, E]."""
@@ -49,6 +50,7 @@ def rank(columns: Columns, criterion: str = "reap", seed: int = 0) -> Ranking:
             + (" with --eaft" if criterion == "eaft_reap" else "")
         ) from None
     never = columns["count"] == 0
+    scores = np.where(never, 0, scores)
     ids = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     return np.lexsort((ids, -scores, never), axis=1).tolist()
 
@@ -62,21 +64,35 @@ def read_columns(profile: Path, domain: str | None = None) -> Columns:
         what = "was made without --domain-column" if profile.is_dir() and domain is not None else "is no profile"
         raise ProfileError(f"{file}: no such file: {profile} {what}")
     try:
-        table = pq.read_table(file)
-        if domain is not None:
-            known = sorted(set(table["domain"].to_pylist()))
-            if domain not in known:
-                raise ProfileError(f"{file}: no domain {domain!r}: there are {', '.join(known)}")
-            table = table.filter(np.array(table["domain"]) == domain)
-        flat = {name: table[name].to_numpy() for name in table.column_names if name != "domain"}
-        L, E = int(flat["layer"].max()) + 1, int(flat["expert"].max()) + 1
-        grid = np.stack(np.meshgrid(np.arange(L), np.arange(E), indexing="ij")).reshape(2, -1)
-        if not np.array_equal(grid, [flat.pop("layer"), flat.pop("expert")]):
-            raise ValueError("its rows are not every expert of every layer, in order")
-        flat["count"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ProfileError(f"{file}: not a saliency table: {str(error).splitlines()[0]}") from None
-    return {name: column.reshape(L, E) for name, column in flat.items()}
+        return _columns(pq.read_table(file), file, domain)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise ProfileError(f"{file}: not a saliency table: {reason(error)}") from None
+
+
+def _columns(table: pa.Table, file: Path, domain: str | None) -> Columns:
+    if domain is not None:
+        known = sorted(set(map(str, table["domain"].to_pylist())))
+        if domain not in known:
+            raise ProfileError(f"{file}: no domain {domain!r}: there are {', '.join(known)}")
+        table = table.filter(np.array(table["domain"]) == domain)
+    flat = {name: table[name].to_numpy() for name in table.column_names if name != "domain"}
+    for name, column in flat.items():
+        if not np.issubdtype(column.dtype, np.number) or not np.isfinite(column).all():
+            raise ValueError(f"column {name!r} holds what is no number")
+    layers, experts = flat.pop("layer"), flat.pop("expert")
+    E = int(experts.max(initial=-1)) + 1
+    if not E or any(not np.array_equal(x, y) for x, y in zip((layers, experts), _grid(len(table), E), strict=True)):
+        raise ValueError("its rows are not every expert of every layer, in order")
+    if (flat["count"] < 0).any():
+        raise ValueError("a count is negative")
+    return {name: column.reshape(-1, E) for name, column in flat.items()}
+
+
+def _grid(rows: int, num_experts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Layer and expert of each row, layer-major; unequal to any table's where the last layer is not whole."""
+    if rows % num_experts:
+        return np.empty(0), np.empty(0)
+    return np.divmod(np.arange(rows), num_experts)
 
 
 def read_ranking(path: Path, config: Config) -> Ranking:
@@ -125,8 +141,8 @@ def _read_lists(path: Path, config: Config) -> list[list[int]]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RankingError(f"{path}: no such file: `gptoss-jax rank` writes one") from None
-    except (OSError, ValueError) as error:
-        raise RankingError(f"{path}: not a JSON file ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RankingError(f"{path}: not a JSON file ({reason(error)})") from None
     if isinstance(raw, dict) and "keep" in raw:
         raw = raw["keep"]
     if isinstance(raw, dict):

@@ -124,6 +124,18 @@ def test_statistics_equal_a_loop_over_pairs(seed: int, rows: int, length: int, d
         np.testing.assert_allclose(getattr(ours, name), expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_what_is_not_kept_does_not_count_even_where_it_is_no_number():
+    shape = (1, 8)
+    weights = np.array([[0, 1] * 4], np.float32)
+    zeros = np.zeros(shape, np.int32)
+    batch = Batch(zeros, zeros, segment_ids=zeros + 1, weights=weights, domains=zeros)
+    logits, experts, gates = routing_of(random_choice(8, np.random.default_rng(0)), 0)
+    broken = np.where(weights.reshape(-1, 1) == 0, np.float32(np.nan), np.float32(0))
+    routing = Routing(logits + broken, experts, gates + broken)
+    ours = layer_statistics(routing, jnp.ones((8, K)) + broken, jnp.ones((8, K)) + broken, batch)
+    assert all(np.isfinite(value).all() for value in vars(ours).values())
+
+
 def host_statistics(seed: int):
     rng = np.random.default_rng(seed)
     batch = Batch(

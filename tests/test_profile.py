@@ -42,8 +42,6 @@ def oracle_columns(model: Path, documents) -> dict[str, np.ndarray]:
         "gate_norm_sum",
         "gate_norm_sq_sum",
         "norm_sq_sum",
-        "norm_max",
-        "activation_max",
     ]
     table = {name: np.zeros((L, E)) for name in [*names, "norm_max", "activation_max"]}
     for document in documents:

@@ -1,0 +1,215 @@
+"""A run that fails, is stopped or runs out of space leaves what was there, and nothing half-made."""
+# ruff: noqa: F401, F811
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from convert import shards
+
+from .bad_input import SHORT, Program, Refused, argv, model, profile, program, ranking, refused, tree
+
+PROGRAM = [sys.executable, "-c", "from gptoss_jax.cli import main; main()"]
+# Waits half-way: after the first shard, or where the model would run.
+STOPPING = """
+import sys, time
+import convert.shards, gptoss_jax.profile
+
+def stopping(module, name, first):
+    def call(*args):
+        first(*args)
+        print("now", flush=True)
+        time.sleep(60)
+    setattr(module, name, call)
+
+stopping(convert.shards, "_write_shard", convert.shards._write_shard)
+stopping(gptoss_jax.profile, "run", lambda *args: None)
+from gptoss_jax.cli import main
+main()
+"""
+ALL = pytest.mark.parametrize("command", ["profile", "prune", "rank"])
+
+
+@pytest.fixture(params=[False, True], ids=["new", "overwrite"])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> list[Any]:
+    """--out: what does not exist, or what is to be replaced."""
+    if not request.param:
+        return ["--out", "out"]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").write_text("mine")
+    return ["--out", "old", "--overwrite"]
+
+
+def no_space(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def second_fails(real: Callable[..., Any]) -> Callable[..., Any]:
+    """Finds no space the second time; before and after it does what it did."""
+    calls: list[int] = []
+
+    def call(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return real(*args, **options) if len(calls) != 2 else no_space()
+
+    return call
+
+
+@ALL
+def test_no_space_at_the_end(
+    argv: list[Any], out: list[Any], monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    monkeypatch.setattr(os, "fsync", no_space)
+    refused(*argv, *out, says=(str(out[1]), "no space left", "--out"))
+
+
+@pytest.mark.parametrize("command", ["profile", "prune"])
+def test_no_space_half_way(argv: list[Any], out: list[Any], monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+    monkeypatch.setattr(shards, "_write_shard", second_fails(shards._write_shard))
+    monkeypatch.setattr(pq, "write_table", second_fails(pq.write_table))
+    small = ["--max-shard-size", "100KB"] if argv[0] == "prune" else []
+    refused(*argv, *out, *small, says=(str(out[1]), "no space left", "--out"))
+
+
+@pytest.mark.parametrize("command", ["prune"])
+def test_file_too_large(argv: list[Any], out: list[Any], refused: Refused) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        refused(*argv, *out, says=(str(out[1]), "too large"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_late_failure(tiny_mxfp4: Path, out: list[Any], tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "r.txt").write_text("no harmony here")
+    refused("profile", tiny_mxfp4, "--data", "r.txt", *SHORT, *out, says=("no token is kept",))
+
+
+def test_parents_of_a_failed_output(tiny_mxfp4: Path, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "r.txt").write_text("no harmony here")
+    refused("profile", tiny_mxfp4, "--data", "r.txt", *SHORT, "--out", "a/b/out", says=("no token is kept",))
+
+
+@pytest.mark.parametrize("command", ["profile", "prune"])
+def test_replacing_fails(argv: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").write_text("mine")
+    monkeypatch.setattr(Path, "rename", second_fails(Path.rename))
+    refused(*argv, "--out", "old", "--overwrite", says=("old", "no space left"))
+
+
+@pytest.mark.parametrize("command", ["prune"])
+def test_out_appears_meanwhile(
+    argv: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: Program
+) -> None:
+    real = shards._write_shard
+
+    def slow(*args: Any) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "file").write_text("another's")
+        real(*args)
+
+    monkeypatch.setattr(shards, "_write_shard", slow)
+    status, error = program(*argv, "--out", "out")
+    assert (tmp_path / "out" / "file").read_text() == "another's"
+    assert (status, error.count("\n")) == (2, 1) and "exists" in error
+
+
+@pytest.mark.parametrize("command", ["prune"])
+def test_source_that_cannot_be_read(argv: list[Any], monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+    def denied(source: Path, *_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(source))
+
+    monkeypatch.setattr(shutil, "copyfile", denied)
+    refused(*argv, "--out", "out", says=("model/", "permission denied"))
+
+
+# Real processes from here on.
+
+
+def words(argv: list[Any]) -> list[str]:
+    return [str(word) for word in argv]
+
+
+STOPS = [
+    ("prune", signal.SIGTERM, False),
+    ("prune", signal.SIGINT, True),
+    ("prune", signal.SIGKILL, False),
+    ("prune", signal.SIGKILL, True),
+    ("prune", signal.SIGHUP, False),
+    ("profile", signal.SIGTERM, True),
+]
+
+
+@pytest.mark.parametrize(("command", "stop", "out"), STOPS, indirect=["out"])
+def test_signal(argv: list[Any], stop: signal.Signals, out: list[Any], tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    started = [sys.executable, "-c", STOPPING, *words([*argv, *out])]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(started, cwd=tmp_path, **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline() == "now\n"
+        process.send_signal(stop)
+        _, error = process.communicate()
+    assert "Traceback" not in error
+    after = tree(tmp_path)
+    if stop == signal.SIGKILL:  # which leaves no time for the part to be removed
+        assert process.returncode == -stop
+        after = {name: content for name, content in after.items() if ".partial-" not in name}
+    else:
+        assert process.returncode == 128 + stop
+    assert after == before
+
+
+# A small or read-only disk of its own, in a mount namespace that ends with the process.
+ON_DISK = 'mount -t tmpfs -o "$0" none disk && { "$@"; status=$?; ls -A disk; exit $status; }'
+
+
+def on_disk(options: str, folder: Path, argv: list[Any]) -> subprocess.CompletedProcess[str]:
+    (folder / "disk").mkdir()
+    namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c", ON_DISK, options]
+    if not shutil.which("unshare") or subprocess.run([*namespace, "true"], cwd=folder, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    return subprocess.run([*namespace, *PROGRAM, *words(argv)], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("command", "size"), [("profile", "8k"), ("prune", "300k"), ("rank", "0k")])
+def test_small_disk(argv: list[Any], size: str, tmp_path: Path) -> None:
+    if size == "0k":  # which would be no limit
+        size = "4k,nr_inodes=1"
+    done = on_disk(f"size={size}", tmp_path, [*argv, "--out", "disk/out"])
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "disk/out: no space left on the device" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["prune", "rank"])
+def test_read_only_disk(argv: list[Any], tmp_path: Path) -> None:
+    done = on_disk("ro", tmp_path, [*argv, "--out", "disk/out"])
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "disk/out: read-only file system: give an --out" in done.stderr
+
+
+def test_real_process(model: Path, rows_jsonl: Path, ranking: Path, tmp_path: Path) -> None:
+    (model / "tokenizer.json").write_text("{}")
+    cases = {
+        "gptoss-jax: No such command 'fly'": ["fly"],
+        "gptoss-jax: gone: no such folder": ["prune", "gone", "--ranking", ranking, "--keep", 4],
+        "gptoss-jax: Invalid value for '--batch-size'": ["profile", model, "--data", rows_jsonl, "--batch-size", "x"],
+        f"gptoss-jax: {model}: the tokenizer cannot be read": ["profile", model, "--data", rows_jsonl],
+    }
+    before = tree(tmp_path)
+    for start, line in cases.items():
+        done = subprocess.run([*PROGRAM, *words(line)], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert done.stderr.startswith(start)
+    assert tree(tmp_path) == before
