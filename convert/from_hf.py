@@ -20,6 +20,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FIRST_BLOCKS = "model.layers.0.mlp.experts.gate_up_proj_blocks"
 # A hub repository may hold the weights again in other forms, in folders of their own.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "LICENSE*", "README.md", "USAGE_POLICY*"]
+FINITE_PIECE = 1 << 22  # values checked at once
 FINGERPRINT_BYTES = 4096  # of the head of each tensor; all of 120b would take minutes to read
 
 
@@ -124,9 +125,12 @@ class Checkpoint:
 
 def _check_finite(values: np.ndarray, name: str, tensor: Tensor, first_expert: int = 0) -> None:
     """CheckpointError where a bfloat16 tensor holds NaN or infinity: its exponent bits are all ones."""
-    # As integers: comparing bfloat16 values would convert them one by one.
-    bad = np.flatnonzero((values.view(np.uint16) & 0x7F80) == 0x7F80)
-    if len(bad):
-        expert = first_expert + bad[0] // (values.size // len(values))
-        where = f"{name}, expert {expert}" if tensor.per_expert else name
-        raise CheckpointError(f"{where}: holds NaN or infinity: download the checkpoint again")
+    # As integers: comparing bfloat16 values would convert them one by one. In pieces: the embedding of
+    # 20b is over 1 GiB, and so would be what is made on the way.
+    bits = values.reshape(-1).view(np.uint16)
+    for start in range(0, len(bits), FINITE_PIECE):
+        bad = np.flatnonzero((bits[start : start + FINITE_PIECE] & 0x7F80) == 0x7F80)
+        if len(bad):
+            expert = first_expert + (start + bad[0]) // (values.size // len(values))
+            where = f"{name}, expert {expert}" if tensor.per_expert else name
+            raise CheckpointError(f"{where}: holds NaN or infinity: download the checkpoint again")

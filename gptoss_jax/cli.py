@@ -326,3 +326,7 @@ def main() -> None:
 def _fail(message: str) -> None:
     click.echo(f"gptoss-jax: {' '.join(message.split())}", err=True)
     sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

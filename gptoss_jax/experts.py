@@ -15,9 +15,9 @@ from .config import Config
 from .router import Routing
 
 SIGMOID_SLOPE = 1.702  # of GPT-OSS's swish, the slope that makes x·σ(1.702x) approximate GELU
-# Pairs in one product: on CPU the bfloat16 rate of 20b's shape levels off at 128, and a group's
-# last block wastes half of it on average (docs/measurements.md).
-BLOCK = 128
+# Pairs in one product at most: on CPU the rate of 20b's shape levels off here, and the last block of
+# a group wastes half of it on average (docs/measurements.md).
+BLOCK = 256
 
 
 class Mixture(NamedTuple):

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -140,12 +139,15 @@ def load(source: LayerSource, dtype: Any) -> GptOss:
     layer_shapes = flatten_dict(nnx.to_pure_dict(state)["layers"])
     stacks = {path: np.empty(leaf.shape, dtype) for path, leaf in layer_shapes.items()}
     for index in range(config.num_layers):
-        for path, value in flatten_dict(source.layer(index)).items():
-            stacks[path][index] = value
-    # Each stack is handed over and freed in turn, so that only one is held twice.
-    layers = {path: jnp.asarray(stacks.pop(path)) for path in list(stacks)}
-    outer = jax.tree.map(lambda x: jnp.asarray(x, dtype), source.outer())
-    nnx.replace_by_pure_dict(state, {**outer, "layers": unflatten_dict(layers)})
+        layer = flatten_dict(source.layer(index))
+        for path in list(layer):
+            stacks[path][index] = layer.pop(path)
+    outer = flatten_dict(source.outer())
+    weights = {("layers", *path): stack for path, stack in stacks.items()} | outer
+    del stacks, outer
+    # Each array is handed over and freed in turn, so that only one is held twice.
+    arrays = {path: jnp.asarray(weights.pop(path), dtype) for path in list(weights)}
+    nnx.replace_by_pure_dict(state, unflatten_dict(arrays))
     return nnx.merge(graph, state)
 
 
