@@ -48,10 +48,10 @@ def _random(entry: Named, config: Config, mxfp4: bool, seed: int) -> list[Planne
             Planned(f"{name}_scales", "U8", shape[:-1], lambda: _bytes(shape[:-1], seed + 1, *SCALES)),
         ]
     shape = tensor.hf_shape(config)
-    # Norm scales near 1, biases, sinks and kernels near 0; the router's rows wide enough that experts
-    # are chosen by what a token is, and not by chance of rounding.
+    # Norm scales near 1, biases, sinks and kernels near 0; the router's rows such that logits of normed
+    # inputs spread by 2 at any size: experts are chosen by what a token is, and gates are neither all nor even.
     center = 1.0 if "norm" in name else 0.0
-    spread = 0.2 if tensor.path == "moe/router/kernel" else 0.02
+    spread = 2 / math.sqrt(config.hidden_size) if tensor.path == "moe/router/kernel" else 0.02
     if name == "model.embed_tokens.weight":
         spread = 1.0
     return [Planned(name, "BF16", shape, lambda: _normal(shape, seed, center, spread))]

@@ -1,0 +1,70 @@
+"""The experts of one layer of 20b's shape beside one large product, by tokens a step and size of block.
+
+    python -m experiments.bench.experts
+
+Each figure is the median of five rounds in which every case runs once, so that all see the same machine.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gptoss_jax import experts as layer
+from gptoss_jax.config import GPT_OSS_20B
+from gptoss_jax.experts import Experts
+from gptoss_jax.router import Routing
+
+E, D, F, K = GPT_OSS_20B.num_experts, GPT_OSS_20B.hidden_size, GPT_OSS_20B.expert_hidden_size, GPT_OSS_20B.top_k
+BLOCKS = (64, 128, 256, 512)
+TOKENS = (2048, 8192)
+ROUNDS = 5
+
+
+def random_experts() -> Experts:
+    """Weights of one layer, bfloat16; values repeat, which no product minds."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Experts(GPT_OSS_20B, rngs=nnx.Rngs(0))))
+    some = np.random.default_rng(0).standard_normal(1 << 20, np.float32) * 0.02
+    return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(np.resize(some, x.shape), jnp.bfloat16), state))
+
+
+def grouped(experts: Experts, tokens: int, block: int) -> tuple[Callable[[], Any], float]:
+    """The layer's experts on random routing, and their floating-point operations."""
+    key = jax.random.key(tokens)
+    logits = jax.random.normal(key, (tokens, E))
+    gates, chosen = jax.lax.top_k(logits, K)
+    routing = Routing(logits, chosen, jax.nn.softmax(gates))
+    x = jax.random.normal(key, (tokens, D), jnp.bfloat16)
+    layer.BLOCK = block
+    step = jax.jit(lambda e, *args: e(*args)).lower(experts, x, routing, jnp.ones(tokens, bool)).compile()
+    return lambda: step(experts, x, routing, jnp.ones(tokens, bool)), tokens * K * 6.0 * D * F
+
+
+def main() -> None:
+    """Print the table."""
+    experts = random_experts()
+    x = jnp.ones((2048, D), jnp.bfloat16)
+    kernel = experts.gate_up_kernel[0].reshape(-1, D)
+    product = jax.jit(lambda x, w: jnp.einsum("MD,ID->MI", x, w, preferred_element_type=jnp.float32))
+    cases = {"one product of 2,048 rows": (lambda: product(x, kernel), 4.0 * 2048 * D * F)}
+    for tokens in TOKENS:
+        cases |= {f"experts, {tokens:,} tokens, blocks of {b}": grouped(experts, tokens, b) for b in BLOCKS}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for round_ in range(ROUNDS + 1):
+        for name, (run, _) in cases.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if round_:  # the first one warms up
+                seconds[name].append(time.perf_counter() - start)
+    rates = {name: flops / np.median(seconds[name]) / 1e9 for name, (_, flops) in cases.items()}
+    print("| what | GFLOP/s | of one product |\n|---|---:|---:|")
+    for name, rate in rates.items():
+        print(f"| {name} | {rate:.0f} | {rate / next(iter(rates.values())):.0%} |")
+
+
+if __name__ == "__main__":
+    main()

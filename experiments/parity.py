@@ -1,0 +1,68 @@
+"""How far the network is from transformers in float32, on a configuration with all dimensions different.
+
+    python -m experiments.parity
+
+The tests hold these to the bars of docs/measurements.md; this prints what they are. Needs the test extra.
+"""
+
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from convert.from_hf import Checkpoint
+from gptoss_jax import batching, model
+from gptoss_jax.batching import Document
+from gptoss_jax.config import TINY
+from gptoss_jax.forward import forward_step
+from gptoss_jax.model import Output
+from tests import oracle
+
+from . import checkpoints
+
+
+def differences(output: Output, part: slice, reference: oracle.Reference) -> str:
+    """Largest relative differences of the first row, over all layers, and the choices that differ."""
+    logits = oracle.relative(output.logits[0, part], reference.logits)
+    hidden = max(oracle.relative(output.layers.hidden[i, 0, part], h) for i, h in enumerate(reference.hidden))
+    chosen = jax.tree.map(lambda x: np.asarray(x)[:, part], output.layers.routing.experts_Tk)
+    other = int((chosen != np.stack(reference.experts)).sum())
+    return f"{logits:.1e} | {hidden:.1e} | {other} of {chosen.size:,} | {sums_difference(output, reference):.1e}"
+
+
+def sums_difference(output: Output, reference: oracle.Reference) -> float:
+    """Largest relative difference of any expert's sums, in float64 from transformers' routing and outputs."""
+    statistics = output.layers.statistics.to_host()
+    largest = 0.0
+    for layer, experts in enumerate(reference.experts):
+        g, n = (x[layer].astype(np.float64) for x in (reference.gates, reference.norms))
+        expected = {"gate_sum": g, "norm_sum": n, "gate_norm_sum": g * n, "gate_norm_sq_sum": (g * n) ** 2}
+        count = np.bincount(experts.reshape(-1), minlength=TINY.num_experts)
+        assert np.array_equal(count, statistics.count[layer, 0]), layer
+        for name, pairs in expected.items():
+            total = np.bincount(experts.reshape(-1), pairs.reshape(-1), TINY.num_experts)
+            ours = getattr(statistics, name)[layer, 0]
+            largest = max(largest, float(np.abs(ours / total - 1)[count > 0].max()))
+    return largest
+
+
+def main() -> None:
+    """Print one table row for each form of checkpoint and length."""
+    print(
+        "| checkpoint | tokens | logits | hidden states | choices that differ | sums |\n|---|---:|---:|---:|---:|---:|"
+    )
+    for form in ("MXFP4", "BF16"):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            checkpoints.write_random(folder, TINY, mxfp4=form == "MXFP4", seed=1)
+            ours, theirs = model.load(Checkpoint(folder), "float32"), oracle.load(folder)
+        for length in (50, 700, 4200):
+            ids = np.random.default_rng(length).integers(0, TINY.vocab_size, length).astype(np.int32)
+            (batch,) = batching.padded([Document(ids, np.ones(length, np.float32))], 1, length)
+            row = differences(forward_step(ours, batch), slice(length), oracle.forward(theirs, ids))
+            print(f"| {form} | {length:,} | {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
