@@ -8,6 +8,7 @@ table shows is that every step fits the next, not that pruning keeps quality.
 """
 
 import json
+import os
 import pydoc_data.topics
 import random
 import shlex
@@ -134,6 +135,7 @@ def table_row(folder: Path, domain: str, rows: list[Row]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True)
 def main(out: Path) -> None:
     """Run the main job in a folder of its own, and replace what an earlier demo left there."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with new_folder(out / "model", overwrite=True) as folder:
         checkpoints.write_random(folder, CONFIG, seed=0)
         tokenizers.write_small(folder, CONFIG.vocab_size)
