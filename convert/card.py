@@ -10,7 +10,7 @@ from gptoss_jax.config import FULL, Config
 from .from_hf import Checkpoint
 
 # Names that this program gives to files by itself, which say nothing of a domain.
-GENERIC = re.compile(r".*ranking.*|keep.*")
+GENERIC = re.compile(r"ranking|(.*_)?ranking_by_layer|keep")
 
 
 def domain_of(ranking: Path) -> str:

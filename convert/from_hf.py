@@ -85,13 +85,13 @@ class Checkpoint:
     def _read(self, name: str, tensor: Tensor) -> np.ndarray:
         if not self.is_quantized(tensor):
             values = self.values(name, tensor)
-            _check_finite(values, name, tensor)
+            check_finite(values, name, tensor)
             return tensor.to_model(values, self.config)
         # An expert at a time into its place: decoding has temporaries of several times its result.
         whole = np.empty(tensor.model_shape(self.config), mxfp4.BF16)
         for expert in range(self.config.num_experts):
             values = self.values(name, tensor, expert, 1)
-            _check_finite(values, name, tensor, expert)
+            check_finite(values, name, tensor, expert)
             whole[expert] = tensor.mxfp4_to_model(values, self.config)[0]
         return whole
 
@@ -123,7 +123,7 @@ class Checkpoint:
             )
 
 
-def _check_finite(values: np.ndarray, name: str, tensor: Tensor, first_expert: int = 0) -> None:
+def check_finite(values: np.ndarray, name: str, tensor: Tensor, first_expert: int = 0) -> None:
     """CheckpointError where a bfloat16 tensor holds NaN or infinity: its exponent bits are all ones."""
     # As integers: comparing bfloat16 values would convert them one by one. In pieces: the embedding of
     # 20b is over 1 GiB, and so would be what is made on the way.

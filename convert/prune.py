@@ -13,7 +13,7 @@ from gptoss_jax.config import Config
 from gptoss_jax.errors import CheckpointError
 
 from . import mxfp4
-from .from_hf import Checkpoint
+from .from_hf import Checkpoint, check_finite
 from .mapping import MXFP4_BLOCK, Named, all_tensors
 from .shards import Planned, Stored, write_shards
 
@@ -126,7 +126,9 @@ def _decoded(checkpoint: Checkpoint, entry: Named, kept: Sequence[int]) -> Plann
 
     def pieces() -> Iterator[np.ndarray]:
         for expert in kept:
-            yield tensor.mxfp4_to_hf(checkpoint.values(name, tensor, expert, 1), config)
+            values = checkpoint.values(name, tensor, expert, 1)
+            check_finite(values, name, tensor, expert)
+            yield tensor.mxfp4_to_hf(values, config)
 
     return Planned(name, "BF16", (len(kept), *tensor.hf_shape(config)[1:]), pieces)
 
@@ -140,11 +142,10 @@ def _encoded(checkpoint: Checkpoint, entry: Named, kept: Sequence[int]) -> list[
 
     def blocks() -> Iterator[np.ndarray]:
         for expert in kept:
-            values = tensor.hf_to_mxfp4(checkpoint.values(name, tensor, expert, 1), config)
+            values = checkpoint.values(name, tensor, expert, 1)
             # MXFP4 has no NaN: a damaged expert would come out sound.
-            if not np.isfinite(values.astype(np.float32)).all():
-                raise CheckpointError(f"{name}, expert {expert}: holds NaN or infinity: download the checkpoint again")
-            block, scale = mxfp4.encode(values)
+            check_finite(values, name, tensor, expert)
+            block, scale = mxfp4.encode(tensor.hf_to_mxfp4(values, config))
             scales.append(scale)
             yield block
 

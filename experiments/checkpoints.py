@@ -33,19 +33,19 @@ def write_random(
     folder: Path, config: Config, mxfp4: bool = True, seed: int = 0, max_shard_bytes: int = 5 * 10**9
 ) -> None:
     """Weights, index and config.json; the tokenizer is written by `experiments.tokenizers`."""
-    groups = [_random(entry, config, mxfp4, seed + i) for i, entry in enumerate(all_tensors(config))]
+    groups = [_random(entry, config, mxfp4, (seed, i)) for i, entry in enumerate(all_tensors(config))]
     write_shards(folder, groups, max_shard_bytes)
     raw = config.to_json() | ({"quantization_config": QUANTIZATION} if mxfp4 else {})
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
-def _random(entry: Named, config: Config, mxfp4: bool, seed: int) -> list[Planned]:
+def _random(entry: Named, config: Config, mxfp4: bool, seed: tuple[int, int]) -> list[Planned]:
     name, tensor, _ = entry
     if mxfp4 and tensor.mxfp4:
         shape = tensor.blocks_shape(config)
         return [
-            Planned(f"{name}_blocks", "U8", shape, lambda: _bytes(shape, seed, 0, 256)),
-            Planned(f"{name}_scales", "U8", shape[:-1], lambda: _bytes(shape[:-1], seed + 1, *SCALES)),
+            Planned(f"{name}_blocks", "U8", shape, lambda: _bytes(shape, (*seed, 0), 0, 256)),
+            Planned(f"{name}_scales", "U8", shape[:-1], lambda: _bytes(shape[:-1], (*seed, 1), *SCALES)),
         ]
     shape = tensor.hf_shape(config)
     # Norm scales near 1, biases, sinks and kernels near 0; the router's rows such that logits of normed
@@ -57,13 +57,13 @@ def _random(entry: Named, config: Config, mxfp4: bool, seed: int) -> list[Planne
     return [Planned(name, "BF16", shape, lambda: _normal(shape, seed, center, spread))]
 
 
-def _bytes(shape: tuple[int, ...], seed: int, low: int, high: int) -> Iterator[np.ndarray]:
+def _bytes(shape: tuple[int, ...], seed: tuple[int, ...], low: int, high: int) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(seed)
     for size in _pieces(shape):
         yield rng.integers(low, high, size, np.uint8)
 
 
-def _normal(shape: tuple[int, ...], seed: int, center: float, spread: float) -> Iterator[np.ndarray]:
+def _normal(shape: tuple[int, ...], seed: tuple[int, ...], center: float, spread: float) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(seed)
     for size in _pieces(shape):
         values = rng.standard_normal(size, np.float32) * np.float32(spread) + np.float32(center)

@@ -11,14 +11,10 @@ import json
 import os
 import pydoc_data.topics
 import random
-import shlex
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -31,6 +27,7 @@ from gptoss_jax.outputs import new_folder
 from gptoss_jax.rows import Row
 
 from . import checkpoints, tokenizers
+from .measure import program
 
 CONFIG: Config = replace(
     TINY,
@@ -94,13 +91,6 @@ def write_rows(file: Path) -> list[Row]:
     ]
     file.write_text("".join(json.dumps(vars(row)) + "\n" for row in rows), encoding="utf-8")
     return rows
-
-
-def program(*arguments: Any) -> None:
-    """Run the command line as a user would, and show the call."""
-    words = [str(argument) for argument in arguments]
-    click.echo(f"$ gptoss-jax {shlex.join(words)}")
-    subprocess.run([sys.executable, "-m", "gptoss_jax.cli", *words], check=True)
 
 
 def largest_difference(full: Path, pruned: Path, keep_sets: select.Ranking, rows: list[Row]) -> float:

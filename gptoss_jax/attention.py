@@ -8,9 +8,9 @@ from jaxtyping import Array, Float, Int
 from .config import Config
 from .rope import rotate
 
-# Rows of the score matrix held at once: scores are [B, H, 256, S] in float32, so that a row of
-# 4,096 tokens at 64 heads takes 256 MiB and not 4 GiB.
-QUERY_BLOCK = 256
+# Scores of queries with keys held at once, over all rows and heads: 256 MiB in float32, where all scores
+# of a single row of 4,096 tokens at 64 heads are 4 GiB.
+SCORES_AT_ONCE = 1 << 26
 
 
 class Attention(nnx.Module):
@@ -74,7 +74,7 @@ def attend(
     """
     B, S, H, h = q_BSHh.shape
     K = k_BSKh.shape[2]
-    block = min(QUERY_BLOCK, S)
+    block = max(1, min(S, SCORES_AT_ONCE // (B * H * S)))
     num_blocks = -(-S // block)
     padding = num_blocks * block - S
     q = jnp.pad(q_BSHh, ((0, 0), (0, padding), (0, 0), (0, 0))).reshape(B, num_blocks, block, K, H // K, h)
@@ -92,7 +92,9 @@ def attend(
         top = jnp.maximum(scores.max(-1), sinks)
         weights = jnp.exp(scores - top[..., None])
         weights = weights / (weights.sum(-1) + jnp.exp(sinks - top))[..., None]
-        return jnp.einsum("BKqMS,BSKh->BMKqh", weights.astype(v_BSKh.dtype), v_BSKh)
+        weights = weights.astype(v_BSKh.dtype)
+        mixed = jnp.einsum("BKqMS,BSKh->BMKqh", weights, v_BSKh, preferred_element_type=jnp.float32)
+        return mixed.astype(v_BSKh.dtype)
 
     blocks = lax.map(one_block, (jnp.arange(num_blocks), jnp.moveaxis(q, 1, 0), jnp.moveaxis(q_segments, 1, 0)))
     return jnp.moveaxis(blocks, 0, 1).reshape(B, num_blocks * block, H, h)[:, :S]

@@ -139,7 +139,5 @@ def _stack(
 
 
 def skip_first(batch: Batch, count: int) -> Batch:
-    """The batch with the first `count` positions of each row left out of the statistics."""
-    weights = np.array(batch.weights)
-    weights[:, :count] = 0
-    return replace(batch, weights=weights)
+    """The batch with the first `count` positions left out of the statistics, wherever positions restart."""
+    return replace(batch, weights=np.where(batch.positions < count, np.float32(0), batch.weights))

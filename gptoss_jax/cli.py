@@ -9,14 +9,15 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import __version__
-from .errors import ConfigError, DataError, TokenizerError, UserError
+from .errors import DataError, TokenizerError, UserError
 
 if TYPE_CHECKING:
     from .batching import Document
@@ -76,11 +77,19 @@ def cli() -> None:
 @click.option("--pack", is_flag=True, help="Pack rows into full blocks, EOS after each.")
 @click.option("--cross-document", is_flag=True, help="With --pack: attention crosses from row to row.")
 @click.option("--keep", type=click.Choice(["assistant", "all"]), default="assistant", help="Which tokens count.")
-@click.option("--channel-weights", callback=_channel_weights, help="E.g. analysis=0.5,final=1; others weigh 0.")
-@click.option("--skip-first", type=click.IntRange(0), default=0, help="Positions of each row that do not count.")
-@click.option("--seed", type=int, default=0, help="Of the row sample.")
+@click.option(
+    "--channel-weights",
+    callback=_channel_weights,
+    help="E.g. analysis=0.5,final=1; others 0. Sums are weighted, counts are not.",
+)
+@click.option(
+    "--skip-first", type=click.IntRange(0), default=0, help="Positions of each row or document that do not count."
+)
+@click.option("--seed", type=int, default=0, help="Seed of the row sample.")
 @click.option("--eaft", is_flag=True, help="Also sum for the criterion eaft_reap: a second pass over the rows.")
-@click.option("--eaft-quantile", type=click.FloatRange(0, 1), default=0.15, help="Where its classes are cut.")
+@click.option(
+    "--eaft-quantiles", type=click.FloatRange(0, 1), nargs=2, default=(0.15, 0.15), help="Of probability and entropy."
+)
 @click.option("--eaft-weights", type=float, nargs=3, default=(1.0, -2.0, 0.25), help="Right, wrong, other tokens.")
 @click.option("--engine", type=click.Choice(["auto", "resident"]), default="auto", help="All weights in memory.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", help="Of the computation.")
@@ -105,34 +114,34 @@ def profile(model: str, out: Path, overwrite: bool, **options: Any) -> None:
     if options["data"]:
         outputs.check_apart(out, Path(options["data"]))
     if options["max_seq_length"] > checkpoint.config.max_position:
-        raise ConfigError(f"--max-seq-length is above the model's context of {checkpoint.config.max_position}")
+        raise UserError(f"--max-seq-length is above the model's context of {checkpoint.config.max_position}")
     rows, documents, domains, make_batches = _documents(checkpoint.folder, checkpoint.config, options)
     job.check_kept(make_batches())
-    weights = network.load(checkpoint, options["dtype"])
-    eaft = EaftOptions(options["eaft_quantile"], *options["eaft_weights"]) if options["eaft"] else None
+    gpt_oss = network.load(checkpoint, options["dtype"])
+    eaft = EaftOptions(*options["eaft_quantiles"], *options["eaft_weights"]) if options["eaft"] else None
     num_tokens = sum(len(d.token_ids) + options["pack"] for d in documents) * (2 if eaft else 1)
     with outputs.new_folder(out, overwrite) as folder:
         with _progress(num_tokens, "tokens") as advance:
-            measured = job.run(weights, make_batches, advance, eaft)
+            measured = job.run(gpt_oss, make_batches, advance, eaft)
         info = _info(model, checkpoint.fingerprint(), rows, documents, options)
         job.write(folder, measured, domains, info)
     click.echo(
-        f"{measured.total_tokens:,} tokens at {measured.total_tokens / measured.seconds:,.0f} tokens/s; "
+        f"{measured.total_tokens:,} tokens at {measured.tokens_per_s:,.0f} tokens/s; "
         f"{len(domains)} domain{'s' * (len(domains) > 1)}; report: {out / 'report.md'}"
     )
 
 
 def _check_options(options: dict[str, Any]) -> None:
     if options["domain"] and not options["domain_column"]:
-        raise DataError("--domain needs --domain-column: name the column that holds the domain")
+        raise UserError("--domain needs --domain-column: name the column that holds the domain")
     if options["cross_document"] and not options["pack"]:
-        raise DataError("--cross-document needs --pack: padded rows never see one another")
+        raise UserError("--cross-document needs --pack: padded rows never see one another")
     if options["channel_weights"] and options["keep"] == "all":
-        raise DataError("--channel-weights needs --keep assistant: only its messages have channels")
-    if not all(map(math.isfinite, (options["eaft_quantile"], *options["eaft_weights"]))):
-        raise DataError("--eaft-quantile and --eaft-weights are finite numbers")
+        raise UserError("--channel-weights needs --keep assistant: only its messages have channels")
+    if not all(map(math.isfinite, (*options["eaft_quantiles"], *options["eaft_weights"]))):
+        raise UserError("--eaft-quantiles and --eaft-weights are finite numbers")
     if options["skip_first"] >= options["max_seq_length"]:
-        raise DataError("--skip-first leaves no position of a row: make it less than --max-seq-length")
+        raise UserError("--skip-first leaves no position of a row: make it less than --max-seq-length")
 
 
 def _documents(
@@ -140,10 +149,10 @@ def _documents(
 ) -> tuple[list["Row"], list["Document"], list[str], Callable[[], Any]]:
     """Rows, their tokens, the names of their domains, and what makes batches of them."""
     from . import batching, harmony
-    from .rows import Columns, read_rows, sample
+    from .rows import ColumnNames, read_rows, sample
 
     tokenizer = harmony.load_tokenizer(folder)
-    columns = Columns(options["text_column"], options["domain_column"], options["id_column"])
+    columns = ColumnNames(options["text_column"], options["domain_column"], options["id_column"])
     stream = read_rows(options["data"], options["split"], columns, lambda m: harmony.render(m, tokenizer))
     rows = sample(stream, options["domain"], options["num_rows"], options["seed"])
     domains = sorted({row.domain for row in rows})
@@ -203,27 +212,20 @@ def _info(
     }
 
 
-class _progress:
+@contextmanager
+def _progress(total: int, unit: str) -> Iterator[Callable[[int], Any]]:
     """A bar on the terminal with rate and time left; nothing where standard error is no terminal."""
+    from tqdm import tqdm
 
-    def __init__(self, total: int, unit: str):
-        self.total, self.unit = total, unit
-
-    def __enter__(self) -> Callable[[int], Any]:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=self.total, unit=self.unit, unit_scale=True, disable=None, dynamic_ncols=True)
-        return self.bar.update
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.close()
+    with tqdm(total=total, unit=unit, unit_scale=True, disable=None, dynamic_ncols=True) as bar:
+        yield bar.update
 
 
 @cli.command()
 @click.argument("profile", type=click.Path(path_type=Path))
 @click.option("--criterion", type=click.Choice(CRITERIA), default="reap", help="The score; a higher one stays.")
 @click.option("--domain", help="Rank by the statistics of this domain alone.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of the criterion random.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of random.")
 @click.option("--out", type=click.Path(path_type=Path), default="ranking.json", help="File for the ranking.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def rank(profile: Path, criterion: str, domain: str | None, seed: int, out: Path, overwrite: bool) -> None:
@@ -247,8 +249,10 @@ def rank(profile: Path, criterion: str, domain: str | None, seed: int, out: Path
 @click.option("--ranking", type=click.Path(path_type=Path), help="A ranking's JSON file; goes with --keep.")
 @click.option("--keep", type=int, help="Experts to keep in each layer.")
 @click.option("--keep-sets", type=click.Path(path_type=Path), help="A keep.json, in place of ranking and number.")
-@click.option("--format", "form", type=click.Choice(["same", "mxfp4", "bf16"]), default="same", help="Of the experts.")
-@click.option("--max-shard-size", callback=_size, default="5GB", help="Of one weight file.")
+@click.option(
+    "--format", "form", type=click.Choice(["same", "mxfp4", "bf16"]), default="same", help="Form of the weights."
+)
+@click.option("--max-shard-size", callback=_size, default="5GB", help="Largest size of a file.")
 @click.option("--domain", help="What the model is specialised in, for its name and card.  [default: ranking's name]")
 @click.option("--lower-top-k", is_flag=True, help="Allow fewer experts than each token uses now.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the checkpoint.  [default: its name]")
@@ -319,10 +323,13 @@ def main() -> None:
         _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
     except UserError as error:
         _fail(str(error))
-    except MemoryError:
-        _fail("not enough memory: give a smaller --batch-size or --max-seq-length")
     except (click.Abort, KeyboardInterrupt):
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        # JAX has a class of its own for memory that it cannot get; to import it here would load JAX.
+        if not isinstance(error, MemoryError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        _fail("not enough memory: give a smaller --batch-size or --max-seq-length")
 
 
 def _fail(message: str) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 class EaftOptions:
     """Where the classes of tokens are cut, and what each class counts."""
 
-    quantile: float = 0.15
-    """Of probability and entropy over all kept, scored tokens."""
+    probability_quantile: float = 0.15
+    entropy_quantile: float = 0.15
+    """Both over all kept, scored tokens."""
     right: float = 1.0
     """Confident (low entropy) and right (probability not low)."""
     wrong: float = -2.0
@@ -20,11 +21,13 @@ class EaftOptions:
 
 def class_weights(probability: np.ndarray, entropy: np.ndarray, options: EaftOptions) -> np.ndarray:
     """The weight of each kept token, float32; 0 where it is unscored (a probability below 0)."""
+    # float64: the cuts interpolate between scores, and float32 would move them past one.
+    probability, entropy = probability.astype(np.float64), entropy.astype(np.float64)
     scored = probability >= 0
     if not scored.any():
         return np.zeros(probability.shape, np.float32)
-    low_probability = np.quantile(probability[scored], options.quantile)
-    low_entropy = np.quantile(entropy[scored], options.quantile)
+    low_probability = np.quantile(probability[scored], options.probability_quantile)
+    low_entropy = np.quantile(entropy[scored], options.entropy_quantile)
     weights = np.full(probability.shape, options.other, np.float32)
     weights[(entropy <= low_entropy) & (probability >= low_probability)] = options.right
     weights[(entropy <= low_entropy) & (probability < low_probability)] = options.wrong

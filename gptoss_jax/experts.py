@@ -17,7 +17,7 @@ from .router import Routing
 SIGMOID_SLOPE = 1.702  # of GPT-OSS's swish, the slope that makes x·σ(1.702x) approximate GELU
 # Pairs in one product at most: on CPU the rate of 20b's shape levels off here, and the last block of
 # a group wastes half of it on average (docs/measurements.md).
-BLOCK = 256
+BLOCK = 128
 
 
 class Mixture(NamedTuple):

@@ -11,12 +11,12 @@ from .batching import Batch
 from .model import GptOss, Output
 from .saliency import Statistics
 
-# Operands of float32 stay float32 on TPU and GPU too, where the default rounds them to bfloat16 or
-# TF32; for bfloat16 operands the setting changes nothing.
 TOP_LOGITS = 20  # over which EAFT takes a token's entropy
 # Tokens unembedded at once: 128 × 201,088 logits in float32 are 98 MiB.
 UNEMBED_BLOCK = 128
 
+# Operands of float32 stay float32 on TPU and GPU too, where the default rounds them to bfloat16 or
+# TF32; for bfloat16 operands the setting changes nothing.
 _float32_is_float32 = jax.default_matmul_precision("highest")
 
 

@@ -21,6 +21,7 @@ MESSAGE = re.compile(
     re.DOTALL,
 )
 CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+ROWS_AT_ONCE = 256  # the tokenizer gives offsets as Python tuples, some 300 bytes a token
 # The chat template states the current date; a fixed one makes equal rows equal text on any day.
 # It is the day on which the models were published.
 CONVERSATION_DATE = "2025-08-05"
@@ -56,9 +57,10 @@ def render(messages: list[Any], tokenizer: Any) -> str:
 
 
 def _without_absent(value: Any) -> Any:
-    """Tables give every message every field, None or empty; templates ask whether a field is there."""
+    """Tables give every message every field, and every tool call every argument; templates ask what is there."""
     if isinstance(value, dict):
-        return {name: _without_absent(x) for name, x in value.items() if x is not None and x != []}
+        present = {name: x for name, x in value.items() if x is not None and not (name == "tool_calls" and x == [])}
+        return {name: _without_absent(x) for name, x in present.items()}
     return [_without_absent(x) for x in value] if isinstance(value, list) else value
 
 
@@ -92,23 +94,26 @@ def encode(
     A row longer than `max_length` tokens loses its head (truncate "left", so that the tail, where the
     assistant speaks, stays) or its tail ("right"). A token with an empty character range is never kept.
     """
-    texts = [row.text for row in rows]
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     documents = []
-    for row, token_ids, offsets in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        ids = np.array(token_ids, np.int32)
-        if ids.max(initial=0) >= vocab_size:
-            raise TokenizerError(
-                f"the tokenizer gives token {ids.max()}, the model's vocab_size is {vocab_size}: "
-                "tokenizer and model do not belong together"
-            )
-        spans = [(0, len(row.text), 1.0)] if keep_all else kept_spans(row.text, channel_weights)
-        weights = _weights(np.array(offsets, np.int64).reshape(-1, 2), spans)
-        part = slice(None)
-        if max_length is not None and len(ids) > max_length:
-            part = slice(-max_length, None) if truncate == "left" else slice(max_length)
-        truncated = part != slice(None)
-        documents.append(Document(ids[part], weights[part], domains.index(row.domain), truncated))
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[first : first + ROWS_AT_ONCE]
+        encoded = tokenizer(
+            [row.text for row in some], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        for row, token_ids, offsets in zip(some, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            ids = np.array(token_ids, np.int32)
+            if ids.max(initial=0) >= vocab_size:
+                raise TokenizerError(
+                    f"the tokenizer gives token {ids.max()}, the model's vocab_size is {vocab_size}: "
+                    "tokenizer and model do not belong together"
+                )
+            spans = [(0, len(row.text), 1.0)] if keep_all else kept_spans(row.text, channel_weights)
+            weights = _weights(np.array(offsets, np.int64).reshape(-1, 2), spans)
+            part = slice(None)
+            if max_length is not None and len(ids) > max_length:
+                part = slice(-max_length, None) if truncate == "left" else slice(max_length)
+            truncated = part != slice(None)
+            documents.append(Document(ids[part].copy(), weights[part].copy(), domains.index(row.domain), truncated))
     return documents
 
 

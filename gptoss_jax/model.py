@@ -1,5 +1,6 @@
 """The GPT-OSS network. Letters: see `config`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -18,11 +19,13 @@ from .moe import MoE
 from .router import Routing
 from .saliency import Statistics
 
+ALIGNMENT = 64  # bytes, of XLA's CPU buffers
+
 Weights = Mapping[str, Any]
 """A tree of arrays: attribute names of the modules below, down to one array per parameter."""
 
 
-@runtime_checkable
+@runtime_checkable  # annotations are checked in tests
 class LayerSource(Protocol):
     """Where the engines take weights from: the checkpoint readers of `convert` implement it."""
 
@@ -137,7 +140,7 @@ def load(source: LayerSource, dtype: Any) -> GptOss:
     config = source.config
     graph, state = nnx.split(nnx.eval_shape(lambda: GptOss(config, rngs=nnx.Rngs(0))))
     layer_shapes = flatten_dict(nnx.to_pure_dict(state)["layers"])
-    stacks = {path: np.empty(leaf.shape, dtype) for path, leaf in layer_shapes.items()}
+    stacks = {path: _aligned(leaf.shape, dtype) for path, leaf in layer_shapes.items()}
     for index in range(config.num_layers):
         layer = flatten_dict(source.layer(index))
         for path in list(layer):
@@ -145,10 +148,18 @@ def load(source: LayerSource, dtype: Any) -> GptOss:
     outer = flatten_dict(source.outer())
     weights = {("layers", *path): stack for path, stack in stacks.items()} | outer
     del stacks, outer
-    # Each array is handed over and freed in turn, so that only one is held twice.
+    # Handed over one by one: of what is not aligned, only one array is held twice.
     arrays = {path: jnp.asarray(weights.pop(path), dtype) for path in list(weights)}
     nnx.replace_by_pure_dict(state, unflatten_dict(arrays))
     return nnx.merge(graph, state)
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An empty array that JAX's CPU backend takes over, where it would copy a less aligned one."""
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    first = -raw.ctypes.data % ALIGNMENT
+    return raw[first : first + nbytes].view(dtype).reshape(shape)
 
 
 def mask_experts(model: GptOss, keep_sets: Sequence[Sequence[int]]) -> GptOss:

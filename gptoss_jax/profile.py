@@ -2,7 +2,6 @@
 
 import json
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +39,11 @@ class Measured:
     seconds: float
     """Of the forward steps alone."""
     compile_seconds: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all forward passes: with EAFT each token takes two."""
+        return self.total_tokens * (1 if self.eaft_gate_norm_sum is None else 2) / self.seconds
 
 
 class _Timed:
@@ -154,22 +158,29 @@ def write(folder: Path, measured: Measured, domains: Sequence[str], info: dict[s
         "top_k": total.gate_rank_sum.shape[-1],
         "total_tokens": measured.total_tokens,
         "kept_tokens": int(total.tokens[0]),
+        "kept_tokens_by_domain": {name: int(s.tokens[0]) for name, s in by_domain.items()},
+        "router_entropy_sum": total.router_entropy_sum.tolist(),
+        "gate_rank_sum": total.gate_rank_sum.tolist(),
         "seconds": measured.seconds,
         "compile_seconds": measured.compile_seconds,
-        "tokens_per_s": measured.total_tokens / measured.seconds,
+        "tokens_per_s": measured.tokens_per_s,
         "peak_rss_bytes": peak_rss_bytes(),
-        "warnings": [*info["warnings"], *thin_evidence(table)],
+        "warnings": [
+            *info["warnings"],
+            *(f"domain {name} has no kept token" for name, s in by_domain.items() if not s.tokens.any()),
+            *thin_evidence(table),
+        ],
     }
     pq.write_table(_saliency_table(table), folder / select.SALIENCY, compression="zstd")
-    if len(domains) > 1 or domains[0]:
-        tables = [
-            _saliency_table(columns(s, None if eaft is None else eaft[:, g])).add_column(
-                0, "domain", pa.array([name] * (L * E))
-            )
+    pq.write_table(_usage_table(total), folder / select.USAGE, compression="zstd")
+    if any(domains):
+        saliency = {
+            name: _saliency_table(columns(s, None if eaft is None else eaft[:, g]))
             for g, (name, s) in enumerate(by_domain.items())
-        ]
-        pq.write_table(pa.concat_tables(tables), folder / select.SALIENCY_BY_DOMAIN, compression="zstd")
-    pq.write_table(_usage_table(total), folder / "usage.parquet", compression="zstd")
+        }
+        usage = {name: _usage_table(s) for name, s in by_domain.items()}
+        pq.write_table(_with_domain(saliency), folder / select.SALIENCY_BY_DOMAIN, compression="zstd")
+        pq.write_table(_with_domain(usage), folder / select.USAGE_BY_DOMAIN, compression="zstd")
     _write_json(folder / select.RANKING, select.rank(table))
     _write_json(folder / "profile.json", info, indent=2)
     report = profile_report(info, table, total, by_domain)
@@ -178,9 +189,12 @@ def write(folder: Path, measured: Measured, domains: Sequence[str], info: dict[s
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that this process has held; Linux counts it in KiB, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """The most memory that this process has held."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # ru_maxrss would begin with the peak of the process that started this one.
+        return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if "VmHWM" in line)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def data_warnings(documents: Sequence[Document]) -> list[str]:
@@ -199,6 +213,13 @@ def _saliency_table(table: select.Columns) -> pa.Table:
     L, E = table["count"].shape
     layers, experts = np.divmod(np.arange(L * E), E)
     return pa.table({"layer": layers, "expert": experts} | {name: c.reshape(-1) for name, c in table.items()})
+
+
+def _with_domain(tables: dict[str, pa.Table]) -> pa.Table:
+    """The tables of all domains as one, the domain in the first column."""
+    return pa.concat_tables(
+        table.add_column(0, "domain", pa.array([name] * len(table), pa.string())) for name, table in tables.items()
+    )
 
 
 def _usage_table(total: Statistics) -> pa.Table:

@@ -36,7 +36,7 @@ def tables(
     config: Config, positions_BS: Int[Array, "B S"]
 ) -> tuple[Float[Array, "B S half"], Float[Array, "B S half"]]:
     """cos and sin for each position, float32 (bfloat16 cannot tell positions past 256 apart)."""
-    angles = jnp.einsum("BS,p->BSp", positions_BS.astype(jnp.float32), frequencies(config))
+    angles = positions_BS.astype(jnp.float32)[:, :, None] * frequencies(config)[None, None, :]
     scale = config.rope_scaling.attention_factor
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 

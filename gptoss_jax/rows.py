@@ -32,7 +32,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Columns:
+class ColumnNames:
     """Which columns of the data are read; `id` may be absent."""
 
     text: str = "text"
@@ -40,11 +40,11 @@ class Columns:
     id: str = "id"
 
 
-def read_rows(source: str, split: str, columns: Columns, render: Render) -> Iterator[Row]:
+def read_rows(source: str, split: str, columns: ColumnNames, render: Render) -> Iterator[Row]:
     """Rows of a file, of all files of a folder in order of name, or of a hub dataset (streamed).
 
-    JSONL and Parquet hold one row a line; a text file is one row. Where the text column is `messages`,
-    or holds lists, `render` makes the text. DataError names file and line of a row that cannot be read.
+    JSONL and Parquet hold one row a line; a text file is one row. Where the text column holds lists of
+    messages, `render` makes the text. DataError names file and line of a row that cannot be read.
     """
     for where, record in _records(source, split):
         yield _row(record, where, columns, render)
@@ -144,18 +144,14 @@ def _hub_records(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]
     import datasets  # slow to import, and needed for hub ids only
 
     try:
-        rows = iter(datasets.load_dataset(name, split=split, streaming=True))
-        for number in range(1, 1 << 62):
-            record = next(rows, None)
-            if record is None:
-                return
+        for number, record in enumerate(datasets.load_dataset(name, split=split, streaming=True), 1):
             yield f"{name} split {split}, row {number}", record
     # The library raises anything from ValueError to connection errors of several packages.
     except Exception as error:
         raise DataError(f"{name}: no local file, and the hub dataset cannot be read: {reason(error)}") from error
 
 
-def _row(record: Mapping[str, Any], where: str, columns: Columns, render: Render) -> Row:
+def _row(record: Mapping[str, Any], where: str, columns: ColumnNames, render: Render) -> Row:
     def column(name: str) -> Any:
         if name not in record:
             raise DataError(f"{where}: no column {name!r}: there are {', '.join(sorted(record))}")
@@ -171,8 +167,12 @@ def _row(record: Mapping[str, Any], where: str, columns: Columns, render: Render
         raise DataError(
             f"{where}: column {columns.text!r} holds {type(value).__name__}, expected text or a list of messages"
         )
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{where}: column {columns.text!r} holds half of a surrogate pair, which is no text: mend it")
     domain = column(columns.domain) if columns.domain else ""
     row_id = record.get(columns.id)
-    return Row(value, "" if row_id is None else str(row_id), "" if domain is None else str(domain))
+    row = Row(value, "" if row_id is None else str(row_id), "" if domain is None else str(domain))
+    for name, text in ((columns.text, row.text), (columns.id, row.id), (columns.domain, row.domain)):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{where}: column {name!r} holds half of a surrogate pair, which is no text") from None
+    return row

@@ -25,7 +25,7 @@ GATE_BINS = 200  # of [0, 1]; the published usage tables of gpt-oss-20b have bin
 MAXIMA = {"norm_max", "activation_max"}  # merged by the larger; all other statistics are sums
 
 
-@partial(jax.tree_util.register_dataclass)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Statistics:
     """Statistics by domain; one step's are float32 and int32 on the device, totals float64 and int64 on
@@ -113,19 +113,24 @@ def layer_statistics(
         return jnp.where(chosen_TkE, values_Tk[..., None], 0).sum(1)
 
     chosen_TE = by_expert(jnp.ones_like(norms_Tk))
-    gates_TE, norms_TE, peaks_TE = by_expert(routing.gates_Tk), by_expert(norms_Tk), by_expert(peaks_Tk)
+    gates_TE, norms_TE = by_expert(routing.gates_Tk), by_expert(norms_Tk)
     saliency_TE = gates_TE * norms_TE
     summands_TE = [gates_TE, norms_TE, saliency_TE, saliency_TE**2, norms_TE**2]
     # Counts are products of 0 and 1, exact in any precision; the others need all of float32.
     exact = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
     sums = [exact("TG,TE->GE", domain_TG * weights_T[:, None], summand) for summand in summands_TE]
     count_GE = jnp.einsum("TG,TE->GE", domain_TG, chosen_TE)
-    together_GEE = jnp.einsum("TG,TE,TX->GEX", domain_TG, chosen_TE, chosen_TE)
     bins_Tk = jnp.minimum((routing.gates_Tk * GATE_BINS).astype(jnp.int32), GATE_BINS - 1)
-    histogram_GN = jnp.zeros((batch.num_domains, GATE_BINS), jnp.int32)
+    # What is no product over tokens is scattered: [T, G, E] would be as large as the layer's weights.
+    G, E = batch.num_domains, routing.logits_TE.shape[-1]
+    domains_T1 = batch.domains.reshape(-1, 1)
+    kept_T1 = kept_T[:, None].astype(jnp.int32)
+    experts_Tk1, experts_T1k = routing.experts_Tk[:, :, None], routing.experts_Tk[:, None, :]
+    pairs_Tkk = kept_T1[:, :, None] * (experts_Tk1 != experts_T1k)
 
-    def peak(values_TE: Array) -> Array:
-        return jnp.where(domain_TG[..., None] > 0, values_TE[:, None], 0).max(0)
+    def peak(values_Tk: Array) -> Array:
+        kept_values = jnp.where(kept_T[:, None], values_Tk, 0)
+        return jnp.zeros((G, E)).at[domains_T1, routing.experts_Tk].max(kept_values)
 
     return Statistics(
         count=count_GE.astype(jnp.int32),
@@ -134,12 +139,14 @@ def layer_statistics(
         gate_norm_sum=sums[2],
         gate_norm_sq_sum=sums[3],
         norm_sq_sum=sums[4],
-        norm_max=peak(norms_TE),
-        activation_max=peak(peaks_TE),
-        coactivation=(together_GEE * (1 - jnp.eye(together_GEE.shape[-1]))[None]).astype(jnp.int32),
+        norm_max=peak(norms_Tk),
+        activation_max=peak(peaks_Tk),
+        coactivation=jnp.zeros((G, E, E), jnp.int32)
+        .at[domains_T1[:, :, None], experts_Tk1, experts_T1k]
+        .add(pairs_Tkk),
         tokens=domain_TG.sum(0).astype(jnp.int32),
         gate_rank_sum=exact("TG,Tk->Gk", domain_TG, jnp.where(kept_T[:, None], routing.gates_Tk, 0)),
-        gate_histogram=histogram_GN.at[batch.domains.reshape(-1, 1), bins_Tk].add(kept_T[:, None].astype(jnp.int32)),
+        gate_histogram=jnp.zeros((G, GATE_BINS), jnp.int32).at[domains_T1, bins_Tk].add(kept_T1),
         router_entropy_sum=exact("TG,T->G", domain_TG, jnp.where(kept_T, entropy(routing.logits_TE), 0)),
     )
 

@@ -19,6 +19,8 @@ Ranking = list[list[int]]
 
 SALIENCY = "saliency.parquet"
 SALIENCY_BY_DOMAIN = "saliency_by_domain.parquet"
+USAGE = "usage.parquet"
+USAGE_BY_DOMAIN = "usage_by_domain.parquet"
 RANKING = "ranking_by_layer.json"
 
 
@@ -85,6 +87,8 @@ def _columns(table: pa.Table, file: Path, domain: str | None) -> Columns:
         raise ValueError("its rows are not every expert of every layer, in order")
     if (flat["count"] < 0).any():
         raise ValueError("a count is negative")
+    if not flat["count"].any():
+        raise ProfileError(f"{file}: no token {f'of domain {domain!r} ' if domain else ''}was kept: nothing to rank")
     return {name: column.reshape(-1, E) for name, column in flat.items()}
 
 

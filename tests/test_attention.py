@@ -23,7 +23,7 @@ def dense(q, k, v, sinks, segments, window):
 
 @pytest.mark.parametrize(("length", "window"), [(7, 3), (16, 99), (37, 5), (37, 37), (1, 1)])
 def test_blocks_equal_the_dense_softmax(length: int, window: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", 8 * 2 * 6 * length)  # blocks of 8 queries
     rng = np.random.default_rng(length)
     q = rng.normal(size=(2, length, 6, 4)).astype(np.float32)
     k, v = rng.normal(size=(2, 2, length, 3, 4)).astype(np.float32)

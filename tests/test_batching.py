@@ -147,12 +147,14 @@ def test_tokens_are_counted_without_padding(
 
 @given(documents, st.integers(0, 70))
 @settings(deadline=None)
-def test_skip_first_takes_the_weight_of_each_rows_first_positions_and_nothing_else(
+def test_skip_first_takes_the_weight_where_positions_begin_and_nothing_else(
     documents: list[Document], count: int
 ) -> None:
-    for batch in padded(documents, 2, MAX_LENGTH):
+    """In a packed row each document begins at position 0, and has an attention sink of its own there."""
+    for batch in [*padded(documents, 2, MAX_LENGTH), *packed(documents, 2, 16, eos_token_id=0)]:
         skipped = skip_first(batch, count)
-        expected = [[0 if i < count else w for i, w in enumerate(row)] for row in batch.weights.tolist()]
-        assert skipped.weights.tolist() == expected
+        for row, (weights, positions) in enumerate(zip(batch.weights, batch.positions, strict=True)):
+            expected = [0 if p < count else w for p, w in zip(positions, weights, strict=True)]
+            assert skipped.weights[row].tolist() == expected
         for name in ("token_ids", "positions", "segment_ids", "domains"):
             np.testing.assert_array_equal(getattr(skipped, name), getattr(batch, name))

@@ -1,8 +1,10 @@
 """The job from the command line to its files, against transformers in float32."""
 
 import json
+import shutil
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -11,9 +13,10 @@ from click.testing import CliRunner
 from gptoss_jax import harmony
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
-from gptoss_jax.rows import Columns, prompts_hash, read_rows
+from gptoss_jax.rows import ColumnNames, prompts_hash, read_rows
 from gptoss_jax.select import read_columns
 from tests import oracle
+from tests.bad_input import read_shard, shard_of, write_shard
 
 L, E, K = TINY.num_layers, TINY.num_experts, TINY.top_k
 
@@ -27,7 +30,7 @@ def run_profile(model: Path, data: Path, out: Path, *options: str) -> Path:
 
 def rows_and_documents(model: Path, data: Path):
     tokenizer = harmony.load_tokenizer(model)
-    rows = list(read_rows(str(data), "train", Columns(domain="domain"), lambda m: ""))
+    rows = list(read_rows(str(data), "train", ColumnNames(domain="domain"), lambda m: ""))
     domains = sorted({row.domain for row in rows})
     return rows, harmony.encode(rows, tokenizer, domains, TINY.vocab_size, None)
 
@@ -77,10 +80,22 @@ def test_statistics_equal_transformers(way: tuple[str, ...], tiny_mxfp4: Path, r
     assert_equal_columns(read_columns(profile, "b"), oracle_columns(tiny_mxfp4, odd))
 
 
+def decided(source: Path, folder: Path) -> Path:
+    """A copy with logits 64 times as large: random ones are so even that classes would hang on rounding."""
+    shutil.copytree(source, folder)
+    shard = shard_of(folder, "lm_head.weight")
+    header, tensors = read_shard(shard)
+    begin, end = header["lm_head.weight"]["data_offsets"]
+    larger = np.frombuffer(tensors[begin:end], ml_dtypes.bfloat16) * ml_dtypes.bfloat16(64)
+    write_shard(shard, header, tensors[:begin] + larger.tobytes() + tensors[end:])
+    return folder
+
+
 def test_eaft_sums_equal_transformers(tiny_bf16: Path, rows_jsonl: Path, tmp_path: Path):
-    profile = run_profile(tiny_bf16, rows_jsonl, tmp_path / "out", "--eaft", "--eaft-weights", "1.5", "-3", "0.5")
-    _, documents = rows_and_documents(tiny_bf16, rows_jsonl)
-    network = oracle.load(tiny_bf16)
+    model = decided(tiny_bf16, tmp_path / "model")
+    profile = run_profile(model, rows_jsonl, tmp_path / "out", "--eaft", "--eaft-weights", "1.5", "-3", "0.5")
+    _, documents = rows_and_documents(model, rows_jsonl)
+    network = oracle.load(model)
     references = [oracle.forward(network, d.token_ids) for d in documents]
     scores = []
     for document, reference in zip(documents, references, strict=True):

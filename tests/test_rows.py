@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from experiments import tokenizers
 from gptoss_jax import harmony
 from gptoss_jax.errors import DataError
-from gptoss_jax.rows import Columns, Row, prompts_hash, read_rows, sample
+from gptoss_jax.rows import ColumnNames, Row, prompts_hash, read_rows, sample
 
 MESSAGES = [
     [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "Hi", "thinking": "Easy."}],
@@ -36,14 +36,14 @@ some_rows = st.lists(
     unique_by=lambda row: (row.id, row.text),
 )
 seeds = st.integers(0, 2**63)
-TEXT = Columns()
+TEXT = ColumnNames()
 
 
 def no_render(_: Any) -> str:
     raise AssertionError("these rows hold text")
 
 
-def read(source: object, columns: Columns = TEXT, render: Any = no_render, split: str = "train") -> list[Row]:
+def read(source: object, columns: ColumnNames = TEXT, render: Any = no_render, split: str = "train") -> list[Row]:
     return list(read_rows(str(source), split, columns, render))
 
 
@@ -75,7 +75,7 @@ def test_jsonl_gives_a_row_a_line_and_passes_over_blank_lines(tmp_path: Path) ->
 
 def test_parquet_gives_the_rows_of_all_its_batches_in_order(tmp_path: Path) -> None:
     records = [{"body": f"text {i}", "key": i, "subject": "xy"[i % 2]} for i in range(2500)]
-    rows = read(write_parquet(tmp_path / "rows.parquet", records), Columns("body", "subject", "key"))
+    rows = read(write_parquet(tmp_path / "rows.parquet", records), ColumnNames("body", "subject", "key"))
     assert rows == [Row(r["body"], str(r["key"]), r["subject"]) for r in records]
 
 
@@ -99,7 +99,7 @@ def test_rows_without_id_or_domain_have_empty_ones(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a"}, {"text": "b", "domain": None}])
     assert read(file) == [Row("a", "", ""), Row("b", "", "")]
     with pytest.raises(DataError, match="line 1: no column 'domain'"):
-        read(file, Columns(domain="domain"))
+        read(file, ColumnNames(domain="domain"))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_messages_are_rendered_by_the_chat_template(tmp_path: Path, tokenizer: A
     suffix = {write_jsonl: "jsonl", write_parquet: "parquet"}[write]
     file = write(tmp_path / f"rows.{suffix}", [{"messages": messages} for messages in MESSAGES])
     system = "<|start|>system<|message|>You are a small model.\nReasoning: medium<|end|><|start|>user<|message|>"
-    texts = [row.text for row in read(file, Columns("messages"), lambda m: harmony.render(m, tokenizer))]
+    texts = [row.text for row in read(file, ColumnNames("messages"), lambda m: harmony.render(m, tokenizer))]
     assert texts == [
         f"{system}Grüße<|end|><|start|>assistant<|channel|>analysis<|message|>Easy.<|end|>"
         "<|start|>assistant<|channel|>final<|message|>Hi<|return|>",
@@ -146,7 +146,7 @@ def test_parquet_gives_messages_the_fields_that_only_others_have(tmp_path: Path)
     """The reason why rendering drops fields that are None."""
     seen: list[Any] = []
     file = write_parquet(tmp_path / "rows.parquet", [{"messages": messages} for messages in MESSAGES])
-    read(file, Columns("messages"), lambda messages: seen.append(messages) or "text")
+    read(file, ColumnNames("messages"), lambda messages: seen.append(messages) or "text")
     assert seen[1][1] == {"role": "assistant", "content": "2", "thinking": None}
 
 
@@ -157,7 +157,7 @@ def test_tool_calls_from_parquet_render_as_from_jsonl(
     calls = [{"arguments": {"a": 1}}, {"arguments": {"b": "x"}, "content_type": "code"}]
     records = [{"messages": [{"role": "assistant", "tool_calls": [call]}]} for call in calls]
     files = write_jsonl(tmp_path / "rows.jsonl", records), write_parquet(tmp_path / "rows.parquet", records)
-    jsonl, parquet = (read(file, Columns("messages"), lambda m: harmony.render(m, tokenizer)) for file in files)
+    jsonl, parquet = (read(file, ColumnNames("messages"), lambda m: harmony.render(m, tokenizer)) for file in files)
     assert [row.text for row in jsonl] == ['{"a": 1} json', '{"b": "x"} code']
     assert parquet == jsonl
 
@@ -170,13 +170,13 @@ def test_the_date_in_a_conversation_is_fixed(tokenizer: Any, monkeypatch: pytest
 def test_messages_that_the_template_refuses_are_named(tmp_path: Path, tokenizer: Any) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"messages": [{"role": "oracle", "content": "?"}]}])
     with pytest.raises(DataError, match="line 1: the chat template refuses these messages: unknown role oracle"):
-        read(file, Columns("messages"), lambda m: harmony.render(m, tokenizer))
+        read(file, ColumnNames("messages"), lambda m: harmony.render(m, tokenizer))
 
 
 def test_a_list_that_holds_no_messages_is_named(tmp_path: Path, tokenizer: Any) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"messages": ["What is 1 + 1?", "2"]}])
     with pytest.raises(DataError, match="line 1"):
-        read(file, Columns("messages"), lambda m: harmony.render(m, tokenizer))
+        read(file, ColumnNames("messages"), lambda m: harmony.render(m, tokenizer))
 
 
 def test_a_template_that_refuses_without_a_word_is_an_error_in_the_data(

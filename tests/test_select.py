@@ -137,8 +137,8 @@ def weights_by_hand(scores: list[tuple[float, float]], options: EaftOptions) -> 
     scored = [(p, h) for p, h in scores if not math.isnan(p)]
     if not scored:
         return [0.0] * len(scores)
-    cut_p = quantile_by_hand([p for p, _ in scored], options.quantile)
-    cut_h = quantile_by_hand([h for _, h in scored], options.quantile)
+    cut_p = quantile_by_hand([p for p, _ in scored], options.probability_quantile)
+    cut_h = quantile_by_hand([h for _, h in scored], options.entropy_quantile)
     weights = []
     for p, h in scores:
         if math.isnan(p):
@@ -156,7 +156,7 @@ def test_eaft_weighs_tokens_by_their_class(scores: list[tuple[float, float]], da
     unscored = data.draw(st.sets(st.integers(0, len(scores) - 1)))
     scores = [(math.nan, math.nan) if i in unscored else score for i, score in enumerate(scores)]
     # Dyadic, so that the quantile of the formula is the quantile to the last bit.
-    options = data.draw(st.sampled_from([EaftOptions(0.25), EaftOptions(0.5, 3.0, -1.5, 0.5), EaftOptions(0.125)]))
+    options = data.draw(st.sampled_from([EaftOptions(0.25, 0.5), EaftOptions(0.5, 0.125, 3.0, -1.5, 0.5)]))
     probability, entropy = np.array(scores).T
     assert class_weights(probability, entropy, options).tolist() == weights_by_hand(scores, options)
 
@@ -168,7 +168,7 @@ def test_eaft_cuts_at_the_fifteenth_percentile(num_unscored: int) -> None:
     probability[:num_unscored] = entropy[:num_unscored] = math.nan
     weights = class_weights(probability, entropy, EaftOptions())
     scores = list(zip(probability.tolist(), entropy.tolist(), strict=True))
-    assert weights.tolist() == weights_by_hand(scores, EaftOptions(0.15, 1.0, -2.0, 0.25))
+    assert weights.tolist() == weights_by_hand(scores, EaftOptions(0.15, 0.15, 1.0, -2.0, 0.25))
     assert set(weights.tolist()) == {1.0, -2.0, 0.25} | ({0.0} if num_unscored else set())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..saliency import Statistics
-from ..select import RANKING, SALIENCY, Columns, rank
+from ..select import RANKING, SALIENCY, SALIENCY_BY_DOMAIN, USAGE, USAGE_BY_DOMAIN, Columns, rank
 
 TOP = 10
 CONCENTRATION = (4, 8, 16)
@@ -50,7 +50,8 @@ def profile_report(
     lines += [
         f"- `{SALIENCY}` (per-layer, per-expert count + gate/norm/saliency stats)",
         f"- `{RANKING}` (sorted experts per layer)",
-        "- `usage.parquet` (usage, co-activation, gate means and histogram)",
+        f"- `{USAGE}` (usage, co-activation, gate means and histogram)",
+        *([f"- `{SALIENCY_BY_DOMAIN}`, `{USAGE_BY_DOMAIN}` (both by domain)"] if any(by_domain) else []),
         "- `profile.json` (every option, versions, model fingerprint, warnings)",
     ]
     lines += ["", "## Reproduce", "", "```bash", info["command"], "```", "", "## Router", ""]
@@ -98,5 +99,6 @@ def _domains(by_domain: Mapping[str, Statistics]) -> list[str]:
     lines = ["| domain | kept tokens | top 4 of the first layer | top 4 of the last layer |", "|---|---:|---|---|"]
     for name, statistics in by_domain.items():
         ranking = rank({"count": statistics.count, "gate_norm_sum": statistics.gate_norm_sum})
+        name = " ".join(name.split()).replace("|", "\\|")  # a line break or bar would end the cell
         lines.append(f"| {name} | {statistics.tokens[0]:,} | {ranking[0][:4]} | {ranking[-1][:4]} |")
     return lines
