@@ -119,6 +119,8 @@ was pruned."""
 def _usage(name: str) -> str:
     return f"""## Usage
 
+With `transformers`, `torch` and `accelerate`, which transformers needs for MXFP4:
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

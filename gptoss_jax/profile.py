@@ -145,11 +145,12 @@ def columns(statistics: Statistics, eaft_LE: np.ndarray | None = None) -> select
 
 
 def write(folder: Path, measured: Measured, domains: Sequence[str], info: dict[str, Any]) -> None:
-    """Write all artifacts into `folder`. `info` becomes profile.json, completed by what was measured."""
+    """Write all artifacts into `folder`. `domains` are the G names; `info`, completed, becomes profile.json."""
     total = measured.statistics.total()
     eaft = measured.eaft_gate_norm_sum
     table = columns(total, None if eaft is None else eaft.sum(1))
-    by_domain = {name: measured.statistics.domain(g) for g, name in enumerate(domains)}
+    # Rows without domains are of one, whose name is empty and whose statistics are the total.
+    by_domain = {name: measured.statistics.domain(g) for g, name in enumerate(domains) if name}
     L, E = total.count.shape
     info = {
         **info,
@@ -173,10 +174,10 @@ def write(folder: Path, measured: Measured, domains: Sequence[str], info: dict[s
     }
     pq.write_table(_saliency_table(table), folder / select.SALIENCY, compression="zstd")
     pq.write_table(_usage_table(total), folder / select.USAGE, compression="zstd")
-    if any(domains):
+    if by_domain:
         saliency = {
-            name: _saliency_table(columns(s, None if eaft is None else eaft[:, g]))
-            for g, (name, s) in enumerate(by_domain.items())
+            name: _saliency_table(columns(s, None if eaft is None else eaft[:, domains.index(name)]))
+            for name, s in by_domain.items()
         }
         usage = {name: _usage_table(s) for name, s in by_domain.items()}
         pq.write_table(_with_domain(saliency), folder / select.SALIENCY_BY_DOMAIN, compression="zstd")

@@ -51,7 +51,7 @@ def profile_report(
         f"- `{SALIENCY}` (per-layer, per-expert count + gate/norm/saliency stats)",
         f"- `{RANKING}` (sorted experts per layer)",
         f"- `{USAGE}` (usage, co-activation, gate means and histogram)",
-        *([f"- `{SALIENCY_BY_DOMAIN}`, `{USAGE_BY_DOMAIN}` (both by domain)"] if any(by_domain) else []),
+        *([f"- `{SALIENCY_BY_DOMAIN}`, `{USAGE_BY_DOMAIN}` (both by domain)"] if by_domain else []),
         "- `profile.json` (every option, versions, model fingerprint, warnings)",
     ]
     lines += ["", "## Reproduce", "", "```bash", info["command"], "```", "", "## Router", ""]
