@@ -309,8 +309,9 @@ def main() -> None:
     """Entry point: exit status 0 done, 2 for what the user can mend, 1 for a fault of the program."""
     # With libtpu installed, a CPU run asks a metadata server that is not there.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    # transformers remarks on standard error that PyTorch is missing, which is how it should be.
+    # Standard error is for our own line: transformers remarks that PyTorch is missing, the hub on retries.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     # An exit lets temporary folders be removed, where the signal's own way would leave them.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
