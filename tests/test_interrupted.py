@@ -157,6 +157,8 @@ def test_signal(argv: list[Any], stop: signal.Signals, out: list[Any], tmp_path:
     before = tree(tmp_path)
     started = [sys.executable, "-c", STOPPING, *words([*argv, *out])]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # What runs in the background inherits an ignored SIGINT, and so would the child.
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(started, cwd=tmp_path, **pipes) as process:
         assert process.stdout is not None and process.stdout.readline() == "now\n"
         process.send_signal(stop)
