@@ -22,6 +22,11 @@ from .bad_input import SHORT, Program, Refused, argv, model, profile, program, r
 PROGRAM = [sys.executable, "-c", "from gptoss_jax.cli import main; main()"]
 # Waits half-way: after the first shard, or where the model would run.
 STOPPING = """
+import signal
+
+# What runs in the background inherits an ignored SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import sys, time
 import convert.shards, gptoss_jax.profile
 
@@ -157,8 +162,6 @@ def test_signal(argv: list[Any], stop: signal.Signals, out: list[Any], tmp_path:
     before = tree(tmp_path)
     started = [sys.executable, "-c", STOPPING, *words([*argv, *out])]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # What runs in the background inherits an ignored SIGINT, and so would the child.
-    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(started, cwd=tmp_path, **pipes) as process:
         assert process.stdout is not None and process.stdout.readline() == "now\n"
         process.send_signal(stop)
