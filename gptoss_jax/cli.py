@@ -287,7 +287,7 @@ def prune(
         kept, source = select.read_keep_sets(keep_sets, config), keep_sets
     else:
         assert ranking is not None and keep is not None
-        kept, source = select.keep_best(select.read_ranking(ranking, config), keep, config, str(ranking)), ranking
+        kept, source = select.keep_best(select.read_ranking(ranking, config), keep, config), ranking
     select.check_active(len(kept[0]), config, lower_top_k)
     domain = domain or card.domain_of(source)
     if not re.fullmatch(r"[\w.-]{1,80}", domain):

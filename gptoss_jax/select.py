@@ -100,19 +100,20 @@ def _grid(rows: int, num_experts: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_ranking(path: Path, config: Config) -> Ranking:
-    """A ranking file: L lists, or {"layer_0": list, …}; each list holds experts once, best first.
-
-    A published ranking may leave out experts that were never seen; `keep_best` needs as many as it keeps.
-    """
+    """A ranking file: L lists, or {"layer_0": list, …}; each list holds all experts once, best first."""
     lists = _read_lists(path, config)
     for layer, experts in enumerate(lists):
-        _check_experts(experts, f"{path}: layer {layer}", config.num_experts)
+        missing = sorted(set(range(config.num_experts)) - set(experts))
+        if missing:
+            raise RankingError(
+                f"{path}: layer {layer} lacks expert {missing[0]}: a ranking holds all experts, best first"
+            )
     return lists
 
 
 def read_keep_sets(path: Path, config: Config) -> Ranking:
     """A keep-set file: L lists of equal length in the forms of a ranking, or an object with these as "keep"."""
-    keep_sets = read_ranking(path, config)
+    keep_sets = _read_lists(path, config)
     if len({len(kept) for kept in keep_sets}) > 1:
         sizes = ", ".join(str(len(kept)) for kept in keep_sets)
         raise RankingError(f"{path}: layers keep {sizes} experts: a checkpoint has the same number in every layer")
@@ -121,13 +122,10 @@ def read_keep_sets(path: Path, config: Config) -> Ranking:
     return [sorted(kept) for kept in keep_sets]
 
 
-def keep_best(ranking: Ranking, keep: int, config: Config, where: str) -> Ranking:
+def keep_best(ranking: Ranking, keep: int, config: Config) -> Ranking:
     """The `keep` best experts of each layer, in order of id."""
     if not 1 <= keep <= config.num_experts:
         raise RankingError(f"--keep {keep}: the model has {config.num_experts} experts a layer: keep 1 to that many")
-    for layer, experts in enumerate(ranking):
-        if len(experts) < keep:
-            raise RankingError(f"{where}: layer {layer} ranks {len(experts)} experts, --keep {keep} needs as many")
     return [sorted(experts[:keep]) for experts in ranking]
 
 
@@ -158,6 +156,8 @@ def _read_lists(path: Path, config: Config) -> list[list[int]]:
         raise RankingError(f'{path}: expected a list for each layer, or {{"layer_0": [...], ...}}')
     if len(raw) != config.num_layers:
         raise RankingError(f"{path}: has {len(raw)} layers, the model has {config.num_layers}")
+    for layer, experts in enumerate(raw):
+        _check_experts(experts, f"{path}: layer {layer}", config.num_experts)
     return raw
 
 

@@ -208,7 +208,7 @@ def test_a_real_topical_ranking_gives_keep_sets(shared: Path, topic: str) -> Non
     ranking = read_ranking(file, GPT_OSS_20B)
     raw = json.loads(file.read_text(encoding="utf-8"))
     assert ranking == [raw[f"layer_{layer}"] for layer in range(24)]
-    keep_sets = keep_best(ranking, 12, GPT_OSS_20B, str(file))
+    keep_sets = keep_best(ranking, 12, GPT_OSS_20B)
     assert [len(kept) for kept in keep_sets] == [12] * 24
     assert keep_sets == [sorted(set(experts[:12])) for experts in ranking]
 
@@ -221,7 +221,8 @@ def write_json(path: Path, value: object) -> Path:
     return path
 
 
-RANKING = [[3, 0, 6, 1], [5, 2, 4, 0], [0, 1, 2, 3], [6, 5, 4, 3]]
+RANKING = [[3, 0, 6, 1, 2, 4, 5], [5, 2, 4, 0, 6, 3, 1], [0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0]]
+KEPT = [experts[:4] for experts in RANKING]
 
 
 def test_both_forms_of_a_ranking_are_read(tmp_path: Path) -> None:
@@ -231,8 +232,8 @@ def test_both_forms_of_a_ranking_are_read(tmp_path: Path) -> None:
 
 
 def test_keep_sets_are_read_from_lists_and_from_keep(tmp_path: Path) -> None:
-    expected = [sorted(experts) for experts in RANKING]
-    for value in (RANKING, {"keep": RANKING, "reason": "a test"}):
+    expected = [sorted(experts) for experts in KEPT]
+    for value in (KEPT, {"keep": KEPT, "reason": "a test"}):
         assert read_keep_sets(write_json(tmp_path / "keep.json", value), TINY) == expected
 
 
@@ -243,6 +244,7 @@ def test_keep_sets_are_read_from_lists_and_from_keep(tmp_path: Path) -> None:
         ([*RANKING[:3], [7]], "layer 3 names expert 7, the model has experts 0 to 6"),
         ([*RANKING[:3], [1, 2, 1]], "layer 3 names expert 1 twice"),
         ([*RANKING[:3], [True]], "layer 3 names expert True"),
+        ([*RANKING[:3], [6, 5, 3, 2, 1, 0]], "layer 3 lacks expert 4"),
         ({f"layer_{i + 1}": RANKING[i] for i in range(4)}, "expected the keys layer_0 … layer_3"),
         ([0, 1, 2, 3], "expected a list for each layer"),
     ],
@@ -254,13 +256,13 @@ def test_a_ranking_that_does_not_fit_the_model_is_refused(tmp_path: Path, value:
 
 def test_keep_sets_of_unequal_size_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RankingError, match="layers keep 4, 4, 4, 1 experts"):
-        read_keep_sets(write_json(tmp_path / "keep.json", [*RANKING[:3], [1]]), TINY)
+        read_keep_sets(write_json(tmp_path / "keep.json", [*KEPT[:3], [1]]), TINY)
 
 
-@pytest.mark.parametrize("keep", [0, 5, 8])
-def test_more_experts_than_are_ranked_cannot_be_kept(keep: int) -> None:
+@pytest.mark.parametrize("keep", [-1, 0, 8])
+def test_more_experts_than_there_are_cannot_be_kept(keep: int) -> None:
     with pytest.raises(RankingError):
-        keep_best(RANKING, keep, TINY, "ranking.json")
+        keep_best(RANKING, keep, TINY)
 
 
 def test_columns_come_back_as_they_were_written(tmp_path: Path) -> None:
