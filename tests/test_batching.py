@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss_jax.batching import SHORTEST, Batch, Document, packed, padded, skip_first
@@ -67,7 +67,6 @@ def packed_by_hand(documents: list[Document], length: int, cross_document: bool)
 
 
 @given(documents, batch_sizes)
-@settings(deadline=None)
 def test_padded_batches_hold_every_document_once(documents: list[Document], batch_size: int) -> None:
     expected = [
         [(t, w, d.domain, i, 1) for i, (t, w) in enumerate(zip(d.token_ids.tolist(), d.weights.tolist(), strict=True))]
@@ -78,7 +77,6 @@ def test_padded_batches_hold_every_document_once(documents: list[Document], batc
 
 
 @given(documents, batch_sizes)
-@settings(deadline=None)
 def test_padded_batches_have_few_shapes_and_waste_little(documents: list[Document], batch_size: int) -> None:
     batches = list(padded(documents, batch_size, MAX_LENGTH, 3))
     assert len(batches) == -(-len(documents) // batch_size)
@@ -91,7 +89,6 @@ def test_padded_batches_have_few_shapes_and_waste_little(documents: list[Documen
 
 
 @given(documents, batch_sizes)
-@settings(deadline=None)
 def test_padded_batches_come_in_order_of_length(documents: list[Document], batch_size: int) -> None:
     """So that documents of like length share a batch."""
     widths = [batch.token_ids.shape[1] for batch in padded(documents, batch_size, MAX_LENGTH)]
@@ -105,7 +102,6 @@ def test_padded_batches_are_never_longer_than_the_limit() -> None:
 
 
 @given(documents, batch_sizes, lengths, st.booleans())
-@settings(deadline=None)
 def test_packed_blocks_are_the_stream_of_documents_cut(
     documents: list[Document], batch_size: int, length: int, cross_document: bool
 ) -> None:
@@ -135,7 +131,6 @@ def test_across_documents_a_block_is_one_segment() -> None:
 
 
 @given(documents, batch_sizes, lengths, st.booleans())
-@settings(deadline=None)
 def test_tokens_are_counted_without_padding(
     documents: list[Document], batch_size: int, length: int, cross_document: bool
 ) -> None:
@@ -146,7 +141,6 @@ def test_tokens_are_counted_without_padding(
 
 
 @given(documents, st.integers(0, 70))
-@settings(deadline=None)
 def test_skip_first_takes_the_weight_where_positions_begin_and_nothing_else(
     documents: list[Document], count: int
 ) -> None:

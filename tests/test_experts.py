@@ -104,7 +104,7 @@ def statistics_by_loop(routing: Routing, norms: np.ndarray, peaks: np.ndarray, b
     return s
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**31), rows=st.integers(1, 3), length=st.integers(1, 40), domains=st.integers(1, 3))
 def test_statistics_equal_a_loop_over_pairs(seed: int, rows: int, length: int, domains: int):
     rng = np.random.default_rng(seed)

@@ -152,7 +152,6 @@ def test_tokens_weigh_what_their_channel_does(tokenizer: Any, text: str, weights
 
 
 @given(conversations())
-@settings(deadline=None)
 def test_tokens_are_those_of_the_text_and_no_special_ones_are_added(tokenizer: Any, text: str) -> None:
     document = encode(text, tokenizer)
     assert tokenizer.decode(document.token_ids) == text
@@ -184,7 +183,6 @@ def test_without_a_message_no_token_is_kept(tokenizer: Any) -> None:
 
 
 @given(conversations())
-@settings(deadline=None)
 def test_keep_all_keeps_every_token(tokenizer: Any, text: str) -> None:
     assert (encode(text, tokenizer, keep_all=True).weights == 1).all()
 
@@ -207,7 +205,6 @@ def test_tokens_with_an_empty_character_range_are_never_kept(keep_all: bool) -> 
 
 
 @given(conversations(), st.integers(1, 80))
-@settings(deadline=None)
 def test_truncation_on_the_left_keeps_the_tail(tokenizer: Any, text: str, length: int) -> None:
     whole, cut = encode(text, tokenizer), encode(text, tokenizer, max_length=length)
     first = max(0, len(whole.token_ids) - length)
@@ -217,7 +214,6 @@ def test_truncation_on_the_left_keeps_the_tail(tokenizer: Any, text: str, length
 
 
 @given(conversations(), st.integers(1, 80))
-@settings(deadline=None)
 def test_truncation_on_the_right_keeps_the_head(tokenizer: Any, text: str, length: int) -> None:
     whole, cut = encode(text, tokenizer), encode(text, tokenizer, max_length=length, truncate="right")
     np.testing.assert_array_equal(cut.token_ids, whole.token_ids[:length])

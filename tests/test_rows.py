@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import tokenizers
@@ -235,7 +235,6 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(source: str) -> None:
 
 
 @given(some_rows, st.sets(st.sampled_from("abc"), min_size=1))
-@settings(deadline=None)
 def test_domains_filter_rows_and_leave_their_order(rows: list[Row], domains: set[str]) -> None:
     expected = [row for row in rows if row.domain in domains]
     if domains <= {row.domain for row in rows}:
@@ -246,7 +245,6 @@ def test_domains_filter_rows_and_leave_their_order(rows: list[Row], domains: set
 
 
 @given(some_rows)
-@settings(deadline=None)
 def test_without_domains_and_number_all_rows_stay(rows: list[Row]) -> None:
     assert sample(rows, (), None, 0) == rows
 
@@ -257,7 +255,6 @@ def test_no_row_at_all_is_an_error() -> None:
 
 
 @given(some_rows, st.integers(1, 25), seeds)
-@settings(deadline=None)
 def test_a_sample_is_the_rows_with_the_smallest_hashes(rows: list[Row], number: int, seed: int) -> None:
     def key(row: Row) -> int:
         digest = hashlib.sha256("\n".join([str(seed), row.id, row.text]).encode("utf-8")).digest()
@@ -267,7 +264,6 @@ def test_a_sample_is_the_rows_with_the_smallest_hashes(rows: list[Row], number: 
 
 
 @given(some_rows.flatmap(lambda rows: st.tuples(st.just(rows), st.permutations(rows))), st.integers(1, 20), seeds)
-@settings(deadline=None)
 def test_a_sample_does_not_depend_on_the_order_of_rows(
     orders: tuple[list[Row], list[Row]], number: int, seed: int
 ) -> None:
@@ -282,13 +278,11 @@ def test_a_sample_looks_beyond_the_first_four_bytes_of_a_hash() -> None:
 
 
 @given(some_rows, seeds)
-@settings(deadline=None)
 def test_a_smaller_sample_is_the_beginning_of_a_larger_one(rows: list[Row], seed: int) -> None:
     assert sample(rows, (), len(rows), seed)[:3] == sample(rows, (), 3, seed)
 
 
 @given(some_rows, st.integers(1, 5), seeds)
-@settings(deadline=None)
 def test_other_domains_do_not_change_a_sample(rows: list[Row], number: int, seed: int) -> None:
     alone = [row for row in rows if row.domain == rows[0].domain]
     assert sample(rows, (rows[0].domain,), number, seed) == sample(alone, (), number, seed)
@@ -303,7 +297,6 @@ def test_a_sample_of_rows_with_equal_hashes_does_not_depend_on_their_order() -> 
 
 
 @given(some_rows)
-@settings(deadline=None)
 def test_the_prompts_hash_is_over_ids_then_texts(rows: list[Row]) -> None:
     lines = "\n".join([row.id for row in rows]) + "\n" + "\n".join([row.text for row in rows])
     assert prompts_hash(iter(rows)) == hashlib.sha256(lines.encode("utf-8")).hexdigest()

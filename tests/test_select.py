@@ -89,7 +89,6 @@ def test_experts_never_chosen_come_last_even_after_negative_scores() -> None:
 
 
 @given(tables(), st.integers(0, 2**32))
-@settings(deadline=None)
 def test_random_is_seeded_and_leaves_experts_never_chosen_last(columns: Columns, seed: int) -> None:
     ranking = rank(columns, "random", seed)
     assert ranking == rank(columns, "random", seed)
@@ -151,7 +150,6 @@ def weights_by_hand(scores: list[tuple[float, float]], options: EaftOptions) -> 
 
 
 @given(token_scores(), st.data())
-@settings(deadline=None)
 def test_eaft_weighs_tokens_by_their_class(scores: list[tuple[float, float]], data: st.DataObject) -> None:
     unscored = data.draw(st.sets(st.integers(0, len(scores) - 1)))
     scores = [(math.nan, math.nan) if i in unscored else score for i, score in enumerate(scores)]
