@@ -11,9 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from convert import prune
 from convert.from_hf import Checkpoint
 from gptoss_jax import batching, model
-from gptoss_jax.batching import Document
+from gptoss_jax.batching import Batch, Document
 from gptoss_jax.config import TINY
 from gptoss_jax.forward import forward_step
 from gptoss_jax.model import Output
@@ -47,21 +48,54 @@ def sums_difference(output: Output, reference: oracle.Reference) -> float:
     return largest
 
 
+def bfloat16_error(folder: Path, batch: Batch, exact: np.ndarray) -> float:
+    """Our root mean square error in bfloat16 over that of transformers in bfloat16."""
+    import torch
+
+    ours = forward_step(model.load(Checkpoint(folder), "bfloat16"), batch).logits[0]
+    theirs = oracle.forward(oracle.load(folder, torch.bfloat16), batch.token_ids[0]).logits
+    mine, other = (np.sqrt(np.mean((np.asarray(x, np.float64) - exact) ** 2)) for x in (ours, theirs))
+    return float(mine / other)
+
+
+def cut_minus_masked(folder: Path, batch: Batch) -> str:
+    """Pruned to 4 of 7 experts, in transformers and here: largest differences from the masked full model."""
+    rng = np.random.default_rng(0)
+    keep_sets = [sorted(rng.permutation(TINY.num_experts)[:4].tolist()) for _ in range(TINY.num_layers)]
+    source, masked = Checkpoint(folder), oracle.load(folder)
+    for layer, kept in enumerate(keep_sets):
+        dropped = sorted(set(range(TINY.num_experts)) - set(kept))
+        masked.model.layers[layer].mlp.router.bias.data[dropped] = -np.inf
+    with tempfile.TemporaryDirectory() as name:
+        groups = prune.plan(source, keep_sets, source.quantized)
+        prune.write(source, keep_sets, Path(name), groups, source.quantized, 10**9)
+        cut = oracle.forward(oracle.load(Path(name)), batch.token_ids[0]).logits
+        ours = np.asarray(forward_step(model.load(Checkpoint(Path(name)), "float32"), batch).logits[0])
+    expected = oracle.forward(masked, batch.token_ids[0]).logits
+    return f"{np.abs(cut - expected).max():.1e} in transformers, {np.abs(ours - expected).max():.1e} here"
+
+
 def main() -> None:
-    """Print one table row for each form of checkpoint and length."""
-    print(
-        "| checkpoint | tokens | logits | hidden states | choices that differ | sums |\n|---|---:|---:|---:|---:|---:|"
-    )
+    """Print one table row for each form of checkpoint and length, then a line for each form."""
+    print("| checkpoint | tokens | logits | hidden states | choices that differ | sums |")
+    print("|---|---:|---:|---:|---:|---:|")
+    lines = []
     for form in ("MXFP4", "BF16"):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             checkpoints.write_random(folder, TINY, mxfp4=form == "MXFP4", seed=1)
             ours, theirs = model.load(Checkpoint(folder), "float32"), oracle.load(folder)
-        for length in (50, 700, 4200):
-            ids = np.random.default_rng(length).integers(0, TINY.vocab_size, length).astype(np.int32)
-            (batch,) = batching.padded([Document(ids, np.ones(length, np.float32))], 1, length)
-            row = differences(forward_step(ours, batch), slice(length), oracle.forward(theirs, ids))
-            print(f"| {form} | {length:,} | {row} |", flush=True)
+            for length in (50, 700, 4200):
+                ids = np.random.default_rng(length).integers(0, TINY.vocab_size, length).astype(np.int32)
+                (batch,) = batching.padded([Document(ids, np.ones(length, np.float32))], 1, length)
+                reference = oracle.forward(theirs, ids)
+                row = differences(forward_step(ours, batch), slice(length), reference)
+                print(f"| {form} | {length:,} | {row} |", flush=True)
+                if length == 700:
+                    error = bfloat16_error(folder, batch, reference.logits)
+                    lines.append(f"{form}: bfloat16 error {error:.2f} of transformers' bfloat16 error")
+                    lines.append(f"{form}: cut − masked {cut_minus_masked(folder, batch)}")
+    print("", *lines, sep="\n")
 
 
 if __name__ == "__main__":
