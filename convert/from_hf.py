@@ -2,21 +2,19 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from gptoss_jax.config import Config, read_json
+from gptoss_jax.config import HUB_ID, Config, read_json
 from gptoss_jax.errors import CheckpointError, reason
 
 from . import mxfp4
 from .mapping import LAYER, OUTER, Tensor, all_tensors, layer_name
 from .shards import find_tensors
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FIRST_BLOCKS = "model.layers.0.mlp.experts.gate_up_proj_blocks"
 # A hub repository may hold the weights again in other forms, in folders of their own.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "LICENSE*", "README.md", "USAGE_POLICY*"]

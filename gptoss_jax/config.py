@@ -12,6 +12,7 @@ Glossary, used in shapes, suffixes and einsum strings throughout the project:
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from .errors import ConfigError, reason
 SLIDING = "sliding_attention"
 FULL = "full_attention"
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name, of a model or of a dataset
 
 # Sizes by their names here and in config.json.
 SIZE_KEYS = {
@@ -146,11 +148,6 @@ class Config:
             raise ConfigError(
                 f"{where}: num_experts_per_tok {self.top_k} is above num_local_experts {self.num_experts}"
             )
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> "Config":
-        """Read `folder`/config.json."""
-        return cls.from_json(read_json(folder / "config.json"), str(folder / "config.json"))
 
     def to_json(self) -> dict[str, Any]:
         """The config in the form that Hugging Face publishes."""

@@ -4,7 +4,6 @@ import hashlib
 import heapq
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .config import HUB_ID
 from .errors import DataError, reason
 
 SUFFIXES = (".jsonl", ".parquet", ".txt")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 Render = Callable[[list[Any]], str]
 """Turns a `messages` list into harmony text: the chat template."""

@@ -20,8 +20,6 @@ from .errors import StatisticsError
 from .router import Routing, entropy
 
 GATE_BINS = 200  # of [0, 1]; the published usage tables of gpt-oss-20b have bins of 0.005
-
-
 MAXIMA = {"norm_max", "activation_max"}  # merged by the larger; all other statistics are sums
 
 
@@ -103,8 +101,11 @@ def layer_statistics(
     """One layer's statistics over the kept tokens of a batch."""
     weights_T = batch.weights.reshape(-1)
     kept_T = weights_T != 0
-    # Domains stand in the left factor, so that one product sums over tokens and splits by domain.
+    # Sums are products over tokens, which add in blocks: one scattered pair after the other would lose
+    # digits. Domains stand in the left factor, so that one product sums and splits.
     domain_TG = jax.nn.one_hot(batch.domains.reshape(-1), batch.num_domains) * kept_T[:, None]
+    weighted_TG = domain_TG * weights_T[:, None]
+    exact = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # the others would round to bfloat16 on TPU
     chosen_TkE = routing.experts_Tk[..., None] == jnp.arange(routing.logits_TE.shape[-1])[None, None]
     chosen_TkE = chosen_TkE & kept_T[:, None, None]
 
@@ -112,41 +113,39 @@ def layer_statistics(
         # Selected, not multiplied: NaN · 0 would spread from the expert that made it to all others.
         return jnp.where(chosen_TkE, values_Tk[..., None], 0).sum(1)
 
-    chosen_TE = by_expert(jnp.ones_like(norms_Tk))
+    def summed(values_TE: Array) -> Array:
+        return exact("TG,TE->GE", weighted_TG, values_TE)
+
     gates_TE, norms_TE = by_expert(routing.gates_Tk), by_expert(norms_Tk)
     saliency_TE = gates_TE * norms_TE
-    summands_TE = [gates_TE, norms_TE, saliency_TE, saliency_TE**2, norms_TE**2]
-    # Counts are products of 0 and 1, exact in any precision; the others need all of float32.
-    exact = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-    sums = [exact("TG,TE->GE", domain_TG * weights_T[:, None], summand) for summand in summands_TE]
-    count_GE = jnp.einsum("TG,TE->GE", domain_TG, chosen_TE)
-    bins_Tk = jnp.minimum((routing.gates_Tk * GATE_BINS).astype(jnp.int32), GATE_BINS - 1)
-    # What is no product over tokens is scattered: [T, G, E] would be as large as the layer's weights.
+    # Whole numbers and maxima lose nothing and are scattered: [T, G, E] would outgrow the layer's weights.
     G, E = batch.num_domains, routing.logits_TE.shape[-1]
     domains_T1 = batch.domains.reshape(-1, 1)
     kept_T1 = kept_T[:, None].astype(jnp.int32)
     experts_Tk1, experts_T1k = routing.experts_Tk[:, :, None], routing.experts_Tk[:, None, :]
-    pairs_Tkk = kept_T1[:, :, None] * (experts_Tk1 != experts_T1k)
+    together_Tkk = kept_T1[:, :, None] * (experts_Tk1 != experts_T1k)
+    bins_Tk = jnp.minimum((routing.gates_Tk * GATE_BINS).astype(jnp.int32), GATE_BINS - 1)
+
+    def counts(*shape: int) -> Array:
+        return jnp.zeros((G, *shape), jnp.int32)
 
     def peak(values_Tk: Array) -> Array:
         kept_values = jnp.where(kept_T[:, None], values_Tk, 0)
         return jnp.zeros((G, E)).at[domains_T1, routing.experts_Tk].max(kept_values)
 
     return Statistics(
-        count=count_GE.astype(jnp.int32),
-        gate_sum=sums[0],
-        norm_sum=sums[1],
-        gate_norm_sum=sums[2],
-        gate_norm_sq_sum=sums[3],
-        norm_sq_sum=sums[4],
+        count=counts(E).at[domains_T1, routing.experts_Tk].add(kept_T1),
+        gate_sum=summed(gates_TE),
+        norm_sum=summed(norms_TE),
+        gate_norm_sum=summed(saliency_TE),
+        gate_norm_sq_sum=summed(saliency_TE**2),
+        norm_sq_sum=summed(norms_TE**2),
         norm_max=peak(norms_Tk),
         activation_max=peak(peaks_Tk),
-        coactivation=jnp.zeros((G, E, E), jnp.int32)
-        .at[domains_T1[:, :, None], experts_Tk1, experts_T1k]
-        .add(pairs_Tkk),
-        tokens=domain_TG.sum(0).astype(jnp.int32),
+        coactivation=counts(E, E).at[domains_T1[:, :, None], experts_Tk1, experts_T1k].add(together_Tkk),
+        tokens=counts().at[domains_T1[:, 0]].add(kept_T1[:, 0]),
         gate_rank_sum=exact("TG,Tk->Gk", domain_TG, jnp.where(kept_T[:, None], routing.gates_Tk, 0)),
-        gate_histogram=jnp.zeros((G, GATE_BINS), jnp.int32).at[domains_T1, bins_Tk].add(kept_T1),
+        gate_histogram=counts(GATE_BINS).at[domains_T1, bins_Tk].add(kept_T1),
         router_entropy_sum=exact("TG,T->G", domain_TG, jnp.where(kept_T, entropy(routing.logits_TE), 0)),
     )
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptoss_jax import cli
 from gptoss_jax.config import GPT_OSS_20B, TINY
 from gptoss_jax.eaft import EaftOptions, class_weights
 from gptoss_jax.errors import ProfileError, RankingError
@@ -221,6 +222,11 @@ def write_json(path: Path, value: object) -> Path:
 
 RANKING = [[3, 0, 6, 1, 2, 4, 5], [5, 2, 4, 0, 6, 3, 1], [0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0]]
 KEPT = [experts[:4] for experts in RANKING]
+
+
+def test_the_command_line_offers_every_criterion() -> None:
+    """It lists them itself, to answer --help without loading what computes them."""
+    assert list(CRITERIA) == cli.CRITERIA
 
 
 def test_both_forms_of_a_ranking_are_read(tmp_path: Path) -> None:
