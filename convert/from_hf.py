@@ -1,15 +1,19 @@
-"""A checkpoint in Hugging Face form, checked against its config, as a source of layers."""
+"""A checkpoint in Hugging Face form, checked against its config, as a source of weights."""
 
 import hashlib
 import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
 from gptoss_jax.config import HUB_ID, Config, read_json
 from gptoss_jax.errors import CheckpointError, reason
+from gptoss_jax.model import Weights
 
 from . import mxfp4
 from .mapping import LAYER, OUTER, Tensor, all_tensors, layer_name
@@ -19,6 +23,7 @@ FIRST_BLOCKS = "model.layers.0.mlp.experts.gate_up_proj_blocks"
 # A hub repository may hold the weights again in other forms, in folders of their own.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "LICENSE*", "README.md", "USAGE_POLICY*"]
 FINITE_PIECE = 1 << 22  # values checked at once
+ALIGNMENT = 64  # bytes, of XLA's CPU buffers
 FINGERPRINT_BYTES = 4096  # of the head of each tensor; all of 120b would take minutes to read
 
 
@@ -38,7 +43,7 @@ def locate(model: str) -> Path:
 
 
 class Checkpoint:
-    """Reads tensors on demand; implements `gptoss_jax.model.LayerSource`."""
+    """Reads tensors on demand; implements `gptoss_jax.model.Source`."""
 
     def __init__(self, folder: Path):
         if not folder.is_dir():
@@ -50,13 +55,34 @@ class Checkpoint:
         self.quantized = FIRST_BLOCKS in self.tensors
         self._check()
 
-    def outer(self) -> dict[str, Any]:
-        """Embedding, final norm and unembedding."""
-        return unflatten_dict({t.path: self._read(t.hf_name, t) for t in OUTER}, sep="/")
+    def load(self, wanted: Weights) -> Weights:
+        """The arrays, one device's part after the other: beside what devices hold, one part is in memory."""
+        return {path: self._placed(path, array) for path, array in wanted.items()}
 
-    def layer(self, index: int) -> dict[str, Any]:
-        """Layer `index`, MXFP4 dequantised to bfloat16."""
-        return unflatten_dict({t.path: self._read(layer_name(index, t), t) for t in LAYER}, sep="/")
+    def _placed(self, path: str, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+        devices = defaultdict(list)
+        for device, index in wanted.sharding.addressable_devices_indices_map(wanted.shape).items():
+            devices[tuple(s.indices(n)[:2] for s, n in zip(index, wanted.shape, strict=True))].append(device)
+        parts = []
+        for ranges, holders in devices.items():
+            part = self.part(path, ranges, wanted.dtype)
+            parts += [jax.device_put(part, device) for device in holders]
+            del part
+        return jax.make_array_from_single_device_arrays(wanted.shape, wanted.sharding, parts)
+
+    def part(self, path: str, ranges: tuple[tuple[int, int], ...], dtype: Any) -> np.ndarray:
+        """The parameter at `path`, from first to last + 1 along each axis."""
+        stacked = path.removeprefix("layers/")
+        row = {t.path: t for t in (LAYER if stacked != path else OUTER)}
+        name, _, form = stacked.rpartition("_")
+        tensor = row[f"{name}_kernel" if form in ("packed", "scales") else stacked]
+        if stacked == path:
+            return self._read(tensor.hf_name, tensor, form, ranges).astype(dtype, copy=False)
+        (first, last), *inner = ranges
+        whole = _aligned((last - first, *(stop - start for start, stop in inner)), dtype)
+        for layer in range(first, last):
+            whole[layer - first] = self._read(layer_name(layer, tensor), tensor, form, inner)
+        return whole
 
     def values(self, name: str, tensor: Tensor, first: int = 0, count: int | None = None) -> np.ndarray:
         """Values of some experts' rows: as in the BF16 form, or as in the MXFP4 form if stored so."""
@@ -80,18 +106,38 @@ class Checkpoint:
             digest.update(f"\n{name} {t.dtype} {t.shape}\n".encode() + head)
         return digest.hexdigest()
 
-    def _read(self, name: str, tensor: Tensor) -> np.ndarray:
+    def _read(self, name: str, tensor: Tensor, form: str, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+        """A part of one layer's parameter; reads the rows of `ranges[0]` where these are rows of the tensor."""
+        (first, last), *others = ranges
+        if form in ("packed", "scales"):
+            return self._read_packed(name, tensor, form, first, last - first)
         if not self.is_quantized(tensor):
-            values = self.values(name, tensor)
-            check_finite(values, name, tensor)
+            shape = tensor.model_shape(self.config)
+            stored = self.tensors[name]
+            rows = stored.shape[0] // shape[0]  # of the tensor for each one of the parameter, as heads have
+            columns = None
+            if others and others[0] != (0, shape[1]):
+                width = stored.shape[1] // shape[1]
+                columns = others[0][0] * width, others[0][1] * width
+            values = stored.read(first * rows, (last - first) * rows, columns)
+            check_finite(values, name, tensor, first)
             return tensor.to_model(values, self.config)
         # An expert at a time into its place: decoding has temporaries of several times its result.
-        whole = np.empty(tensor.model_shape(self.config), mxfp4.BF16)
-        for expert in range(self.config.num_experts):
+        whole = np.empty((last - first, *tensor.model_shape(self.config)[1:]), mxfp4.BF16)
+        for expert in range(first, last):
             values = self.values(name, tensor, expert, 1)
             check_finite(values, name, tensor, expert)
-            whole[expert] = tensor.mxfp4_to_model(values, self.config)[0]
+            whole[expert - first] = tensor.mxfp4_to_model(values, self.config)[0]
         return whole
+
+    def _read_packed(self, name: str, tensor: Tensor, form: str, first: int, count: int) -> np.ndarray:
+        """Scales, or codes as `gptoss_jax.packed` wants them."""
+        if not self.quantized:
+            raise CheckpointError(f"{self.folder}: its experts are BF16: --weights mxfp4 needs a checkpoint in MXFP4")
+        stored = self.tensors[f"{name}_{'blocks' if form == 'packed' else 'scales'}"].read(first, count)
+        rows = stored.reshape(*stored.shape[:2], -1)  # of one output each, blocks of 16 bytes joined
+        inputs_first = np.ascontiguousarray(np.moveaxis(tensor.mxfp4_to_model(rows, self.config), -1, 1))
+        return mxfp4.halves(inputs_first) if form == "packed" else inputs_first
 
     def _check(self) -> None:
         expected: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -119,6 +165,14 @@ class Checkpoint:
                 f"{self.tensors[unknown[0]].file}: {unknown[0]} is no tensor of this GPT-OSS model: "
                 "config.json and weights are of different models"
             )
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An empty array that JAX's CPU backend takes over, where it would copy a less aligned one."""
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    first = -raw.ctypes.data % ALIGNMENT
+    return raw[first : first + nbytes].view(dtype).reshape(shape)
 
 
 def check_finite(values: np.ndarray, name: str, tensor: Tensor, first_expert: int = 0) -> None:

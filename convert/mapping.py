@@ -46,27 +46,32 @@ class Tensor:
         return _shape(self.model, config)
 
     def to_model(self, array: np.ndarray, config: Config) -> np.ndarray:
-        """From the BF16 form."""
-        return rearrange(array, f"{self.hf} -> {self.model}", **_sizes(self.hf, config))
+        """From the BF16 form; a run of rows or columns is enough, here and below."""
+        return _rearranged(array, self.hf, self.model, config)
 
     def to_hf(self, array: np.ndarray, config: Config) -> np.ndarray:
         """To the BF16 form."""
-        return rearrange(array, f"{self.model} -> {self.hf}", **_sizes(self.model, config))
+        return _rearranged(array, self.model, self.hf, config)
 
     def mxfp4_to_model(self, array: np.ndarray, config: Config) -> np.ndarray:
-        """From the values of the MXFP4 form; some of the experts are enough, here and below."""
+        """From values, codes or scales of the MXFP4 form."""
         assert self.mxfp4 is not None
-        return rearrange(array, f"{self.mxfp4} -> {self.model}", **_sizes(self.mxfp4, config, without="E"))
+        return _rearranged(array, self.mxfp4, self.model, config)
+
+    def model_to_mxfp4(self, array: np.ndarray, config: Config) -> np.ndarray:
+        """The reverse."""
+        assert self.mxfp4 is not None
+        return _rearranged(array, self.model, self.mxfp4, config)
 
     def mxfp4_to_hf(self, array: np.ndarray, config: Config) -> np.ndarray:
         """From the values of the MXFP4 form to the BF16 form."""
         assert self.mxfp4 is not None
-        return rearrange(array, f"{self.mxfp4} -> {self.hf}", **_sizes(self.mxfp4, config, without="E"))
+        return _rearranged(array, self.mxfp4, self.hf, config)
 
     def hf_to_mxfp4(self, array: np.ndarray, config: Config) -> np.ndarray:
         """The reverse of `mxfp4_to_hf`."""
         assert self.mxfp4 is not None
-        return rearrange(array, f"{self.hf} -> {self.mxfp4}", **_sizes(self.hf, config, without="E"))
+        return _rearranged(array, self.hf, self.mxfp4, config)
 
 
 LAYER = (
@@ -139,7 +144,7 @@ def _shape(pattern: str, config: Config) -> tuple[int, ...]:
     return tuple(int(np.prod([dims[axis] for axis in group])) for group in _axes(pattern))
 
 
-def _sizes(pattern: str, config: Config, without: str = "") -> dict[str, int]:
-    """Sizes by letter, for the letters of `pattern`, which is what einops takes."""
+def _rearranged(array: np.ndarray, before: str, after: str, config: Config) -> np.ndarray:
+    # Of axes that are joined, all sizes but the first are told; the first may be that of a part.
     dims = config.dims()
-    return {a: dims[a] for group in _axes(pattern) for a in group if a not in without}
+    return rearrange(array, f"{before} -> {after}", **{a: dims[a] for group in _axes(before) for a in group[1:]})

@@ -29,6 +29,24 @@ def decode(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return (values * factors[..., None]).reshape(*blocks.shape[:-2], -1)
 
 
+def halves(pairs: np.ndarray) -> np.ndarray:
+    """From bytes [E, I/2, …] that hold inputs 2i and 2i + 1 to those that hold i and i + I/2.
+
+    The first is how checkpoints pack, the second `gptoss_jax.packed`.
+    """
+    first, second = np.split(pairs, 2, axis=1)  # of the low halves' inputs, and of the high ones'
+    packed = np.empty_like(pairs)
+    packed[:, 0::2] = (first & 15) | (second << 4)
+    packed[:, 1::2] = (first >> 4) | (second & 0xF0)
+    return packed
+
+
+def pairs(packed: np.ndarray) -> np.ndarray:
+    """The reverse of `halves`."""
+    even, odd = packed[:, 0::2], packed[:, 1::2]
+    return np.concatenate([(even & 15) | (odd << 4), (even >> 4) | (odd & 0xF0)], axis=1)
+
+
 def encode(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Blocks and scales of values [..., 32·n], each rounded to the nearest (ties to even).
 
@@ -44,5 +62,4 @@ def encode(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for midpoint, up in zip(_MIDPOINTS, _TIE_GOES_UP, strict=True):
         code += magnitude >= midpoint if up else magnitude > midpoint
     code |= np.signbit(grouped).astype(np.uint8) << 3
-    blocks = code[..., 0::2] | (code[..., 1::2] << 4)
-    return blocks, (exponent + SCALE_BIAS).astype(np.uint8)
+    return code[..., 0::2] | (code[..., 1::2] << 4), (exponent + SCALE_BIAS).astype(np.uint8)

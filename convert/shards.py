@@ -49,19 +49,36 @@ class Stored:
     offset: int
     nbytes: int
 
-    def read(self, first: int = 0, count: int | None = None) -> np.ndarray:
-        """Rows [first, first + count) of the first axis; all of them without arguments."""
+    def read(self, first: int = 0, count: int | None = None, columns: tuple[int, int] | None = None) -> np.ndarray:
+        """Rows [first, first + count) of the first axis; all of them without arguments.
+
+        Of a matrix, `columns` reads from the first to before the second one alone.
+        """
         count = self.shape[0] - first if count is None else count
         assert first >= 0 and first + count <= self.shape[0], (self.name, first, count)
-        array = np.empty((count, *self.shape[1:]), DTYPES[self.dtype])
+        row_bytes = self.nbytes // self.shape[0]
+        start = self.offset + first * row_bytes
+        if columns is None:
+            array = np.empty((count, *self.shape[1:]), DTYPES[self.dtype])
+            self._fill(array, [start])
+            return array
+        left, right = columns
+        array = np.empty((count, right - left), DTYPES[self.dtype])
+        start += left * array.itemsize
+        self._fill(array, range(start, start + count * row_bytes, row_bytes))
+        return array
+
+    def _fill(self, array: np.ndarray, starts: Sequence[int]) -> None:
+        """As many bytes from each of `starts` as make up the array."""
+        parts = array.reshape(len(starts), -1).view(np.uint8)
         try:
             with open(self.file, "rb") as file:
-                file.seek(self.offset + first * (self.nbytes // self.shape[0]))
-                if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
-                    raise CheckpointError(f"{self.file}: ended inside {self.name}: it changed while it was read")
+                for start, part in zip(starts, parts, strict=True):
+                    file.seek(start)
+                    if file.readinto(part.data) != part.nbytes:
+                        raise CheckpointError(f"{self.file}: ended inside {self.name}: it changed while it was read")
         except OSError as error:
             raise CheckpointError(f"{self.file}: cannot be read: {error.strerror}") from error
-        return array
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:

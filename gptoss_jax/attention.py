@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from . import splash
 from .config import Config
+from .mesh import Placement
 from .rope import rotate
 
 # Scores of queries with keys held at once, over all rows and heads: 256 MiB in float32, where all scores
@@ -28,33 +30,45 @@ class Attention(nnx.Module):
         self.o_kernel = nnx.Param(kernel(rngs.params(), (D, H, h)))
         self.o_bias = nnx.Param(zeros(rngs.params(), (D,)))
         self.sinks = nnx.Param(zeros(rngs.params(), (H,)))
+        self.sliding_window = config.sliding_window
 
     def __call__(
         self,
         x_BSD: Float[Array, "B S D"],
         rope: tuple[Float[Array, "B S half"], Float[Array, "B S half"]],
         segment_ids_BS: Int[Array, "B S"],
-        window: Int[Array, ""],
+        sliding: Bool[Array, ""],
+        place: Placement,
     ) -> Float[Array, "B S D"]:
-        """`window` is how many tokens a query sees, itself included; a full layer's is at least S."""
+        """With `sliding` a query sees `sliding_window` tokens, itself included; else all before it."""
         q_BSHh = rotate(project(x_BSD, self.q_kernel[...], self.q_bias[...]), *rope)
         k_BSKh = rotate(project(x_BSD, self.k_kernel[...], self.k_bias[...]), *rope)
         v_BSKh = project(x_BSD, self.v_kernel[...], self.v_bias[...])
-        mixed_BSHh = attend(q_BSHh, k_BSKh, v_BSKh, self.sinks[...], segment_ids_BS, window)
+        sequences = q_BSHh, k_BSKh, v_BSKh, self.sinks[...], segment_ids_BS
+        if place.platform == "tpu":
+            mixed_BSHh = splash.attend(*sequences, sliding, self.sliding_window, place.interpret)
+        else:
+            S = x_BSD.shape[1]
+            mixed_BSHh = attend(*sequences, jnp.where(sliding, self.sliding_window, S))
         o_kernel_DI = self.o_kernel[...].reshape(x_BSD.shape[-1], -1)
-        return project(mixed_BSHh.reshape(*x_BSD.shape[:2], -1), o_kernel_DI, self.o_bias[...])
+        return project(mixed_BSHh.reshape(*x_BSD.shape[:2], -1), o_kernel_DI, self.o_bias[...], place)
 
 
 def project(
-    x_BSI: Float[Array, "B S I"], kernel: Float[Array, "*out I"], bias: Float[Array, "*out"]
+    x_BSI: Float[Array, "B S I"],
+    kernel: Float[Array, "*out I"],
+    bias: Float[Array, "*out"],
+    split: Placement | None = None,
 ) -> Float[Array, "B S *out"]:
-    """x·Wᵀ + b, [B, S, *out], summed in float32 and returned in x's dtype.
+    """x·Wᵀ + b, [B, S, *out], summed in float32 and returned in x's dtype; `split` says over what I is split.
 
     One flat matrix and a float32 result: XLA's CPU backend transposes kernels of more axes at each call,
     and rounds bfloat16 results one by one, at a quarter of the speed.
     """
     flat_OI = kernel.reshape(-1, kernel.shape[-1])
     out_BSO = jnp.einsum("BSI,OI->BSO", x_BSI, flat_OI, preferred_element_type=jnp.float32)
+    if split is not None:
+        out_BSO = split.sum_experts(out_BSO, x_BSI.dtype)
     out_BSO = (out_BSO + bias.reshape(1, 1, -1)).astype(x_BSI.dtype)
     return out_BSO.reshape(*x_BSI.shape[:2], *bias.shape)
 

@@ -1,6 +1,6 @@
 """Tokenised documents → batches of fixed shape: padded one document a row, or packed. Letters: see `config`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -50,8 +50,18 @@ class Batch:
         return int((np.asarray(self.segment_ids) > 0).sum())
 
 
-def padded(documents: Sequence[Document], batch_size: int, max_length: int, num_domains: int = 1) -> Iterator[Batch]:
-    """Batches of one document a row, padded on the right; documents of like length share a batch."""
+def padded(
+    documents: Sequence[Document],
+    batch_size: int,
+    max_length: int,
+    num_domains: int = 1,
+    agree: Callable[[list[int]], list[int]] = lambda lengths: lengths,
+) -> Iterator[Batch]:
+    """Batches of one document a row, padded on the right; documents of like length share a batch.
+
+    `agree` gives the lengths of all batches, from those that these documents need: as many, and as long, or
+    more. Processes that run the same steps agree on the largest.
+    """
 
     def padded_length(document: Document) -> int:
         length = SHORTEST
@@ -60,9 +70,10 @@ def padded(documents: Sequence[Document], batch_size: int, max_length: int, num_
         return min(length, max_length)
 
     ordered = sorted(documents, key=padded_length)
-    for start in range(0, len(ordered), batch_size):
-        rows = ordered[start : start + batch_size]
-        yield _stack([[row] for row in rows], batch_size, padded_length(rows[-1]), num_domains)
+    groups = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    for number, length in enumerate(agree([padded_length(group[-1]) for group in groups])):
+        rows = groups[number] if number < len(groups) else []
+        yield _stack([[row] for row in rows], batch_size, length, num_domains)
 
 
 def packed(
@@ -136,6 +147,12 @@ def _stack(
             batch.domains[b, here] = document.domain
             start = here.stop
     return batch
+
+
+def share(batch: Batch, index: int, shares: int) -> Batch:
+    """Of the rows of a batch, the share of one of several processes."""
+    rows = len(batch.token_ids) // shares
+    return jax.tree.map(lambda x: x[index * rows : (index + 1) * rows], batch)
 
 
 def skip_first(batch: Batch, count: int) -> Batch:

@@ -19,17 +19,27 @@ class EaftOptions:
     other: float = 0.25
 
 
-def class_weights(probability: np.ndarray, entropy: np.ndarray, options: EaftOptions) -> np.ndarray:
-    """The weight of each kept token, float32; 0 where it is unscored (a probability below 0)."""
+def cuts(probability: np.ndarray, entropy: np.ndarray, options: EaftOptions) -> tuple[float, float]:
+    """Below which probability, and up to which entropy: quantiles over all scored tokens."""
     # float64: the cuts interpolate between scores, and float32 would move them past one.
     probability, entropy = probability.astype(np.float64), entropy.astype(np.float64)
     scored = probability >= 0
     if not scored.any():
-        return np.zeros(probability.shape, np.float32)
-    low_probability = np.quantile(probability[scored], options.probability_quantile)
-    low_entropy = np.quantile(entropy[scored], options.entropy_quantile)
+        return 0.0, 0.0
+    return (
+        float(np.quantile(probability[scored], options.probability_quantile)),
+        float(np.quantile(entropy[scored], options.entropy_quantile)),
+    )
+
+
+def class_weights(
+    probability: np.ndarray, entropy: np.ndarray, cuts: tuple[float, float], options: EaftOptions
+) -> np.ndarray:
+    """The weight of each kept token, float32; 0 where it is unscored (a probability below 0)."""
+    probability, entropy = probability.astype(np.float64), entropy.astype(np.float64)
+    low_probability, low_entropy = cuts
     weights = np.full(probability.shape, options.other, np.float32)
     weights[(entropy <= low_entropy) & (probability >= low_probability)] = options.right
     weights[(entropy <= low_entropy) & (probability < low_probability)] = options.wrong
-    weights[~scored] = 0
+    weights[~(probability >= 0)] = 0
     return weights

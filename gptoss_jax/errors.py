@@ -43,3 +43,11 @@ class StatisticsError(UserError):
 
 class OutputError(UserError):
     """The output folder exists, or cannot be written."""
+
+
+class MeshError(UserError):
+    """A mesh, a batch or a topology does not divide or does not exist, or a step does not fit."""
+
+
+class HostsError(UserError):
+    """Processes of one run do not come together, disagree, or one was lost."""

@@ -1,13 +1,20 @@
-"""The jitted steps. What a step does not return, the compiler removes: one model serves them all."""
+"""The steps, and the two ways to map them over devices. What a step does not return, the compiler removes:
+one model serves them all."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from . import mesh as sharding
 from .batching import Batch
+from .mesh import DATA, Placement
 from .model import GptOss, Output
 from .saliency import Statistics
 
@@ -20,20 +27,6 @@ UNEMBED_BLOCK = 128
 _float32_is_float32 = jax.default_matmul_precision("highest")
 
 
-@jax.jit
-@_float32_is_float32
-def forward_step(model: GptOss, batch: Batch) -> Output:
-    """Logits [B, S, V] and, stacked over layers, hidden states, routing and statistics."""
-    return model(batch)
-
-
-@jax.jit
-@_float32_is_float32
-def profile_step(model: GptOss, batch: Batch) -> Statistics:
-    """The statistics of every layer, [L, G, …]; no unembedding is computed."""
-    return model(batch).layers.statistics
-
-
 class TokenScores(NamedTuple):
     """How the model expected each token; −1 where a document begins, and in padding."""
 
@@ -43,27 +36,107 @@ class TokenScores(NamedTuple):
     """Of the top 20 logits before it, renormalised, over ln 20."""
 
 
+class Profiled(NamedTuple):
+    """What a profile step returns."""
+
+    statistics: Statistics
+    """Of every layer, [L, G, …]."""
+    scores: TokenScores | None = None
+
+
+Step = Callable[[GptOss, Batch, Placement], Profiled]
+
+
 @jax.jit
 @_float32_is_float32
-def scored_profile_step(model: GptOss, batch: Batch) -> tuple[Statistics, TokenScores]:
-    """The statistics of every layer, and the scores of every token; [B, S, V] never exists."""
-    output = model(batch)
-    B, S, D = output.final.shape
+def forward_step(model: GptOss, batch: Batch) -> Output:
+    """Logits [B, S, V] and, stacked over layers, hidden states, routing and statistics; on one device."""
+    return model(batch, sharding.here())
+
+
+@_float32_is_float32
+def profile_step(model: GptOss, batch: Batch, place: Placement) -> Profiled:
+    """The statistics; no unembedding is computed."""
+    return Profiled(model(batch, place).layers.statistics)
+
+
+@_float32_is_float32
+def scored_profile_step(model: GptOss, batch: Batch, place: Placement) -> Profiled:
+    """The statistics, and the scores of every token; [B, S, V] never exists."""
+    output = model(batch, place)
+    return Profiled(output.layers.statistics, _scores(model, output.final, batch, place))
+
+
+class Mapped(NamedTuple):
+    """A step mapped over devices."""
+
+    step: Any
+    """Jitted; takes the model and what `put` gives, returns `Profiled` with the statistics of all rows."""
+    put: Callable[[np.ndarray], Any]
+    """Takes an array [B, …] of the batch, of the rows that this process feeds, to the devices."""
+    data_size: int
+    """Parts into which rows are split."""
+
+
+def mapped(step: Step, mesh: Mesh) -> Mapped:
+    """The step over a mesh: weights and rows split by the table of `mesh`, statistics summed over `data`."""
+    place, rows = sharding.placement(mesh), sharding.rows(mesh)
+
+    def local(model: GptOss, batch: Batch) -> Profiled:
+        result = step(model, batch, place)
+        return result._replace(statistics=result.statistics.sum_over(DATA))
+
+    def whole(model: GptOss, batch: Batch) -> Profiled:
+        # Shapes alone, for which any placement does: on one device nothing is split.
+        shapes = jax.eval_shape(lambda m, b: step(m, b, Placement("cpu")), model, batch)
+        in_specs, out_specs = (sharding.specs(model), rows.spec), sharding.specs(shapes)
+        # check_vma: the kernels do not say over which axes their results vary.
+        split = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        return split(model, batch)
+
+    return Mapped(jax.jit(whole), partial(jax.make_array_from_process_local_data, rows), mesh.shape[DATA])
+
+
+def pmapped(step: Step, mesh: Mesh) -> Mapped:
+    """The step in the classic form of the mapping: one program a core, all weights on each, rows split.
+
+    For the cores of one host, each of which holds the whole model: the mesh has `expert` = 1.
+    """
+    devices = list(mesh.devices.flat)
+    place = Placement(devices[0].platform)
+
+    def local(model: GptOss, batch: Batch) -> Profiled:
+        result = step(model, batch, place)
+        return result._replace(statistics=result.statistics.sum_over(DATA))
+
+    whole = jax.pmap(local, DATA, in_axes=(None, 0), out_axes=Profiled(None, 0), devices=devices)  # type: ignore
+    return Mapped(whole, lambda rows: rows.reshape(len(devices), -1, *rows.shape[1:]), len(devices))
+
+
+def _scores(model: GptOss, final_BSD: Float[Array, "B S D"], batch: Batch, place: Placement) -> TokenScores:
+    B, S, D = final_BSD.shape
     padding = -(B * S) % UNEMBED_BLOCK
     # The logits at a position score the token after it.
     targets = jnp.roll(batch.token_ids, -1, axis=1).reshape(-1)
     blocks = (
-        jnp.pad(output.final.reshape(-1, D), ((0, padding), (0, 0))).reshape(-1, UNEMBED_BLOCK, D),
+        jnp.pad(final_BSD.reshape(-1, D), ((0, padding), (0, 0))).reshape(-1, UNEMBED_BLOCK, D),
         jnp.pad(targets, (0, padding)).reshape(-1, UNEMBED_BLOCK),
     )
+    first, count = place.local(model.config.vocab_size)
 
     def score(block: tuple[Array, Array]) -> tuple[Array, Array]:
         final_MD, target_M = block
         logits_MV = model.logits(final_MD)
-        log_p = jax.nn.log_softmax(logits_MV, axis=-1)
-        top = jax.nn.log_softmax(lax.top_k(logits_MV, min(TOP_LOGITS, logits_MV.shape[-1]))[0], axis=-1)
+        # Of a vocabulary that is split each device adds its part to the softmax's sum.
+        largest_M = place.max_experts(logits_MV.max(-1))
+        sum_M = place.sum_experts(jnp.exp(logits_MV - largest_M[:, None]).sum(-1))
+        here_M = jnp.where(target_M >= first, target_M - first, count)
+        true_M = jnp.take_along_axis(logits_MV, here_M[:, None], axis=-1, mode="fill", fill_value=-jnp.inf)[:, 0]
+        probability = jnp.exp(place.max_experts(true_M) - largest_M) / sum_M
+        top = place.gather_experts(lax.top_k(logits_MV, min(TOP_LOGITS, count))[0])
+        top = jax.nn.log_softmax(lax.top_k(top, min(TOP_LOGITS, model.config.vocab_size))[0], axis=-1)
         entropy = -jnp.sum(jnp.exp(top) * top, axis=-1) / jnp.log(TOP_LOGITS)
-        return jnp.exp(jnp.take_along_axis(log_p, target_M[:, None], axis=-1)[:, 0]), entropy
+        return probability, entropy
 
     def at_target(values: Array) -> Array:
         values_BS = jnp.roll(values.reshape(-1)[: B * S].reshape(B, S), 1, axis=1)
@@ -72,4 +145,4 @@ def scored_profile_step(model: GptOss, batch: Batch) -> tuple[Statistics, TokenS
         return jnp.where(scored, values_BS, -1.0)
 
     probability, entropy = lax.map(score, blocks)
-    return output.layers.statistics, TokenScores(at_target(probability), at_target(entropy))
+    return TokenScores(at_target(probability), at_target(entropy))

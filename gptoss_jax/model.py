@@ -1,43 +1,39 @@
 """The GPT-OSS network. Letters: see `config`."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
+from . import mesh as sharding
 from . import rope
 from .attention import Attention
 from .batching import Batch
-from .config import FULL, Config
+from .config import SLIDING, Config
+from .mesh import Placement
 from .moe import MoE
 from .router import Routing
 from .saliency import Statistics
 
-ALIGNMENT = 64  # bytes, of XLA's CPU buffers
-
 Weights = Mapping[str, Any]
-"""A tree of arrays: attribute names of the modules below, down to one array per parameter."""
+"""Arrays by the path of their parameter in `GptOss`, attributes joined by '/'; layers' are stacked [L, …]."""
 
 
 @runtime_checkable  # annotations are checked in tests
-class LayerSource(Protocol):
+class Source(Protocol):
     """Where the engines take weights from: the checkpoint readers of `convert` implement it."""
 
     @property
     def config(self) -> Config: ...
 
-    def outer(self) -> Weights:
-        """What lies outside the layers: embedding, final norm, unembedding."""
-        ...
-
-    def layer(self, index: int) -> Weights:
-        """Layer `index` as a tree that `Layer` has."""
+    def load(self, wanted: Weights) -> Weights:
+        """Arrays for shapes, dtypes and shardings; each process reads what its devices hold, and no more."""
         ...
 
 
@@ -76,44 +72,48 @@ class RMSNorm(nnx.Module):
 class Layer(nnx.Module):
     """Attention and mixture of experts, each behind a norm and added to the residual stream."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, weights: str = "bf16", *, rngs: nnx.Rngs):
         self.attention_norm = RMSNorm(config, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
         self.moe_norm = RMSNorm(config, rngs=rngs)
-        self.moe = MoE(config, rngs=rngs)
+        self.moe = MoE(config, weights, rngs=rngs)
 
     def __call__(
         self,
         x_BSD: Float[Array, "B S D"],
         batch: Batch,
         rope_tables: tuple[Float[Array, "B S half"], Float[Array, "B S half"]],
-        window: Int[Array, ""],
+        sliding: Bool[Array, ""],
+        place: Placement,
         index: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B S D"], LayerOutput]:
         """`index` is this layer's, where its experts' weights are left in the stack of all layers."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rope_tables, batch.segment_ids, window)
-        mixture, routing, statistics = self.moe(self.moe_norm(x_BSD), batch, index)
+        normed_BSD = self.attention_norm(x_BSD)
+        x_BSD = x_BSD + self.attention(normed_BSD, rope_tables, batch.segment_ids, sliding, place)
+        mixture, routing, statistics = self.moe(self.moe_norm(x_BSD), batch, place, index)
         x_BSD = x_BSD + mixture
         return x_BSD, LayerOutput(x_BSD, routing, statistics)
 
 
 class GptOss(nnx.Module):
-    """Embedding, a stack of layers, norm, unembedding. The layers' parameters are stacked [L, …]."""
+    """Embedding, a stack of layers, norm, unembedding. The layers' parameters are stacked [L, …].
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    With `weights="mxfp4"` the experts' kernels stay in four bits, and a layer's become floats when it runs.
+    """
+
+    def __init__(self, config: Config, weights: str = "bf16", *, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.hidden_size)
         self.config = config
         self.embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape))
-        self.layers = nnx.vmap(lambda r: Layer(config, rngs=r))(rngs.split(config.num_layers))
+        self.layers = nnx.vmap(lambda r: Layer(config, weights, rngs=r))(rngs.split(config.num_layers))
         self.final_norm = RMSNorm(config, rngs=rngs)
         self.unembedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape))
 
-    def __call__(self, batch: Batch) -> Output:
+    def __call__(self, batch: Batch, place: Placement) -> Output:
         """Logits and every layer's outputs; what a jitted caller does not return is not computed."""
         rope_tables = rope.tables(self.config, batch.positions)
-        # One compiled layer serves both kinds: the pattern is data, and a full layer's window is all.
-        S = batch.token_ids.shape[1]
-        windows_L = jnp.array([S if kind == FULL else self.config.sliding_window for kind in self.config.layer_types])
+        # One compiled layer serves both kinds: the pattern is data.
+        sliding_L = jnp.array([kind == SLIDING for kind in self.config.layer_types])
 
         # A scan copies each layer's slice of what it scans. The experts are nearly all of the weights, and
         # stay where they are: the layer picks from the whole stack the experts that its tokens chose.
@@ -121,45 +121,44 @@ class GptOss(nnx.Module):
         experts, scanned = states
 
         def one_layer(x_BSD: Array, slices: tuple[nnx.State, Array, Array]) -> tuple[Array, LayerOutput]:
-            state, window, index = slices
+            state, sliding, index = slices
             layer = nnx.merge(graph, experts, state)
-            return layer(x_BSD, batch, rope_tables, window, index)
+            return layer(x_BSD, batch, rope_tables, sliding, place, index)
 
         indices_L = jnp.arange(self.config.num_layers)
-        x_BSD, layers = lax.scan(one_layer, self.embedding[batch.token_ids], (scanned, windows_L, indices_L))
+        x_BSD, layers = lax.scan(one_layer, self.embed(batch.token_ids, place), (scanned, sliding_L, indices_L))
         final_BSD = self.final_norm(x_BSD)
         return Output(self.logits(final_BSD), final_BSD, layers)
 
+    def embed(self, token_ids_BS: Int[Array, "B S"], place: Placement) -> Float[Array, "B S D"]:
+        """Rows of the embedding; where its rows are split, each comes from the device that holds it."""
+        first, count = place.local(self.config.vocab_size)
+        local_BS = token_ids_BS - first
+        local_BS = jnp.where((local_BS >= 0) & (local_BS < count), local_BS, count)
+        return place.sum_experts(self.embedding[...].at[local_BS].get(mode="fill", fill_value=0))
+
     def logits(self, final: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
-        """Unembed, in float32."""
+        """Unembed, in float32; where the vocabulary is split, the logits of the tokens here."""
         return jnp.einsum("...D,VD->...V", final, self.unembedding[...], preferred_element_type=jnp.float32)
 
 
-def load(source: LayerSource, dtype: Any) -> GptOss:
-    """The model with all weights resident, as `dtype`; at most one layer of the source beside it."""
-    config = source.config
-    graph, state = nnx.split(nnx.eval_shape(lambda: GptOss(config, rngs=nnx.Rngs(0))))
-    layer_shapes = flatten_dict(nnx.to_pure_dict(state)["layers"])
-    stacks = {path: _aligned(leaf.shape, dtype) for path, leaf in layer_shapes.items()}
-    for index in range(config.num_layers):
-        layer = flatten_dict(source.layer(index))
-        for path in list(layer):
-            stacks[path][index] = layer.pop(path)
-    outer = flatten_dict(source.outer())
-    weights = {("layers", *path): stack for path, stack in stacks.items()} | outer
-    del stacks, outer
-    # Handed over one by one: of what is not aligned, only one array is held twice.
-    arrays = {path: jnp.asarray(weights.pop(path), dtype) for path in list(weights)}
-    nnx.replace_by_pure_dict(state, unflatten_dict(arrays))
-    return nnx.merge(graph, state)
+def abstract(config: Config, mesh: Mesh, dtype: Any = jnp.bfloat16, weights: str = "bf16") -> GptOss:
+    """The model with shapes, dtypes and shardings in the place of arrays; bytes of MXFP4 stay bytes."""
+
+    def typed(leaf: Any) -> Any:
+        return leaf if leaf.dtype == jnp.uint8 else jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
+
+    shapes = nnx.eval_shape(lambda: GptOss(config, weights, rngs=nnx.Rngs(0)))
+    return sharding.sharded(jax.tree.map(typed, shapes), mesh)
 
 
-def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An empty array that JAX's CPU backend takes over, where it would copy a less aligned one."""
-    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    first = -raw.ctypes.data % ALIGNMENT
-    return raw[first : first + nbytes].view(dtype).reshape(shape)
+def load(source: Source, dtype: Any, mesh: Mesh | None = None, weights: str = "bf16") -> GptOss:
+    """The model with all weights resident, split over `mesh`, or all on the default device."""
+    mesh = sharding.make(source.config, 1, 1, jax.devices()[:1]) if mesh is None else mesh
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract(source.config, mesh, dtype, weights))
+    wanted = {"/".join(sharding.path_of(path)): leaf for path, leaf in leaves}
+    arrays = source.load(wanted)
+    return jax.tree.unflatten(tree, [arrays[path] for path in wanted])
 
 
 def mask_experts(model: GptOss, keep_sets: Sequence[Sequence[int]]) -> GptOss:

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import select
+from . import hosts, select
 from .batching import Batch, Document
-from .eaft import EaftOptions, class_weights
+from .eaft import EaftOptions, class_weights, cuts
 from .errors import DataError, StatisticsError
-from .forward import profile_step, scored_profile_step
+from .forward import Mapped, Profiled, Step, profile_step, scored_profile_step
 from .model import GptOss
 from .report.markdown import profile_report, thin_evidence
 from .saliency import GATE_BINS, Statistics, means
@@ -47,28 +47,29 @@ class Measured:
 
 
 class _Timed:
-    """A jitted step, compiled once a shape, with the time of compiling kept apart."""
+    """A mapped step, compiled once a shape, with the time of compiling kept apart."""
 
-    def __init__(self, step: Any, model: GptOss):
-        self.step, self.model = step, model
+    def __init__(self, mapped: Mapped, model: GptOss):
+        self.mapped, self.model = mapped, model
         self.compiled: dict[tuple[int, ...], Any] = {}
         self.seconds = self.compile_seconds = 0.0
 
-    def __call__(self, batch: Batch) -> Any:
+    def __call__(self, batch: Batch) -> Profiled:
         start = time.perf_counter()
+        placed = jax.tree.map(self.mapped.put, batch)
         shape = batch.token_ids.shape
         if shape not in self.compiled:
-            self.compiled[shape] = self.step.lower(self.model, batch).compile()
+            self.compiled[shape] = self.mapped.step.lower(self.model, placed).compile()
         ready = time.perf_counter()
-        result = jax.block_until_ready(self.compiled[shape](self.model, batch))
+        result = jax.block_until_ready(self.compiled[shape](self.model, placed))
         self.compile_seconds += ready - start
         self.seconds += time.perf_counter() - ready
-        return result
+        return hosts.gather(result)
 
 
 def check_kept(batches: Iterable[Batch]) -> None:
     """DataError where no token of any batch counts."""
-    if not any((batch.weights != 0).any() for batch in batches):
+    if not hosts.gather_numbers(sum(int((batch.weights != 0).sum()) for batch in batches)).any():
         raise DataError(
             "no token is kept: no row holds harmony text by the assistant within the limits; "
             "check --text-column and --skip-first, or use --keep all to count every token"
@@ -77,37 +78,40 @@ def check_kept(batches: Iterable[Batch]) -> None:
 
 def run(
     model: GptOss,
+    mapping: Callable[[Step], Mapped],
     make_batches: Callable[[], Iterable[Batch]],
+    share: hosts.Share,
     progress: Callable[[int], Any],
     eaft: EaftOptions | None = None,
 ) -> Measured:
-    """Sum the statistics of all batches; `progress` gets the tokens of each.
+    """Sum the statistics of all batches, each step mapped over devices by `mapping`.
 
-    With `eaft` the batches pass twice: its weights rest on quantiles over all tokens. StatisticsError
-    where a statistic is NaN or infinite.
+    `progress` gets the tokens of each batch. Processes of one run have batches of their own `share` of the
+    rows, and all return the same. With `eaft` the batches pass twice: its weights rest on quantiles over all
+    tokens. StatisticsError where a statistic is NaN or infinite.
     """
-    step = _Timed(scored_profile_step if eaft else profile_step, model)
+    step = _Timed(mapping(scored_profile_step if eaft else profile_step), model)
     statistics: Statistics | None = None
     scores: list[np.ndarray] = []
-    total_tokens = 0
+    own_tokens = 0
     for batch in make_batches():
         result = step(batch)
-        if eaft:
-            result, token_scores = result
-            scores.append(np.stack([np.asarray(x)[batch.weights != 0] for x in token_scores]))
-        result = result.to_host()
-        result.check_finite()
-        statistics = result if statistics is None else statistics.merge(result)
-        total_tokens += batch.num_tokens
+        if result.scores is not None:
+            kept = batch.weights != 0
+            own = [share.own(np.asarray(x), step.mapped.data_size)[kept] for x in result.scores]
+            scores.append(np.stack(own, axis=-1))
+        own_tokens += batch.num_tokens
+        step_statistics = result.statistics.to_host()
+        step_statistics.check_finite()
+        statistics = step_statistics if statistics is None else statistics.merge(step_statistics)
         progress(batch.num_tokens)
     assert statistics is not None, "check_kept finds that there are batches"
+    total_tokens = int(hosts.gather_numbers(own_tokens if share.leads else 0).sum())
+    check_computed(statistics, total_tokens)
     timed, weighted = [step], None
     if eaft:
-        timed.append(_Timed(profile_step, model))
-        probability, entropy = np.concatenate(scores, axis=1)
-        if np.isnan([probability, entropy]).any():
-            raise StatisticsError("the logits became NaN: check model.norm and lm_head in the checkpoint")
-        weights = class_weights(probability, entropy, eaft)
+        timed.append(_Timed(mapping(profile_step), model))
+        weights = _class_weights(np.concatenate(scores), eaft, share)
         weighted = _weighted_pass(timed[1], make_batches(), weights, progress)
     return Measured(
         statistics,
@@ -116,6 +120,21 @@ def run(
         seconds=sum(t.seconds for t in timed),
         compile_seconds=sum(t.compile_seconds for t in timed),
     )
+
+
+def _class_weights(own: np.ndarray, eaft: EaftOptions, share: hosts.Share) -> np.ndarray:
+    """The weights of this process' kept tokens, from their scores [n, 2]; the cuts are of all processes'."""
+    every = np.concatenate(hosts.gather_rows(own if share.leads else own[:0]))
+    if np.isnan(every).any():
+        raise StatisticsError("the logits became NaN: check model.norm and lm_head in the checkpoint")
+    return class_weights(own[:, 0], own[:, 1], cuts(every[:, 0], every[:, 1], eaft), eaft)
+
+
+def check_computed(statistics: Statistics, total_tokens: int) -> None:
+    """Every expert that a token chose has run, in every layer: no capacity limit, nothing dropped."""
+    computed_L = statistics.computed.sum(1)
+    expected = total_tokens * statistics.gate_rank_sum.shape[-1]
+    assert (computed_L == expected).all(), f"{computed_L.tolist()} pairs were computed, {expected} were chosen"
 
 
 def _weighted_pass(
@@ -130,7 +149,7 @@ def _weighted_pass(
         weighted = np.array(batch.weights)
         weighted[kept] *= weights[start:stop]
         start = stop
-        statistics = step(replace(batch, weights=weighted)).to_host()
+        statistics = step(replace(batch, weights=weighted)).statistics.to_host()
         statistics.check_finite()
         total = total + statistics.gate_norm_sum
         progress(batch.num_tokens)
@@ -198,15 +217,20 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
-def data_warnings(documents: Sequence[Document]) -> list[str]:
+def count_rows(documents: Sequence[Document], share: hosts.Share) -> tuple[int, int]:
+    """Rows that were truncated, and rows without a kept token, of all processes."""
+    own = [sum(d.truncated for d in documents), sum(not (d.weights > 0).any() for d in documents)]
+    truncated, empty = hosts.gather_numbers(own if share.leads else [0, 0]).sum(0).tolist()
+    return truncated, empty
+
+
+def data_warnings(num_rows: int, truncated: int, empty: int) -> list[str]:
     """What a reader of the statistics should know of the rows."""
-    empty = sum(not (d.weights > 0).any() for d in documents)
-    truncated = sum(d.truncated for d in documents)
     warnings = []
     if truncated:
-        warnings.append(f"{truncated:,} of {len(documents):,} rows are longer than the limit and were truncated")
+        warnings.append(f"{truncated:,} of {num_rows:,} rows are longer than the limit and were truncated")
     if empty:
-        warnings.append(f"{empty:,} of {len(documents):,} rows have no kept token")
+        warnings.append(f"{empty:,} of {num_rows:,} rows have no kept token")
     return warnings
 
 

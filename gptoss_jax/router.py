@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from .config import Config
+from .mesh import Placement
 
 
 class Routing(NamedTuple):
@@ -31,10 +32,11 @@ class Router(nnx.Module):
         self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), shape[:1]))
         self.top_k = config.top_k
 
-    def __call__(self, x_TD: Float[Array, "T D"]) -> Routing:
+    def __call__(self, x_TD: Float[Array, "T D"], place: Placement) -> Routing:
         # float32 results even of bfloat16 inputs: rounded logits tie, and ties change the choice.
         logits = jnp.einsum("TD,ED->TE", x_TD, self.kernel[...], preferred_element_type=jnp.float32)
-        logits = logits + self.bias[None].astype(jnp.float32)
+        # Each device scores its own experts; the choice needs the scores of all.
+        logits = place.gather_experts(logits + self.bias[None].astype(jnp.float32))
         chosen, experts = lax.top_k(logits, self.top_k)
         return Routing(logits, experts, jax.nn.softmax(chosen, axis=-1))
 

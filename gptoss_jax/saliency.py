@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .batching import Batch
 from .errors import StatisticsError
+from .experts import Mixture
+from .mesh import Placement
 from .router import Routing, entropy
 
 GATE_BINS = 200  # of [0, 1]; the published usage tables of gpt-oss-20b have bins of 0.005
@@ -55,6 +57,8 @@ class Statistics:
     """[G, GATE_BINS] pairs by gate."""
     router_entropy_sum: Any
     """[G] Σ entropy of the softmax over all router logits, in nats."""
+    computed: Any
+    """[G] pairs whose expert ran, kept or not: k for each token that is no padding, unless some were dropped."""
 
     def merge(self, other: "Statistics") -> "Statistics":
         """Both together; on the host."""
@@ -67,6 +71,10 @@ class Statistics:
     def domain(self, index: int) -> "Statistics":
         """One domain's: [L, G, …] → [L, …]."""
         return jax.tree.map(lambda x: x[:, index], self)
+
+    def sum_over(self, axis: str) -> "Statistics":
+        """All devices of a mapped axis together; on the device, inside the map."""
+        return Statistics(**{n: (lax.pmax if n in MAXIMA else lax.psum)(mine, axis) for n, mine in vars(self).items()})
 
     def to_host(self) -> "Statistics":
         """In float64 and int64, so that totals over any number of steps stay exact enough."""
@@ -95,10 +103,11 @@ def _reducer(name: str) -> np.ufunc:
     return np.maximum if name in MAXIMA else np.add
 
 
-def layer_statistics(
-    routing: Routing, norms_Tk: Float[Array, "T k"], peaks_Tk: Float[Array, "T k"], batch: Batch
-) -> Statistics:
-    """One layer's statistics over the kept tokens of a batch."""
+def layer_statistics(routing: Routing, mixture: Mixture, batch: Batch, place: Placement) -> Statistics:
+    """One layer's statistics over the kept tokens of a batch, of the experts that `mixture` is from.
+
+    Where experts are split over devices, E counts those of one device in what is kept by expert.
+    """
     weights_T = batch.weights.reshape(-1)
     kept_T = weights_T != 0
     # Sums are products over tokens, which add in blocks: one scattered pair after the other would lose
@@ -106,8 +115,10 @@ def layer_statistics(
     domain_TG = jax.nn.one_hot(batch.domains.reshape(-1), batch.num_domains) * kept_T[:, None]
     weighted_TG = domain_TG * weights_T[:, None]
     exact = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # the others would round to bfloat16 on TPU
-    chosen_TkE = routing.experts_Tk[..., None] == jnp.arange(routing.logits_TE.shape[-1])[None, None]
-    chosen_TkE = chosen_TkE & kept_T[:, None, None]
+    G = batch.num_domains
+    first, E = place.local(routing.logits_TE.shape[-1])
+    local_Tk = routing.experts_Tk - first
+    chosen_TkE = (local_Tk[..., None] == jnp.arange(E)[None, None]) & kept_T[:, None, None]
 
     def by_expert(values_Tk: Array) -> Array:
         # Selected, not multiplied: NaN · 0 would spread from the expert that made it to all others.
@@ -116,14 +127,15 @@ def layer_statistics(
     def summed(values_TE: Array) -> Array:
         return exact("TG,TE->GE", weighted_TG, values_TE)
 
-    gates_TE, norms_TE = by_expert(routing.gates_Tk), by_expert(norms_Tk)
+    gates_TE, norms_TE = by_expert(routing.gates_Tk), by_expert(mixture.norms_Tk)
     saliency_TE = gates_TE * norms_TE
     # Whole numbers and maxima lose nothing and are scattered: [T, G, E] would outgrow the layer's weights.
-    G, E = batch.num_domains, routing.logits_TE.shape[-1]
+    # Ids of other devices' experts are out of range here, and what they would add is dropped.
     domains_T1 = batch.domains.reshape(-1, 1)
     kept_T1 = kept_T[:, None].astype(jnp.int32)
-    experts_Tk1, experts_T1k = routing.experts_Tk[:, :, None], routing.experts_Tk[:, None, :]
-    together_Tkk = kept_T1[:, :, None] * (experts_Tk1 != experts_T1k)
+    here_Tk = jnp.where(local_Tk >= 0, local_Tk, E)
+    experts_T1k = routing.experts_Tk[:, None, :]
+    together_Tkk = kept_T1[:, :, None] * (routing.experts_Tk[:, :, None] != experts_T1k)
     bins_Tk = jnp.minimum((routing.gates_Tk * GATE_BINS).astype(jnp.int32), GATE_BINS - 1)
 
     def counts(*shape: int) -> Array:
@@ -131,22 +143,25 @@ def layer_statistics(
 
     def peak(values_Tk: Array) -> Array:
         kept_values = jnp.where(kept_T[:, None], values_Tk, 0)
-        return jnp.zeros((G, E)).at[domains_T1, routing.experts_Tk].max(kept_values)
+        return jnp.zeros((G, E)).at[domains_T1, here_Tk].max(kept_values, mode="drop")
 
     return Statistics(
-        count=counts(E).at[domains_T1, routing.experts_Tk].add(kept_T1),
+        count=counts(E).at[domains_T1, here_Tk].add(kept_T1, mode="drop"),
         gate_sum=summed(gates_TE),
         norm_sum=summed(norms_TE),
         gate_norm_sum=summed(saliency_TE),
         gate_norm_sq_sum=summed(saliency_TE**2),
         norm_sq_sum=summed(norms_TE**2),
-        norm_max=peak(norms_Tk),
-        activation_max=peak(peaks_Tk),
-        coactivation=counts(E, E).at[domains_T1[:, :, None], experts_Tk1, experts_T1k].add(together_Tkk),
+        norm_max=peak(mixture.norms_Tk),
+        activation_max=peak(mixture.peaks_Tk),
+        coactivation=counts(E, routing.logits_TE.shape[-1])
+        .at[domains_T1[:, :, None], here_Tk[:, :, None], experts_T1k]
+        .add(together_Tkk, mode="drop"),
         tokens=counts().at[domains_T1[:, 0]].add(kept_T1[:, 0]),
         gate_rank_sum=exact("TG,Tk->Gk", domain_TG, jnp.where(kept_T[:, None], routing.gates_Tk, 0)),
         gate_histogram=counts(GATE_BINS).at[domains_T1, bins_Tk].add(kept_T1),
         router_entropy_sum=exact("TG,T->G", domain_TG, jnp.where(kept_T, entropy(routing.logits_TE), 0)),
+        computed=place.sum_experts(counts().at[domains_T1[:, 0]].add(mixture.computed_Tk.sum(1))),
     )
 
 

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from gptoss_jax.batching import Batch
 from gptoss_jax.config import TINY
 from gptoss_jax.errors import StatisticsError
-from gptoss_jax.experts import Experts
+from gptoss_jax.experts import Experts, Mixture
+from gptoss_jax.mesh import Placement
 from gptoss_jax.router import Routing
 from gptoss_jax.saliency import GATE_BINS, MAXIMA, layer_statistics, means
 
+HERE = Placement("cpu")
 D, E, K = TINY.hidden_size, TINY.num_experts, TINY.top_k
 
 
@@ -44,6 +46,11 @@ def routing_of(chosen: np.ndarray, seed: int) -> Routing:
     return Routing(jnp.asarray(logits), jnp.asarray(chosen), jnp.asarray(gates / gates.sum(1, keepdims=True)))
 
 
+def mixture_of(norms, peaks) -> Mixture:
+    """What the experts would return; its output is no part of the statistics."""
+    return Mixture(jnp.zeros((len(norms), D)), jnp.asarray(norms), jnp.asarray(peaks), jnp.ones(norms.shape, bool))
+
+
 def random_choice(tokens: int, rng: np.random.Generator) -> np.ndarray:
     return np.stack([rng.permutation(E)[:K] for _ in range(tokens)]).astype(np.int32)
 
@@ -63,7 +70,7 @@ def test_grouped_experts_equal_a_loop_over_tokens(tokens: int, choice: str):
     x = rng.normal(size=(tokens, D)).astype(np.float32)
     valid = rng.random(tokens) < 0.8
     routing = routing_of(CHOICES[choice](tokens, rng), tokens)
-    mixture = jax.jit(lambda e, *args: e(*args))(experts, jnp.asarray(x), routing, jnp.asarray(valid))
+    mixture = jax.jit(lambda e, *args: e(*args, HERE))(experts, jnp.asarray(x), routing, jnp.asarray(valid))
 
     output, norms, peaks = np.zeros((tokens, D)), np.zeros((tokens, K)), np.zeros((tokens, K))
     for t, j in np.ndindex(tokens, K):
@@ -74,6 +81,7 @@ def test_grouped_experts_equal_a_loop_over_tokens(tokens: int, choice: str):
     np.testing.assert_allclose(mixture.output_TD, output, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(mixture.norms_Tk, norms, rtol=1e-5)
     np.testing.assert_allclose(mixture.peaks_Tk, peaks, rtol=1e-5)
+    np.testing.assert_array_equal(mixture.computed_Tk, np.tile(valid[:, None], K))
 
 
 def statistics_by_loop(routing: Routing, norms: np.ndarray, peaks: np.ndarray, batch: Batch) -> dict[str, np.ndarray]:
@@ -82,6 +90,7 @@ def statistics_by_loop(routing: Routing, norms: np.ndarray, peaks: np.ndarray, b
     s = {name: np.zeros((G, E)) for name in ["count", *wide]}
     s |= {"coactivation": np.zeros((G, E, E)), "tokens": np.zeros(G), "gate_rank_sum": np.zeros((G, K))}
     s |= {"gate_histogram": np.zeros((G, GATE_BINS)), "router_entropy_sum": np.zeros(G)}
+    s["computed"] = K * np.bincount(batch.domains.reshape(-1), minlength=G)
     for t, w in enumerate(batch.weights.reshape(-1).astype(np.float64)):
         if w == 0:
             continue
@@ -119,7 +128,7 @@ def test_statistics_equal_a_loop_over_pairs(seed: int, rows: int, length: int, d
     )
     routing = routing_of(random_choice(tokens, rng), seed)
     norms, peaks = rng.exponential(size=(2, tokens, K)).astype(np.float32)
-    ours = jax.jit(layer_statistics)(routing, norms, peaks, batch)
+    ours = jax.jit(layer_statistics, static_argnums=3)(routing, mixture_of(norms, peaks), batch, HERE)
     for name, expected in statistics_by_loop(routing, norms, peaks, batch).items():
         np.testing.assert_allclose(getattr(ours, name), expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
@@ -132,7 +141,7 @@ def test_what_is_not_kept_does_not_count_even_where_it_is_no_number():
     logits, experts, gates = routing_of(random_choice(8, np.random.default_rng(0)), 0)
     broken = np.where(weights.reshape(-1, 1) == 0, np.float32(np.nan), np.float32(0))
     routing = Routing(logits + broken, experts, gates + broken)
-    ours = layer_statistics(routing, jnp.ones((8, K)) + broken, jnp.ones((8, K)) + broken, batch)
+    ours = layer_statistics(routing, mixture_of(jnp.ones((8, K)) + broken, jnp.ones((8, K)) + broken), batch, HERE)
     assert all(np.isfinite(value).all() for value in vars(ours).values())
 
 
@@ -145,7 +154,7 @@ def host_statistics(seed: int):
         domains=np.zeros((2, 30), np.int32),
     )
     norms, peaks = rng.exponential(size=(2, 60, K)).astype(np.float32)
-    step = layer_statistics(routing_of(random_choice(60, rng), seed), jnp.asarray(norms), jnp.asarray(peaks), batch)
+    step = layer_statistics(routing_of(random_choice(60, rng), seed), mixture_of(norms, peaks), batch, HERE)
     return jax.tree.map(lambda x: x[None], step).to_host()
 
 

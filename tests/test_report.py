@@ -16,6 +16,8 @@ import pytest
 
 from gptoss_jax import profile, select
 from gptoss_jax.batching import Document, padded
+from gptoss_jax.experts import Mixture
+from gptoss_jax.mesh import Placement
 from gptoss_jax.report.markdown import concentration, profile_report, thin_evidence, top_experts
 from gptoss_jax.router import Routing
 from gptoss_jax.saliency import GATE_BINS, Statistics, layer_statistics
@@ -66,7 +68,7 @@ def routed() -> tuple[Statistics, list[np.ndarray], np.ndarray]:
     documents = [
         Document(np.ones(n, np.int32), (rng.random(n) < 0.7).astype(np.float32), domain=n % 2) for n in (40, 9, 23, 31)
     ]
-    measure = jax.jit(layer_statistics)
+    measure = jax.jit(layer_statistics, static_argnums=3)
     statistics, choices, gates = None, [[] for _ in range(L)], [[] for _ in range(L)]
     for batch in padded(documents, 2, 64, len(DOMAINS)):
         tokens = batch.weights.size
@@ -77,7 +79,8 @@ def routed() -> tuple[Statistics, list[np.ndarray], np.ndarray]:
             chosen, experts = jax.lax.top_k(jnp.asarray(logits, jnp.float32), K)
             routing = Routing(jnp.asarray(logits, jnp.float32), experts, jax.nn.softmax(chosen, axis=-1))
             norms = jnp.asarray(rng.random((tokens, K)) * 9, jnp.float32)
-            layers.append(measure(routing, norms, norms / 2, batch))
+            mixture = Mixture(jnp.zeros((tokens, 1)), norms, norms / 2, jnp.ones((tokens, K), bool))
+            layers.append(measure(routing, mixture, batch, Placement("cpu")))
             kept = batch.weights.reshape(-1) > 0
             choices[layer].append(np.asarray(experts)[kept])
             gates[layer].append(np.asarray(routing.gates_Tk)[kept])

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_jax import cli
+from gptoss_jax.cli.prune import CRITERIA as OFFERED
 from gptoss_jax.config import GPT_OSS_20B, TINY
-from gptoss_jax.eaft import EaftOptions, class_weights
+from gptoss_jax.eaft import EaftOptions, class_weights, cuts
 from gptoss_jax.errors import ProfileError, RankingError
 from gptoss_jax.select import CRITERIA, Columns, keep_best, rank, read_columns, read_keep_sets, read_ranking
 
@@ -157,7 +157,8 @@ def test_eaft_weighs_tokens_by_their_class(scores: list[tuple[float, float]], da
     # Dyadic, so that the quantile of the formula is the quantile to the last bit.
     options = data.draw(st.sampled_from([EaftOptions(0.25, 0.5), EaftOptions(0.5, 0.125, 3.0, -1.5, 0.5)]))
     probability, entropy = np.array(scores).T
-    assert class_weights(probability, entropy, options).tolist() == weights_by_hand(scores, options)
+    weights = class_weights(probability, entropy, cuts(probability, entropy, options), options)
+    assert weights.tolist() == weights_by_hand(scores, options)
 
 
 @pytest.mark.parametrize("num_unscored", [0, 5])
@@ -165,7 +166,7 @@ def test_eaft_cuts_at_the_fifteenth_percentile(num_unscored: int) -> None:
     rng = np.random.default_rng(0)
     probability, entropy = rng.random((2, 400))
     probability[:num_unscored] = entropy[:num_unscored] = math.nan
-    weights = class_weights(probability, entropy, EaftOptions())
+    weights = class_weights(probability, entropy, cuts(probability, entropy, EaftOptions()), EaftOptions())
     scores = list(zip(probability.tolist(), entropy.tolist(), strict=True))
     assert weights.tolist() == weights_by_hand(scores, EaftOptions(0.15, 0.15, 1.0, -2.0, 0.25))
     assert set(weights.tolist()) == {1.0, -2.0, 0.25} | ({0.0} if num_unscored else set())
@@ -173,7 +174,7 @@ def test_eaft_cuts_at_the_fifteenth_percentile(num_unscored: int) -> None:
 
 def test_eaft_gives_no_weight_where_no_token_is_scored() -> None:
     nothing = np.full(3, math.nan)
-    assert class_weights(nothing, nothing, EaftOptions()).tolist() == [0, 0, 0]
+    assert class_weights(nothing, nothing, cuts(nothing, nothing, EaftOptions()), EaftOptions()).tolist() == [0, 0, 0]
 
 
 # Real tables
@@ -226,7 +227,7 @@ KEPT = [experts[:4] for experts in RANKING]
 
 def test_the_command_line_offers_every_criterion() -> None:
     """It lists them itself, to answer --help without loading what computes them."""
-    assert list(CRITERIA) == cli.CRITERIA
+    assert list(CRITERIA) == OFFERED
 
 
 def test_both_forms_of_a_ranking_are_read(tmp_path: Path) -> None:

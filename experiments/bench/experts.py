@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gptoss_jax import experts as layer
+from gptoss_jax import grouped as spelling
 from gptoss_jax.config import GPT_OSS_20B
 from gptoss_jax.experts import Experts
+from gptoss_jax.mesh import here
 from gptoss_jax.router import Routing
 
 E, D, F, K = GPT_OSS_20B.num_experts, GPT_OSS_20B.hidden_size, GPT_OSS_20B.expert_hidden_size, GPT_OSS_20B.top_k
@@ -39,8 +40,8 @@ def grouped(experts: Experts, tokens: int, block: int) -> tuple[Callable[[], Any
     gates, chosen = jax.lax.top_k(logits, K)
     routing = Routing(logits, chosen, jax.nn.softmax(gates))
     x = jax.random.normal(key, (tokens, D), jnp.bfloat16)
-    layer.BLOCK = block
-    step = jax.jit(lambda e, *args: e(*args)).lower(experts, x, routing, jnp.ones(tokens, bool)).compile()
+    spelling.CPU_BLOCK = block
+    step = jax.jit(lambda e, *args: e(*args, here())).lower(experts, x, routing, jnp.ones(tokens, bool)).compile()
     return lambda: step(experts, x, routing, jnp.ones(tokens, bool)), tokens * K * 6.0 * D * F
 
 

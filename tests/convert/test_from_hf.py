@@ -3,15 +3,17 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from convert.from_hf import Checkpoint
-from convert.mapping import LAYER, OUTER, Tensor, layer_name
+from convert.mapping import LAYER, OUTER, Tensor, all_tensors, layer_name
 from convert.shards import find_tensors
+from gptoss_jax import model
 from gptoss_jax.config import TINY
+from gptoss_jax.mesh import path_of
 
 
 @pytest.fixture(scope="module", params=["mxfp4", "bf16"])
@@ -29,35 +31,19 @@ def theirs(folder: Path) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
-def leaf(tree: Any, path: str) -> np.ndarray:
-    for attribute in path.split("/"):
-        tree = tree[attribute]
-    return tree
-
-
-def num_leaves(tree: Any) -> int:
-    return sum(num_leaves(branch) for branch in tree.values()) if isinstance(tree, dict) else 1
-
-
 def assert_same_bits(ours: np.ndarray, theirs: np.ndarray, tensor: Tensor) -> None:
-    published = tensor.to_hf(ours, TINY).astype(np.float32)
+    published = tensor.to_hf(np.asarray(ours), TINY).astype(np.float32)
     assert published.shape == theirs.shape, tensor.hf_name
     assert np.array_equal(published.view(np.uint32), theirs.view(np.uint32)), tensor.hf_name
 
 
-@pytest.mark.parametrize("index", range(TINY.num_layers))
-def test_layers_are_what_transformers_loads(folder: Path, theirs: dict[str, np.ndarray], index: int) -> None:
-    layer = Checkpoint(folder).layer(index)
-    assert num_leaves(layer) == len(LAYER)
-    for tensor in LAYER:
-        assert_same_bits(leaf(layer, tensor.path), theirs[layer_name(index, tensor)], tensor)
-
-
-def test_outer_is_what_transformers_loads(folder: Path, theirs: dict[str, np.ndarray]) -> None:
-    outer = Checkpoint(folder).outer()
-    assert num_leaves(outer) == len(OUTER)
-    for tensor in OUTER:
-        assert_same_bits(leaf(outer, tensor.path), theirs[tensor.hf_name], tensor)
+def test_weights_are_what_transformers_loads(folder: Path, theirs: dict[str, np.ndarray]) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(model.load(Checkpoint(folder), "bfloat16"))
+    ours = {"/".join(path_of(path)): value for path, value in leaves}
+    assert len(ours) == len(LAYER) + len(OUTER)
+    for name, tensor, layer in all_tensors(TINY):
+        array = ours[tensor.path] if layer is None else ours[f"layers/{tensor.path}"][layer]
+        assert_same_bits(array, theirs[name], tensor)
 
 
 def test_transformers_has_no_other_tensors(folder: Path, theirs: dict[str, np.ndarray]) -> None:

@@ -1,0 +1,72 @@
+"""The command line: the one place that joins the library and `convert`.
+
+JAX and the other large packages are imported inside the commands, so that --help answers at once.
+"""
+
+import os
+import signal
+import sys
+import traceback
+
+import click
+
+from .. import __version__
+from ..errors import UserError
+from .profile import profile
+from .prune import prune, rank
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__)
+def cli() -> None:
+    """Profile, understand and prune the experts of GPT-OSS in JAX."""
+
+
+for command in (profile, rank, prune):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point: exit status 0 done, 2 for what the user can mend, 1 for a fault of the program."""
+    # With libtpu installed, a CPU run asks a metadata server that is not there.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Standard error is for our own line: transformers remarks that PyTorch is missing, the hub on retries.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    # An exit lets temporary folders be removed, where the signal's own way would leave them.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: _exit(128 + received))
+    try:
+        cli.main(prog_name="gptoss-jax", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError:
+        _fail(f"name a command: {', '.join(cli.commands)}; see gptoss-jax --help")
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "gptoss-jax"
+        _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
+    except UserError as error:
+        _fail(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        _exit(128 + signal.SIGINT)
+    except Exception as error:
+        # JAX has a class of its own for memory that it cannot get; to import it here would load JAX.
+        if not isinstance(error, MemoryError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
+            if hosts := sys.modules.get("gptoss_jax.hosts"):
+                hosts.settle()
+                traceback.print_exc()
+                hosts.leave(1)
+            raise
+        _fail("not enough memory: give a smaller --batch-size or --max-seq-length")
+
+
+def _fail(message: str) -> None:
+    click.echo(f"gptoss-jax: {' '.join(message.split())}", err=True)
+    _exit(2)
+
+
+def _exit(status: int) -> None:
+    """Where other processes wait for this one, end without waiting for them."""
+    if hosts := sys.modules.get("gptoss_jax.hosts"):
+        hosts.leave(status)
+    sys.exit(status)

@@ -1,0 +1,5 @@
+"""`python -m gptoss_jax.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,36 @@
+"""What several commands share: values of options, and the bar of progress."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+def size(_: Any, __: Any, text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
+    if not match or match[2].upper() not in UNITS or not 1 <= float(match[1]) * UNITS[match[2].upper()] < 1 << 63:
+        raise click.BadParameter(f"{text!r} is no size: write for example 5GB or 500MiB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def mesh_sizes(_: Any, __: Any, text: str | None) -> tuple[int, int] | None:
+    """data and expert of data=N,expert=M."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"data=(\d+),expert=(\d+)", text.replace(" ", ""))
+    if not match or not int(match[1]) or not int(match[2]):
+        raise click.BadParameter(f"{text!r}: write for example data=2,expert=4")
+    return int(match[1]), int(match[2])
+
+
+@contextmanager
+def progress(total: int, unit: str, shown: bool = True) -> Iterator[Callable[[int], Any]]:
+    """A bar on the terminal with rate and time left; nothing where standard error is no terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=unit, unit_scale=True, disable=None if shown else True, dynamic_ncols=True) as bar:
+        yield bar.update

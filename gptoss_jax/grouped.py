@@ -1,0 +1,94 @@
+"""Products of rows, sorted by expert, with their experts' kernels: one spelling for each platform.
+
+Rows come in blocks, each of one expert alone. Letters: see `config`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
+from jaxtyping import Array, Float, Int
+
+from .mesh import Placement, mosaic_precision
+
+# Rows of a block, which holds one expert's rows only and wastes half of its last block on average. On CPU the
+# rate of 20b's shape levels off at 128 (docs/measurements.md); on GPU a product must fill the chip.
+CPU_BLOCK, GPU_BLOCK = 128, 1024
+# On TPU a block is a tile of the kernel: an eighth of an expert's rows wastes a sixteenth of the work.
+TPU_BLOCKS = (128, 256)
+# Rows that pass the kernel in one call, and so are in memory at once: 0.7 GiB with all that is made of them
+# at 20b's and 120b's sizes.
+TPU_PIECE = 16384
+# Bytes of an expert's kernel in one tile. It is held twice, beside two tiles of rows and of results, and a
+# kernel may take 16 MiB of VMEM.
+TPU_TILE_BYTES = 4 << 20
+LANES = 128
+
+
+class Kernels(NamedTuple):
+    """Kernels of many experts."""
+
+    array: Array
+    """[groups, O, I], or with `inputs_first` [groups, I, O]."""
+    inputs_first: bool
+
+    @property
+    def outputs(self) -> int:
+        """O."""
+        return self.array.shape[2 if self.inputs_first else 1]
+
+    @property
+    def inputs(self) -> int:
+        """I."""
+        return self.array.shape[1 if self.inputs_first else 2]
+
+
+class Grouped(NamedTuple):
+    """How a platform multiplies grouped rows."""
+
+    block: int
+    """Rows of a block."""
+    blocks: int
+    """Blocks of one call."""
+    product: Callable[[Array, Kernels, Array], Array]
+    """x [blocks·block, I], kernels, group of each block [blocks] → float32 [blocks·block, O].
+
+    Where a group does not exist, neither do its block's results: what stands there is not defined."""
+
+
+def choose(place: Placement, rows_per_expert: int) -> Grouped:
+    """The product for a platform and a load; the one place where it is chosen."""
+    smallest = max(8, rows_per_expert)
+    if place.platform == "tpu":
+        block = max([b for b in TPU_BLOCKS if 8 * b <= rows_per_expert], default=TPU_BLOCKS[0])
+        return Grouped(block, max(1, TPU_PIECE // block), partial(_megablox, interpret=place.interpret))
+    return Grouped(min(GPU_BLOCK if place.platform == "gpu" else CPU_BLOCK, smallest), 1, _one_block)
+
+
+def _one_block(x_NI: Float[Array, "N I"], kernels: Kernels, group_ids: Int[Array, " 1"]) -> Float[Array, "N O"]:
+    # preferred_element_type decides a factor of 4 on CPU: bfloat16 results are rounded one by one there.
+    axes = "NI,IO->NO" if kernels.inputs_first else "NI,OI->NO"
+    return jnp.einsum(axes, x_NI, kernels.array[group_ids[0]], preferred_element_type=jnp.float32)
+
+
+def _megablox(
+    x_NI: Float[Array, "N I"], kernels: Kernels, group_ids: Int[Array, " blocks"], interpret: bool
+) -> Float[Array, "N O"]:
+    """The kernel that MaxText trains with: it visits the blocks of existing groups alone."""
+    block = x_NI.shape[0] // group_ids.shape[0]
+    sizes = jnp.zeros(len(kernels.array), jnp.int32).at[group_ids].add(block, mode="drop")
+    # All inputs in each tile: then consecutive blocks of one expert read its kernel once.
+    width = tile_width(kernels.outputs, kernels.inputs * kernels.array.dtype.itemsize)
+    tiling = (block, kernels.inputs, width)
+    with mosaic_precision(x_NI.dtype):
+        return gmm(
+            x_NI, kernels.array, sizes, jnp.float32, tiling, transpose_rhs=not kernels.inputs_first, interpret=interpret
+        )
+
+
+def tile_width(width: int, input_bytes: int) -> int:
+    """Outputs of a tile: of those that fit, the number that computes fewest outputs too many."""
+    fitting = range(LANES, max(LANES, TPU_TILE_BYTES // input_bytes) + 1, LANES)
+    return min(reversed(fitting), key=lambda tile: -(-width // tile) * tile)

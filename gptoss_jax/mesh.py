@@ -1,0 +1,168 @@
+"""Where a step runs: the axes of the mesh, and the one table that says what is split over which.
+
+A mesh has the axes `data`, over which rows are split, and `expert`, over which experts, attention heads,
+the router's rows and the vocabulary are. All devices of one `data` index see the same tokens, and no
+product is computed on two of them. Letters: see `config`.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from .config import Config
+from .errors import MeshError
+
+DATA, EXPERT = "data", "expert"
+
+# What is split, by the end of its path. Axes are the last ones: parameters of layers may be stacked [L, …].
+# What matches no rule is an error, so that nothing is replicated by oversight.
+RULES: dict[str, tuple[str | None, ...]] = {
+    "attention/[qkv]_kernel": (EXPERT, None, None),  # H or K, h, D
+    "attention/[qkv]_bias": (EXPERT, None),  # H or K, h
+    "attention/o_kernel": (None, EXPERT, None),  # D, H, h
+    "attention/o_bias": (None,),  # D; added once, behind the sum over heads
+    "attention/sinks": (EXPERT,),  # H
+    "router/kernel": (EXPERT, None),  # E, D
+    "router/bias": (EXPERT,),  # E
+    "experts/gate_up_kernel": (EXPERT, None, None, None),  # E, c, F, D
+    "experts/gate_up_(packed|scales)": (EXPERT, None, None, None),  # E, D / 2 or 32, c, F
+    "experts/gate_up_bias": (EXPERT, None, None),  # E, c, F
+    "experts/down_kernel": (EXPERT, None, None),  # E, D, F
+    "experts/down_(packed|scales)": (EXPERT, None, None),  # E, F / 2 or 32, D
+    "experts/down_bias": (EXPERT, None),  # E, D
+    "norm/scale": (None,),  # D
+    "(un)?embedding": (EXPERT, None),  # V, D
+    "statistics/(count|gate_sum|norm_sum|gate_norm_sum|gate_norm_sq_sum|norm_sq_sum)": (EXPERT,),  # E
+    "statistics/(norm_max|activation_max)": (EXPERT,),  # E
+    "statistics/coactivation": (EXPERT, None),  # E, E
+    "statistics/(tokens|computed|router_entropy_sum)": (),
+    "statistics/(gate_rank_sum|gate_histogram)": (None,),
+    "scores/(probability|entropy)": (DATA, None),  # B, S
+    "batch": (DATA, None),  # B, S
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a step runs, as far as the layers inside it need to know."""
+
+    platform: str
+    """Of the devices, as JAX names it: chooses the kernels."""
+    expert_axis: str | None = None
+    """The mesh axis that heads and experts are split over; None where each device has all."""
+    interpret: bool = False
+    """Run the kernels of `platform` in Pallas' interpreter, on any device."""
+
+    def sum_experts(self, x: jax.Array, dtype: Any = None) -> jax.Array:
+        """The sum of what the devices of the `expert` axis have, handed over as `dtype`."""
+        if self.expert_axis is None:
+            return x
+        return lax.psum(x if dtype is None else x.astype(dtype), self.expert_axis).astype(x.dtype)
+
+    def max_experts(self, x: jax.Array) -> jax.Array:
+        """The largest of what the devices of the `expert` axis have."""
+        return x if self.expert_axis is None else lax.pmax(x, self.expert_axis)
+
+    def gather_experts(self, x: jax.Array) -> jax.Array:
+        """What the devices of the `expert` axis have, joined along the last axis."""
+        return x if self.expert_axis is None else lax.all_gather(x, self.expert_axis, axis=x.ndim - 1, tiled=True)
+
+    def local(self, total: int) -> tuple[jax.Array | int, int]:
+        """Of `total` ids split over the `expert` axis, the first one here and their number."""
+        if self.expert_axis is None:
+            return 0, total
+        count = total // lax.axis_size(self.expert_axis)
+        return lax.axis_index(self.expert_axis) * count, count
+
+
+def mosaic_precision(dtype: Any) -> Any:
+    """A context for TPU kernels: Mosaic refuses the highest precision, which steps ask for, for bfloat16."""
+    return jax.default_matmul_precision("default" if dtype == jax.numpy.bfloat16 else "highest")
+
+
+def here() -> Placement:
+    """All on one device of the default platform."""
+    return Placement(jax.default_backend())
+
+
+def make(config: Config, data: int, expert: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of data × expert devices; MeshError where that does not divide devices or model."""
+    devices = jax.devices() if devices is None else devices
+    if data * expert != len(devices):
+        raise MeshError(
+            f"mesh data={data},expert={expert} has {data * expert} places, and there are {len(devices)} devices: "
+            "the product must be their number"
+        )
+    for what, count in _split(config).items():
+        if count % expert:
+            raise MeshError(
+                f"mesh expert={expert} does not divide the model's {count} {what}: "
+                f"expert may be {', '.join(map(str, expert_sizes(config)))}"
+            )
+    # On TPUs this order follows the links between chips.
+    return jax.make_mesh((data, expert), (DATA, EXPERT), (AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def _split(config: Config) -> dict[str, int]:
+    return {"experts": config.num_experts, "key/value heads": config.num_kv_heads, "tokens": config.vocab_size}
+
+
+def expert_sizes(config: Config) -> list[int]:
+    """The sizes that the `expert` axis may have for a model."""
+    shared = math.gcd(*_split(config).values())
+    return [size for size in range(1, shared + 1) if shared % size == 0]
+
+
+def default_sizes(config: Config, num_devices: int) -> tuple[int, int]:
+    """data and expert where the user names none: weights as widely split as the model allows."""
+    expert = max(size for size in expert_sizes(config) if num_devices % size == 0)
+    return num_devices // expert, expert
+
+
+def check_batch(batch_size: int, data: int) -> None:
+    """MeshError where rows cannot be shared out evenly."""
+    if batch_size % data:
+        raise MeshError(f"--batch-size {batch_size} does not divide over data={data}: make it a multiple of {data}")
+
+
+def placement(mesh: Mesh) -> Placement:
+    """What the layers inside a step that is mapped over `mesh` are told."""
+    return Placement(mesh.devices.flat[0].platform, EXPERT)
+
+
+def spec(path: str, ndim: int) -> P:
+    """How the array of `ndim` axes at `path` is split."""
+    for pattern, axes in RULES.items():
+        if re.search(f"(^|[/_]){pattern}$", path):
+            return P(*(None,) * (ndim - len(axes)), *axes)
+    raise LookupError(f"{path}: no rule says how it is split")
+
+
+def specs(tree: Any) -> Any:
+    """The tree with a PartitionSpec in the place of each array."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: spec("/".join(path_of(path)), len(x.shape)), tree)
+
+
+def path_of(path: Any) -> tuple[str, ...]:
+    """The names along a path of JAX's trees; the last, that of a variable's value, is left out."""
+    names = tuple(getattr(key, "name", getattr(key, "key", None)) for key in path)
+    return tuple(str(name) for name in names if name != "value")
+
+
+def sharded(tree: Any, mesh: Mesh) -> Any:
+    """The abstract tree, each array with its sharding over `mesh`."""
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, s)), tree, specs(tree)
+    )
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """How the arrays of a batch are split."""
+    return NamedSharding(mesh, spec("batch", 2))
