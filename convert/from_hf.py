@@ -14,6 +14,7 @@ import numpy as np
 from gptoss_jax.config import HUB_ID, Config, read_json
 from gptoss_jax.errors import CheckpointError, reason
 from gptoss_jax.model import Weights
+from gptoss_jax.storage import AnyPath, place
 
 from . import mxfp4
 from .mapping import LAYER, OUTER, Tensor, all_tensors, layer_name
@@ -27,12 +28,13 @@ ALIGNMENT = 64  # bytes, of XLA's CPU buffers
 FINGERPRINT_BYTES = 4096  # of the head of each tensor; all of 120b would take minutes to read
 
 
-def locate(model: str) -> Path:
+def locate(model: str) -> AnyPath:
     """The folder of a model: `model` itself, or where the hub repository of that id is downloaded to."""
     if not model:
         raise CheckpointError("MODEL is empty: name a folder in Hugging Face form, or a hub id")
-    if Path(model).exists() or not HUB_ID.fullmatch(model):
-        return Path(model)
+    path = place(model)
+    if path.exists() or not HUB_ID.fullmatch(model):
+        return path
     from huggingface_hub import snapshot_download  # slow to import, and needed for hub ids only
 
     try:
@@ -45,7 +47,7 @@ def locate(model: str) -> Path:
 class Checkpoint:
     """Reads tensors on demand; implements `gptoss_jax.model.Source`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: AnyPath):
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such folder: give a checkpoint in Hugging Face form, or a hub id")
         self.folder = folder
@@ -100,7 +102,7 @@ class Checkpoint:
         digest = hashlib.sha256(json.dumps(self.config_json, sort_keys=True).encode())
         for name in sorted(self.tensors):
             t = self.tensors[name]
-            with open(t.file, "rb") as file:
+            with t.file.open("rb") as file:
                 file.seek(t.offset)
                 head = file.read(min(t.nbytes, FINGERPRINT_BYTES))
             digest.update(f"\n{name} {t.dtype} {t.shape}\n".encode() + head)
@@ -136,7 +138,8 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder}: its experts are BF16: --weights mxfp4 needs a checkpoint in MXFP4")
         stored = self.tensors[f"{name}_{'blocks' if form == 'packed' else 'scales'}"].read(first, count)
         rows = stored.reshape(*stored.shape[:2], -1)  # of one output each, blocks of 16 bytes joined
-        inputs_first = np.ascontiguousarray(np.moveaxis(tensor.mxfp4_to_model(rows, self.config), -1, 1))
+        inputs_first = np.moveaxis(tensor.mxfp4_to_model(rows, self.config), -1, 1)
+        inputs_first = np.ascontiguousarray(inputs_first).reshape(*inputs_first.shape[:2], -1)
         return mxfp4.halves(inputs_first) if form == "packed" else inputs_first
 
     def _check(self) -> None:

@@ -3,19 +3,20 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from gptoss_jax.config import Config
 from gptoss_jax.errors import CheckpointError
+from gptoss_jax.storage import AnyPath
 
 from . import mxfp4
 from .from_hf import Checkpoint, check_finite
-from .mapping import MXFP4_BLOCK, Named, all_tensors
-from .shards import Planned, Stored, write_shards
+from .mapping import MXFP4_BLOCK, Named, Tensor, all_tensors
+from .shards import Planned, Rows, write_shards
 
 PIECE_BYTES = 64 << 20
 # Weights in any form are not copied: what is written holds its own.
@@ -34,6 +35,20 @@ QUANTIZATION = {
 KeepSets = Sequence[Sequence[int]]
 
 
+class Tensors(Protocol):
+    """Tensors by their names in the Hugging Face form: a `Checkpoint`, or another form seen as one."""
+
+    config: Config
+    quantized: bool
+
+    @property
+    def tensors(self) -> Mapping[str, Rows]: ...
+
+    def values(self, name: str, tensor: Tensor, first: int = 0, count: int | None = None) -> np.ndarray:
+        """Values of some experts' rows: as in the BF16 form, or as in the MXFP4 form if stored so."""
+        ...
+
+
 def write(
     checkpoint: Checkpoint,
     keep_sets: KeepSets,
@@ -45,22 +60,31 @@ def write(
 ) -> None:
     """Write into `folder` the checkpoint that `plan` laid out, with its config, mapping and other files."""
     write_shards(folder, groups, max_shard_bytes, progress)
-    config = pruned_config(checkpoint.config_json, len(keep_sets[0]), quantize)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     mapping = {str(i): {str(old): new for new, old in enumerate(kept)} for i, kept in enumerate(keep_sets)}
     (folder / "expert_mapping.json").write_text(json.dumps(mapping, indent=1) + "\n", encoding="utf-8")
-    for file in checkpoint.folder.iterdir():
+    write_config(folder, pruned_config(checkpoint.config_json, len(keep_sets[0]), quantize))
+    copy_others(checkpoint.folder, folder)
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """config.json; keys stay in their order."""
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_others(source: AnyPath, folder: Path) -> None:
+    """Copy what is no weight and not in `folder` yet: tokenizer, chat template, generation config, licence."""
+    for file in source.iterdir():
         is_weight = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
         if file.is_file() and not is_weight and not (folder / file.name).exists():
             _copy(file, folder / file.name)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: AnyPath, target: Path) -> None:
     try:
-        shutil.copyfile(source, target)
+        with source.open("rb") as read, target.open("wb") as write:
+            shutil.copyfileobj(read, write)
     except OSError as error:
-        # An error of the copying itself names both files; it is the target's that has no space.
-        if error.filename2 is not None or str(error.filename) != str(source):
+        if str(error.filename) != str(source):  # it is the target's that has no space
             raise
         raise CheckpointError(f"{source}: cannot be read: {os.strerror(error.errno or 0).lower()}") from error
 
@@ -79,7 +103,7 @@ def pruned_config(config: dict[str, Any], num_kept: int, quantize: bool) -> dict
     return changed
 
 
-def plan(checkpoint: Checkpoint, keep_sets: KeepSets, quantize: bool) -> list[list[Planned]]:
+def plan(checkpoint: Tensors, keep_sets: KeepSets, quantize: bool) -> list[list[Planned]]:
     """The tensors with only the experts of the L keep-sets (sorted, of equal length).
 
     Groups stay in one shard: a projection's blocks and scales. From MXFP4 to MXFP4 nothing is decoded,
@@ -95,7 +119,7 @@ def plan(checkpoint: Checkpoint, keep_sets: KeepSets, quantize: bool) -> list[li
     ]
 
 
-def _group(checkpoint: Checkpoint, entry: Named, kept: Sequence[int], quantize: bool) -> list[Planned]:
+def _group(checkpoint: Tensors, entry: Named, kept: Sequence[int], quantize: bool) -> list[Planned]:
     name, tensor, _ = entry
     if not tensor.per_expert:
         return [_copied(checkpoint.tensors[name])]
@@ -106,7 +130,7 @@ def _group(checkpoint: Checkpoint, entry: Named, kept: Sequence[int], quantize: 
     return _encoded(checkpoint, entry, kept) if quantize else [_decoded(checkpoint, entry, kept)]
 
 
-def _copied(stored: Stored) -> Planned:
+def _copied(stored: Rows) -> Planned:
     def pieces() -> Iterator[np.ndarray]:
         step = max(1, PIECE_BYTES * stored.shape[0] // stored.nbytes)
         for first in range(0, stored.shape[0], step):
@@ -115,12 +139,12 @@ def _copied(stored: Stored) -> Planned:
     return Planned(stored.name, stored.dtype, stored.shape, pieces)
 
 
-def _cut(stored: Stored, kept: Sequence[int]) -> Planned:
+def _cut(stored: Rows, kept: Sequence[int]) -> Planned:
     shape = (len(kept), *stored.shape[1:])
     return Planned(stored.name, stored.dtype, shape, lambda: (stored.read(expert, 1) for expert in kept))
 
 
-def _decoded(checkpoint: Checkpoint, entry: Named, kept: Sequence[int]) -> Planned:
+def _decoded(checkpoint: Tensors, entry: Named, kept: Sequence[int]) -> Planned:
     name, tensor, _ = entry
     config: Config = checkpoint.config
 
@@ -133,7 +157,7 @@ def _decoded(checkpoint: Checkpoint, entry: Named, kept: Sequence[int]) -> Plann
     return Planned(name, "BF16", (len(kept), *tensor.hf_shape(config)[1:]), pieces)
 
 
-def _encoded(checkpoint: Checkpoint, entry: Named, kept: Sequence[int]) -> list[Planned]:
+def _encoded(checkpoint: Tensors, entry: Named, kept: Sequence[int]) -> list[Planned]:
     name, tensor, _ = entry
     config: Config = checkpoint.config
     shape = (len(kept), *tensor.blocks_shape(config)[1:])

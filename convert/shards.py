@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import ml_dtypes
 import numpy as np
 
 from gptoss_jax.errors import CheckpointError, reason
+from gptoss_jax.storage import AnyPath
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ORBAX = "orbax"  # the folder that an Orbax checkpoint has in the place of shards
 SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -38,6 +40,26 @@ UNSOUND = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionEr
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 
+class Rows(Protocol):
+    """A tensor of the Hugging Face form whose rows can be read: `Stored`, or one that is made from another form."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def read(self, first: int = 0, count: int | None = None) -> np.ndarray:
+        """Rows [first, first + count) of the first axis; all of them without arguments."""
+        ...
+
+
 @dataclass(frozen=True)
 class Stored:
     """Where one tensor lies."""
@@ -45,7 +67,7 @@ class Stored:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    file: Path
+    file: AnyPath
     offset: int
     nbytes: int
 
@@ -72,7 +94,8 @@ class Stored:
         """As many bytes from each of `starts` as make up the array."""
         parts = array.reshape(len(starts), -1).view(np.uint8)
         try:
-            with open(self.file, "rb") as file:
+            file: Any  # fsspec's files have readinto too
+            with self.file.open("rb") as file:
                 for start, part in zip(starts, parts, strict=True):
                     file.seek(start)
                     if file.readinto(part.data) != part.nbytes:
@@ -81,7 +104,7 @@ class Stored:
             raise CheckpointError(f"{self.file}: cannot be read: {error.strerror}") from error
 
 
-def find_tensors(folder: Path) -> dict[str, Stored]:
+def find_tensors(folder: AnyPath) -> dict[str, Stored]:
     """Every tensor of a checkpoint folder; CheckpointError where shards and index do not agree."""
     index_path = folder / INDEX
     if not index_path.exists():
@@ -110,7 +133,7 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     return found
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def _read_index(path: AnyPath) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         if not all(isinstance(name, str) and os.path.basename(name) == name for name in weight_map.values()):
@@ -120,11 +143,11 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def read_header(file: Path) -> list[Stored]:
+def read_header(file: AnyPath) -> list[Stored]:
     """The tensors of one shard; CheckpointError where the file is truncated or its header is not sound."""
     try:
         size = file.stat().st_size
-        with open(file, "rb") as stream:
+        with file.open("rb") as stream:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if length > min(MAX_HEADER, size - 8):
@@ -147,7 +170,7 @@ def read_header(file: Path) -> list[Stored]:
     return tensors
 
 
-def _stored(file: Path, base: int, name: str, entry: dict[str, Any]) -> Stored:
+def _stored(file: AnyPath, base: int, name: str, entry: dict[str, Any]) -> Stored:
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)):

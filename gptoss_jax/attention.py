@@ -62,15 +62,16 @@ def project(
 ) -> Float[Array, "B S *out"]:
     """x·Wᵀ + b, [B, S, *out], summed in float32 and returned in x's dtype; `split` says over what I is split.
 
-    One flat matrix and a float32 result: XLA's CPU backend transposes kernels of more axes at each call,
-    and rounds bfloat16 results one by one, at a quarter of the speed.
+    Flat matrices and a float32 result: XLA's CPU backend transposes kernels of more axes at each call, and
+    rounds bfloat16 results one by one, at a quarter of the speed; on TPU rows become a convolution's window.
     """
+    flat_TI = x_BSI.reshape(-1, x_BSI.shape[-1])
     flat_OI = kernel.reshape(-1, kernel.shape[-1])
-    out_BSO = jnp.einsum("BSI,OI->BSO", x_BSI, flat_OI, preferred_element_type=jnp.float32)
+    out_TO = jnp.einsum("TI,OI->TO", flat_TI, flat_OI, preferred_element_type=jnp.float32)
     if split is not None:
-        out_BSO = split.sum_experts(out_BSO, x_BSI.dtype)
-    out_BSO = (out_BSO + bias.reshape(1, 1, -1)).astype(x_BSI.dtype)
-    return out_BSO.reshape(*x_BSI.shape[:2], *bias.shape)
+        out_TO = split.sum_experts(out_TO, x_BSI.dtype)
+    out_TO = (out_TO + bias.reshape(1, -1)).astype(x_BSI.dtype)
+    return out_TO.reshape(*x_BSI.shape[:2], *bias.shape)
 
 
 def attend(

@@ -15,10 +15,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, reason
+from .storage import AnyPath
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
@@ -208,7 +208,7 @@ def _yarn(rope: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> Yarn:
     )
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: AnyPath) -> Any:
     """A JSON file of a checkpoint; ConfigError where it cannot be read or is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

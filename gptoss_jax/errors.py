@@ -51,3 +51,7 @@ class MeshError(UserError):
 
 class HostsError(UserError):
     """Processes of one run do not come together, disagree, or one was lost."""
+
+
+class StorageError(UserError):
+    """A path of a remote storage cannot be reached or written."""

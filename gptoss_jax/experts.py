@@ -42,8 +42,9 @@ class Experts(nnx.Module):
         E, D, F = config.num_experts, config.hidden_size, config.expert_hidden_size
         kernel, zeros = nnx.initializers.normal(0.02), nnx.initializers.zeros
         if weights == "mxfp4":
-            self.gate_up_packed = nnx.Param(jnp.zeros((E, D // 2, 2, F), jnp.uint8))
-            self.gate_up_scales = nnx.Param(jnp.zeros((E, D // BLOCK, 2, F), jnp.uint8))
+            # Gate and up as one run of columns: an axis of 2 would be moved, and back at each layer, on TPU.
+            self.gate_up_packed = nnx.Param(jnp.zeros((E, D // 2, 2 * F), jnp.uint8))
+            self.gate_up_scales = nnx.Param(jnp.zeros((E, D // BLOCK, 2 * F), jnp.uint8))
             self.down_packed = nnx.Param(jnp.zeros((E, F // 2, D), jnp.uint8))
             self.down_scales = nnx.Param(jnp.zeros((E, F // BLOCK, D), jnp.uint8))
         else:
@@ -58,9 +59,7 @@ class Experts(nnx.Module):
         """All kernels `name` that are at hand as floats, and which of them is this layer's first expert's."""
         if self.weights == "mxfp4":
             at = () if layer is None else layer
-            parts = (getattr(self, f"{name}_{part}")[at] for part in ("packed", "scales"))
-            # One matrix for gate and up, whose columns lie one after the other.
-            packed, scales = (part.reshape(*part.shape[:2], -1) for part in parts)
+            packed, scales = (getattr(self, f"{name}_{part}")[at] for part in ("packed", "scales"))
             return grouped.Kernels(dequantise(packed, scales, dtype), inputs_first=True), 0
         # The stack of all layers as it is: a slice of it would be copied at each layer.
         stack = getattr(self, f"{name}_kernel")[...]
@@ -93,7 +92,7 @@ class Experts(nnx.Module):
         """
         T, k = routing.experts_Tk.shape
         first_id, E = place.local(routing.logits_TE.shape[-1])
-        spelling = grouped.choose(place, -(-T * k // routing.logits_TE.shape[-1]))
+        spelling = grouped.choose(place, -(-T * k // routing.logits_TE.shape[-1]), E)
         gate_up, first = self.kernels("gate_up", layer, x_TD.dtype)
         down, _ = self.kernels("down", layer, x_TD.dtype)
         gate_up_bias, down_bias = (b[...] if layer is None else b[layer] for b in (self.gate_up_bias, self.down_bias))

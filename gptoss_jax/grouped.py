@@ -3,6 +3,7 @@
 Rows come in blocks, each of one expert alone. Letters: see `config`.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -21,6 +22,7 @@ TPU_BLOCKS = (128, 256)
 # Rows that pass the kernel in one call, and so are in memory at once: 0.7 GiB with all that is made of them
 # at 20b's and 120b's sizes.
 TPU_PIECE = 16384
+UNEVEN = 1.1  # what a device's experts may get, over an even share, before there is a piece more
 # Bytes of an expert's kernel in one tile. It is held twice, beside two tiles of rows and of results, and a
 # kernel may take 16 MiB of VMEM.
 TPU_TILE_BYTES = 4 << 20
@@ -58,13 +60,20 @@ class Grouped(NamedTuple):
     Where a group does not exist, neither do its block's results: what stands there is not defined."""
 
 
-def choose(place: Placement, rows_per_expert: int) -> Grouped:
-    """The product for a platform and a load; the one place where it is chosen."""
-    smallest = max(8, rows_per_expert)
+def choose(place: Placement, rows_per_expert: int, num_experts: int) -> Grouped:
+    """The product for a platform and an even load of so many experts here; the one place where it is chosen."""
     if place.platform == "tpu":
         block = max([b for b in TPU_BLOCKS if 8 * b <= rows_per_expert], default=TPU_BLOCKS[0])
-        return Grouped(block, max(1, TPU_PIECE // block), partial(_megablox, interpret=place.interpret))
-    return Grouped(min(GPU_BLOCK if place.platform == "gpu" else CPU_BLOCK, smallest), 1, _one_block)
+        rows = UNEVEN * num_experts * visited_rows(rows_per_expert, block)
+        pieces = math.ceil(rows / TPU_PIECE)
+        return Grouped(block, math.ceil(rows / pieces / block), partial(_megablox, interpret=place.interpret))
+    largest = GPU_BLOCK if place.platform == "gpu" else CPU_BLOCK
+    return Grouped(min(largest, max(8, rows_per_expert)), 1, _one_block)
+
+
+def visited_rows(rows_per_expert: int, block: int) -> int:
+    """Rows that an expert's blocks have, its last one half full."""
+    return rows_per_expert + block // 2
 
 
 def _one_block(x_NI: Float[Array, "N I"], kernels: Kernels, group_ids: Int[Array, " 1"]) -> Float[Array, "N O"]:

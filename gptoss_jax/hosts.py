@@ -1,16 +1,11 @@
-"""Many processes as one run: how they start, agree, feed rows, gather results, and stop when one is lost."""
+"""Many processes as one run: how they start, agree, feed rows, gather results, and end."""
 
-import json
-import os
-import select
-import socket
-import struct
-import sys
-import threading
+import base64
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -18,55 +13,87 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from . import links
 from .errors import HostsError, reason
 
-START_TIMEOUT = 120  # seconds that processes wait for one another at the start
-# A connection that is silent is asked after 10 s, then every 5 s, and given up after 3 questions.
-KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-SETTLE = 40.0  # seconds that an error waits for the watch to say whether a lost process caused it
-DONE = 0xFFFFFFFF  # what a process that has finished says, in the place of a number
+SETTLE = 40  # seconds, more than a connection that was lost may stay unnoticed
+HEARTBEAT = 3600  # seconds after which JAX itself ends processes: `links` has done so long before
+
+_links = links.Links()
 
 
-def start(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
-    """Join the other processes; HostsError where they do not come together.
+def start(coordinator: str, num_processes: int | None, process_id: int | None, settings: dict[str, Any]) -> None:
+    """Join the other processes; HostsError where they do not come together or their settings differ.
 
     `coordinator` is host:port of process 0, or "auto" where the platform knows all three (TPU pods, Slurm).
     """
-    address = None if coordinator == "auto" else coordinator
+    if coordinator == "auto":
+        coordinator, num_processes, process_id = _of_platform()
+    assert num_processes is not None and process_id is not None
+    host, _, port = coordinator.rpartition(":")
+    server = None if process_id else links.listen(int(port))
+    free = _links.meet(process_id, num_processes, coordinator, server)
+    agree(settings)
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, and not end the process
     try:
-        jax.distributed.initialize(address, num_processes, process_id, initialization_timeout=START_TIMEOUT)
-    except Exception as error:  # of many classes: a wrong address, a port in use, a process that does not come
-        raise HostsError(
-            f"the processes did not come together within {START_TIMEOUT} s ({reason(error)}): check --coordinator, "
-            "--num-processes, and that each process has another --process-id"
-        ) from error
-    if jax.process_count() > 1:
-        _watch.begin(address.rpartition(":")[0] if address else None)
+        jax.distributed.initialize(
+            f"127.0.0.1:{links.relay(host, free) if process_id else free}",
+            num_processes,
+            process_id,
+            initialization_timeout=links.START_TIMEOUT,
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
+    except Exception as error:  # of many classes
+        raise HostsError(f"JAX cannot join the processes: {reason(error)}") from error
+
+
+def _of_platform() -> tuple[str, int, int]:
+    """Coordinator, number of processes, and which of them this is."""
+    # JAX has no public way to tell, other than connecting by itself: then it would abort for a lost process.
+    from jax._src.clusters import ClusterEnv
+
+    try:
+        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, links.START_TIMEOUT)
+    except Exception as error:  # of many classes
+        raise HostsError(f"--coordinator auto: no answer by the platform ({reason(error)}): give host:port") from error
+    coordinator, num_processes, process_id, _ = found
+    if coordinator is None or num_processes is None or process_id is None:
+        raise HostsError("--coordinator auto: this is no platform that JAX knows: give host:port of process 0")
+    return coordinator, num_processes, process_id
 
 
 def agree(settings: dict[str, Any]) -> None:
-    """HostsError where processes were started with different settings; names the first that differs."""
-    if jax.process_count() == 1:
-        return
-    for process, theirs in enumerate(map(json.loads, _gather_texts(json.dumps(settings, default=str)))):
-        for name, mine in json.loads(json.dumps(settings, default=str)).items():
-            if theirs.get(name) != mine:
+    """HostsError, the same in all processes, where their settings differ; names the first that does."""
+    every = exchange(settings)
+    for process, theirs in enumerate(every):
+        for name, value in every[0].items():
+            if theirs.get(name) != value:
+                _links.end()  # all are about to say the same: none is lost
                 raise HostsError(
-                    f"process {jax.process_index()} has {name} {mine!r}, process {process} has {theirs.get(name)!r}: "
-                    "start all processes with the same settings"
+                    f"process {process} has {name} {theirs.get(name)!r}, process 0 has {value!r}: "
+                    "all processes need the same"
                 )
 
 
 def is_first() -> bool:
     """Whether this is the process that writes and speaks."""
-    return jax.process_index() == 0
+    return _links.me == 0
+
+
+def exchange(value: Any) -> list[Any]:
+    """What each process has, in their order: anything JSON. All call it at the same place of their work."""
+    return _links.exchange(value) if _links.count > 1 else [value]
 
 
 def agree_lengths(lengths: list[int]) -> list[int]:
     """The batches' lengths that serve all processes: as many as any has, each as long as the longest."""
-    every = gather_rows(np.array(lengths, np.int64))
-    steps = max(map(len, every))
-    return np.max([np.pad(theirs, (0, steps - len(theirs))) for theirs in every], axis=0, initial=0).tolist()
+    return [max(step) for step in zip_longest(*exchange(lengths), fillvalue=0)]
+
+
+def gather_rows(rows: np.ndarray) -> list[np.ndarray]:
+    """The array [n, …] of each process, which may differ in n."""
+    texts = exchange(base64.b64encode(rows.tobytes()).decode())
+    return [np.frombuffer(base64.b64decode(text), rows.dtype).reshape(-1, *rows.shape[1:]) for text in texts]
 
 
 def gather(tree: Any) -> Any:
@@ -74,28 +101,6 @@ def gather(tree: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def gather_numbers(numbers: Any) -> np.ndarray:
-    """What each process has, [processes, …]: numbers of the same shape on all."""
-    own = np.asarray(numbers)
-    if jax.process_count() == 1:
-        return own[None]
-    # As bytes: JAX would make 32 bits of 64.
-    every = multihost_utils.process_allgather(np.frombuffer(own.tobytes(), np.uint8))
-    return np.frombuffer(np.asarray(every).tobytes(), own.dtype).reshape(jax.process_count(), *own.shape)
-
-
-def gather_rows(rows: np.ndarray) -> list[np.ndarray]:
-    """The array [n, …] of every process, which may differ in n."""
-    counts = gather_numbers(len(rows))
-    padded = np.zeros((counts.max(), *rows.shape[1:]), rows.dtype)
-    padded[: len(rows)] = rows
-    return [theirs[:count] for theirs, count in zip(gather_numbers(padded), counts, strict=True)]
-
-
-def _gather_texts(text: str) -> list[str]:
-    return [theirs.tobytes().decode() for theirs in gather_rows(np.frombuffer(text.encode(), np.uint8))]
 
 
 @dataclass(frozen=True)
@@ -128,116 +133,24 @@ def share(mesh: Mesh) -> Share:
     return Share(distinct.index(mine), len(distinct), first == jax.process_index(), mine)
 
 
-def finish() -> None:
-    """Wait until process 0 is done, who writes, and all know it: from then on nobody is lost."""
-    _watch.end()
+@contextmanager
+def first_alone() -> Iterator[bool]:
+    """A block in which process 0, told by True, works alone: the others wait, and it needs them no more."""
+    with _links.last_word:
+        _links.alone = is_first()
+    yield is_first()
+    _links.end()
 
 
-def leave(status: int) -> None:
-    """End this process at once where others are left: an ordinary end would wait for them, and they for it."""
-    if _watch.links:
-        _watch.clean_up()
-        sys.stderr.flush()
-        os._exit(status)
+def settle(error: Exception) -> None:
+    """Wait, where there are other processes, until it has shown whether one was lost and caused this.
 
-
-def on_loss(clean_up: Callable[[], Any]) -> None:
-    """What this process does before it stops because another one was lost."""
-    _watch.clean_up = clean_up
-
-
-def settle() -> None:
-    """Wait, where there are other processes, until the watch has had time to say that one was lost.
-
-    A collective fails at once in those that are left, with a message that does not say which.
+    A collective of JAX fails at once in those that are left, with a message that does not say which.
     """
-    if _watch.links:
+    if _links.count > 1 and isinstance(error, jax.errors.JaxRuntimeError):
         time.sleep(SETTLE)
 
 
-class _Watch:
-    """Connections of all processes with process 0, which end when a process does.
-
-    Process 0 tells the others whose connection ended. JAX's own heartbeats end a process too, later, and from
-    inside: nothing could be cleaned up.
-    """
-
-    def __init__(self) -> None:
-        self.links: dict[int, socket.socket] = {}
-        self.clean_up: Callable[[], Any] = lambda: None
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.done = False
-
-    def begin(self, host: str | None) -> None:
-        """Connect, then watch in a thread; `host` is where the others find process 0."""
-        me = jax.process_index()
-        server = socket.create_server(("", 0)) if me == 0 else None
-        port = server.getsockname()[1] if server else 0
-        address = _gather_texts(f"{host or socket.gethostname()} {port}")[0].split()
-        if server:
-            for _ in range(jax.process_count() - 1):
-                link = server.accept()[0]
-                self.links[_receive(link)] = link
-            server.close()
-        else:
-            self.links[0] = socket.create_connection((address[0], int(address[1])), START_TIMEOUT)
-            self.links[0].settimeout(None)
-            self._tell(me)
-        for link in self.links.values():
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in KEEPALIVE.items():
-                if hasattr(socket, name):
-                    link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        self.thread.start()
-
-    def end(self) -> None:
-        """Process 0 says that it is done, the others wait for that and answer."""
-        if not self.links:
-            return
-        self.done = jax.process_index() == 0
-        if self.done:
-            self._tell(DONE)
-        self.thread.join()
-        if not self.done:
-            self._tell(DONE)
-        self.links = {}
-
-    def _tell(self, number: int, but: int | None = None) -> None:
-        for process, link in self.links.items():
-            with suppress(OSError):  # the other end is gone, and who watches it says so
-                if process != but:
-                    link.sendall(struct.pack("!I", number))
-
-    def _run(self) -> None:
-        waiting = dict(self.links)
-        while waiting:
-            for link in select.select(list(waiting.values()), [], [])[0]:
-                process = next(p for p, other in waiting.items() if other is link)
-                said = _receive(link)
-                if said == DONE or (said is None and self.done):
-                    del waiting[process]
-                else:
-                    self._stop(process if said is None else said)
-
-    def _stop(self, lost: int) -> None:
-        self._tell(lost, but=lost)
-        self.clean_up()
-        print(
-            f"gptoss-jax: process {lost} of {jax.process_count()} was lost, process {jax.process_index()} stops: "
-            f"see what process {lost} said last, and start all again; nothing was written",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(2)  # the main thread may wait for ever in a collective
-
-
-def _receive(link: socket.socket) -> Any:
-    """The next number; None where the connection ended."""
-    try:
-        data = link.recv(4, socket.MSG_WAITALL)
-    except OSError:
-        data = b""
-    return struct.unpack("!I", data)[0] if len(data) == 4 else None
-
-
-_watch = _Watch()
+def leave(status: int, say: Callable[[], Any]) -> None:
+    """Say the last word of this process, and end it at once where there are others."""
+    _links.leave(status, say)

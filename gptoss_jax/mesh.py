@@ -32,7 +32,7 @@ RULES: dict[str, tuple[str | None, ...]] = {
     "router/kernel": (EXPERT, None),  # E, D
     "router/bias": (EXPERT,),  # E
     "experts/gate_up_kernel": (EXPERT, None, None, None),  # E, c, F, D
-    "experts/gate_up_(packed|scales)": (EXPERT, None, None, None),  # E, D / 2 or 32, c, F
+    "experts/gate_up_(packed|scales)": (EXPERT, None, None),  # E, D / 2 or 32, c·F
     "experts/gate_up_bias": (EXPERT, None, None),  # E, c, F
     "experts/down_kernel": (EXPERT, None, None),  # E, D, F
     "experts/down_(packed|scales)": (EXPERT, None, None),  # E, F / 2 or 32, D

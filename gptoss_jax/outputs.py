@@ -9,16 +9,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
+from .storage import AnyPath, upload
 
 
 @contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: AnyPath, overwrite: bool = False, last: str = "") -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` if the block succeeds.
 
     An existing `path` is refused before anything is written; with `overwrite` it is replaced, at the
-    end. If the block fails the temporary folder is removed, and `path` is as it was.
+    end. If the block fails the temporary folder is removed, and `path` is as it was. A remote `path` cannot be
+    renamed to: its files are copied, `last` after all others.
     """
     check_free(path, overwrite)
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+            upload(Path(name), path, last)
+        return
     with _new_parents(path), _errors_of(path):
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
         old = partial.with_name(partial.name + "-old")
@@ -39,6 +46,16 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def try_folder(path: AnyPath, overwrite: bool = False) -> None:
+    """OutputError where `new_folder` could not begin, said before hours of work; leaves nothing."""
+
+    class Undone(Exception):
+        pass
+
+    with suppress(Undone), new_folder(path, overwrite):
+        raise Undone
+
+
 def write_file(path: Path, text: str, overwrite: bool = False) -> None:
     """Write a text file under a temporary name, then rename it."""
     check_free(path, overwrite)
@@ -56,26 +73,27 @@ def write_file(path: Path, text: str, overwrite: bool = False) -> None:
             partial.unlink(missing_ok=True)
 
 
-def check_free(path: Path, overwrite: bool) -> None:
+def check_free(path: AnyPath, overwrite: bool) -> None:
     """OutputError where `path` exists and may not be replaced."""
     with _errors_of(path):
-        if Path.cwd().is_relative_to(path.resolve()):
+        if isinstance(path, Path) and Path.cwd().is_relative_to(path.resolve()):
             raise OutputError(f"{path}: is the current folder or holds it: give another --out")
         if path.exists() and not overwrite:
             raise OutputError(f"{path}: exists already: give another --out, or --overwrite to replace it at the end")
 
 
-def check_apart(path: Path, *inputs: Path, or_inside: bool = False) -> None:
+def check_apart(path: AnyPath, *inputs: AnyPath, or_inside: bool = False) -> None:
     """OutputError where writing `path` would replace an input, or, with `or_inside`, lie in its folder."""
     with _errors_of(path):
         for source in inputs:
-            over = source.resolve().is_relative_to(path.resolve())
-            if over or (or_inside and path.resolve().is_relative_to(source.resolve())):
+            written, read = (place.resolve() if isinstance(place, Path) else place for place in (path, source))
+            over = written == read or written in read.parents
+            if over or (or_inside and read in written.parents):
                 raise OutputError(f"{path}: is where the input {source} lies: give another --out")
 
 
 @contextmanager
-def _errors_of(path: Path) -> Iterator[None]:
+def _errors_of(path: AnyPath) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -18,7 +18,7 @@ BLOCK = 32
 def dequantise(
     packed: UInt8[Array, "*any half_I O"], scales: UInt8[Array, "*any blocks O"], dtype: Any
 ) -> Float[Array, "*any I O"]:
-    """The values; every one is exact in bfloat16, except that a scale of 0 (2^-127) counts as 0."""
+    """The values; every one is exact in bfloat16, except that those below 2^-126 count as 0."""
     codes = jnp.concatenate([packed & 15, packed >> 4], axis=-2).astype(jnp.int32)
     exponent, mantissa = (codes >> 1) & 3, codes & 1
     # Twice the magnitude is whole: 0, 1, then (2 + mantissa) · 2^(exponent − 1).

@@ -22,6 +22,7 @@ from .model import GptOss
 from .report.markdown import profile_report, thin_evidence
 from .saliency import GATE_BINS, Statistics, means
 
+INFO = "profile.json"
 # Columns of saliency.parquet, in their order; further ones follow the means.
 SUMS = ("gate_sum", "norm_sum", "gate_norm_sum")
 FURTHER = ("gate_norm_sq_sum", "norm_sq_sum", "norm_max", "activation_max")
@@ -69,7 +70,7 @@ class _Timed:
 
 def check_kept(batches: Iterable[Batch]) -> None:
     """DataError where no token of any batch counts."""
-    if not hosts.gather_numbers(sum(int((batch.weights != 0).sum()) for batch in batches)).any():
+    if not any(hosts.exchange(sum(int((batch.weights != 0).sum()) for batch in batches))):
         raise DataError(
             "no token is kept: no row holds harmony text by the assistant within the limits; "
             "check --text-column and --skip-first, or use --keep all to count every token"
@@ -106,7 +107,7 @@ def run(
         statistics = step_statistics if statistics is None else statistics.merge(step_statistics)
         progress(batch.num_tokens)
     assert statistics is not None, "check_kept finds that there are batches"
-    total_tokens = int(hosts.gather_numbers(own_tokens if share.leads else 0).sum())
+    total_tokens = sum(hosts.exchange(own_tokens if share.leads else 0))
     check_computed(statistics, total_tokens)
     timed, weighted = [step], None
     if eaft:
@@ -202,7 +203,7 @@ def write(folder: Path, measured: Measured, domains: Sequence[str], info: dict[s
         pq.write_table(_with_domain(saliency), folder / select.SALIENCY_BY_DOMAIN, compression="zstd")
         pq.write_table(_with_domain(usage), folder / select.USAGE_BY_DOMAIN, compression="zstd")
     _write_json(folder / select.RANKING, select.rank(table))
-    _write_json(folder / "profile.json", info, indent=2)
+    _write_json(folder / INFO, info, indent=2)
     report = profile_report(info, table, total, by_domain)
     # A file's name may hold bytes that are no text.
     (folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
@@ -217,10 +218,10 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
-def count_rows(documents: Sequence[Document], share: hosts.Share) -> tuple[int, int]:
+def count_rows(documents: Sequence[Document]) -> tuple[int, int]:
     """Rows that were truncated, and rows without a kept token, of all processes."""
     own = [sum(d.truncated for d in documents), sum(not (d.weights > 0).any() for d in documents)]
-    truncated, empty = hosts.gather_numbers(own if share.leads else [0, 0]).sum(0).tolist()
+    truncated, empty = np.sum(hosts.exchange(own), axis=0).tolist()
     return truncated, empty
 
 

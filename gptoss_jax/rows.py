@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from .config import HUB_ID
 from .errors import DataError, reason
+from .storage import AnyPath, place
 
 SUFFIXES = (".jsonl", ".parquet", ".txt")
 
@@ -84,9 +84,9 @@ def prompts_hash(rows: Iterable[Row]) -> str:
 
 
 def _records(source: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    path = Path(source)
     if not source:
         raise DataError("--data is empty: name a file, a folder or a hub id")
+    path = place(source)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
         if not files:
@@ -101,13 +101,13 @@ def _records(source: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]
         raise DataError(f"{path}: no such file or folder, and no hub id of the form owner/name")
 
 
-def _file_records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _file_records(file: AnyPath) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         if file.suffix == ".jsonl":
             yield from _jsonl_records(file)
         elif file.suffix == ".parquet":
             start = 0
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
+            for batch in pq.ParquetFile(file.open("rb")).iter_batches(batch_size=1024):
                 yield from ((f"{file}, row {i}", r) for i, r in enumerate(batch.to_pylist(), start + 1))
                 start += batch.num_rows
         elif file.suffix == ".txt":
@@ -124,8 +124,8 @@ def _file_records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
-def _jsonl_records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with open(file, encoding="utf-8") as lines:
+def _jsonl_records(file: AnyPath) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

@@ -68,3 +68,14 @@ def padded_length(length: int) -> int:
     """The length that a row of `length` tokens is padded to: blocks must divide it."""
     whole = -(-length // LANES) * LANES
     return whole if whole <= QUERIES else -(-whole // QUERIES) * QUERIES
+
+
+def visited_scores(length: int, window: int | None) -> int:
+    """Scores that a head computes for one row: whole blocks in which the mask shows anything."""
+    S = padded_length(length)
+    queries, keys = min(QUERIES, S), min(KEYS if window is None else KEYS_IN_WINDOW, S)
+    blocks = 0
+    for first in range(0, S, queries):
+        oldest = 0 if window is None else max(0, first - window + 1)
+        blocks += (first + queries - 1) // keys - oldest // keys + 1
+    return blocks * queries * keys

@@ -28,6 +28,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("project")
 
+# Compiler options of large programs that run a few times: half of the time to compile goes into speed.
+QUICK = {"xla_backend_optimization_level": 0}
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -42,6 +44,14 @@ def _tiny(folder: Path, mxfp4: bool) -> Path:
     return folder
 
 
+def _eight(folder: Path, mxfp4: bool) -> Path:
+    from experiments import checkpoints
+    from tests.on_eight_devices import EIGHT
+
+    checkpoints.write_random(folder, EIGHT, mxfp4, seed=3, max_shard_bytes=500_000)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_mxfp4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with all dimensions different, experts in MXFP4. Not to be changed."""
@@ -52,6 +62,18 @@ def tiny_mxfp4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same shapes, all in BF16. Not to be changed."""
     return _tiny(tmp_path_factory.mktemp("checkpoint") / "tiny-bf16", mxfp4=False)
+
+
+@pytest.fixture(scope="session")
+def eight_mxfp4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose experts and heads eight devices can share, in MXFP4. Not to be changed."""
+    return _eight(tmp_path_factory.mktemp("eight-mxfp4"), mxfp4=True)
+
+
+@pytest.fixture(scope="session")
+def eight_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same shapes, all in BF16. Not to be changed."""
+    return _eight(tmp_path_factory.mktemp("eight-bf16"), mxfp4=False)
 
 
 def conversation(i: int) -> str:

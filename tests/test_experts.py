@@ -1,6 +1,7 @@
 """The grouped experts against a loop over tokens, and the statistics against a loop over pairs."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ HERE = Placement("cpu")
 D, E, K = TINY.hidden_size, TINY.num_experts, TINY.top_k
 
 
+@functools.cache
 def experts_and_float64() -> tuple[Experts, dict[str, np.ndarray]]:
     experts = Experts(TINY, rngs=nnx.Rngs(0))
     # Biases are zero at the start, and a limit that nothing reaches would hide a clamp left out.
@@ -62,6 +64,24 @@ CHOICES = {
 }
 
 
+def mixture_by_loop(weights: dict[str, np.ndarray], x: np.ndarray, routing: Routing, valid: np.ndarray) -> Mixture:
+    tokens = len(x)
+    output, norms, peaks = np.zeros((tokens, D)), np.zeros((tokens, K)), np.zeros((tokens, K))
+    for t, j in np.ndindex(tokens, K):
+        if valid[t]:
+            f = one_expert(weights, int(routing.experts_Tk[t, j]), x[t].astype(np.float64))
+            output[t] += float(routing.gates_Tk[t, j]) * f
+            norms[t, j], peaks[t, j] = np.linalg.norm(f), np.abs(f).max()
+    return Mixture(output, norms, peaks, np.tile(valid[:, None], K))
+
+
+def assert_mixtures_equal(ours: Mixture, theirs: Mixture) -> None:
+    np.testing.assert_allclose(ours.output_TD, theirs.output_TD, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours.norms_Tk, theirs.norms_Tk, rtol=1e-5)
+    np.testing.assert_allclose(ours.peaks_Tk, theirs.peaks_Tk, rtol=1e-5)
+    np.testing.assert_array_equal(ours.computed_Tk, theirs.computed_Tk)
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 53, 400])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_grouped_experts_equal_a_loop_over_tokens(tokens: int, choice: str):
@@ -71,17 +91,7 @@ def test_grouped_experts_equal_a_loop_over_tokens(tokens: int, choice: str):
     valid = rng.random(tokens) < 0.8
     routing = routing_of(CHOICES[choice](tokens, rng), tokens)
     mixture = jax.jit(lambda e, *args: e(*args, HERE))(experts, jnp.asarray(x), routing, jnp.asarray(valid))
-
-    output, norms, peaks = np.zeros((tokens, D)), np.zeros((tokens, K)), np.zeros((tokens, K))
-    for t, j in np.ndindex(tokens, K):
-        if valid[t]:
-            f = one_expert(weights, int(routing.experts_Tk[t, j]), x[t].astype(np.float64))
-            output[t] += float(routing.gates_Tk[t, j]) * f
-            norms[t, j], peaks[t, j] = np.linalg.norm(f), np.abs(f).max()
-    np.testing.assert_allclose(mixture.output_TD, output, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(mixture.norms_Tk, norms, rtol=1e-5)
-    np.testing.assert_allclose(mixture.peaks_Tk, peaks, rtol=1e-5)
-    np.testing.assert_array_equal(mixture.computed_Tk, np.tile(valid[:, None], K))
+    assert_mixtures_equal(mixture, mixture_by_loop(weights, x, routing, valid))
 
 
 def statistics_by_loop(routing: Routing, norms: np.ndarray, peaks: np.ndarray, batch: Batch) -> dict[str, np.ndarray]:

@@ -7,11 +7,15 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 import click
 
 from .. import __version__
 from ..errors import UserError
+from .convert import convert
+from .plan import plan
 from .profile import profile
 from .prune import prune, rank
 
@@ -24,20 +28,18 @@ def cli() -> None:
     """Profile, understand and prune the experts of GPT-OSS in JAX."""
 
 
-for command in (profile, rank, prune):
+for command in (profile, rank, prune, convert, plan):
     cli.add_command(command)
 
 
 def main() -> None:
     """Entry point: exit status 0 done, 2 for what the user can mend, 1 for a fault of the program."""
-    # With libtpu installed, a CPU run asks a metadata server that is not there.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # Standard error is for our own line: transformers remarks that PyTorch is missing, the hub on retries.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     # An exit lets temporary folders be removed, where the signal's own way would leave them.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: _exit(128 + received))
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
         cli.main(prog_name="gptoss-jax", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError:
@@ -49,24 +51,27 @@ def main() -> None:
         _fail(str(error))
     except (click.Abort, KeyboardInterrupt):
         _exit(128 + signal.SIGINT)
+    except SystemExit as stop:
+        _exit(stop.code)
     except Exception as error:
         # JAX has a class of its own for memory that it cannot get; to import it here would load JAX.
-        if not isinstance(error, MemoryError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
-            if hosts := sys.modules.get("gptoss_jax.hosts"):
-                hosts.settle()
-                traceback.print_exc()
-                hosts.leave(1)
-            raise
-        _fail("not enough memory: give a smaller --batch-size or --max-seq-length")
+        if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
+            _fail("not enough memory: give a smaller --batch-size or --max-seq-length")
+        if hosts := sys.modules.get("gptoss_jax.hosts"):
+            hosts.settle(error)
+        _exit(1, traceback.print_exc)
+    else:
+        _exit(0)
 
 
 def _fail(message: str) -> None:
-    click.echo(f"gptoss-jax: {' '.join(message.split())}", err=True)
-    _exit(2)
+    _exit(2, lambda: click.echo(f"gptoss-jax: {' '.join(message.split())}", err=True))
 
 
-def _exit(status: int) -> None:
-    """Where other processes wait for this one, end without waiting for them."""
+def _exit(status: Any, say: Callable[[], Any] = lambda: None) -> None:
+    """Say the last word and end, where there are other processes without waiting for them."""
     if hosts := sys.modules.get("gptoss_jax.hosts"):
-        hosts.leave(status)
+        hosts.leave(status, say)
+    else:
+        say()
     sys.exit(status)

@@ -21,7 +21,7 @@ def mesh_sizes(_: Any, __: Any, text: str | None) -> tuple[int, int] | None:
     """data and expert of data=N,expert=M."""
     if text is None:
         return None
-    match = re.fullmatch(r"data=(\d+),expert=(\d+)", text.replace(" ", ""))
+    match = re.fullmatch(r"data=(\d{1,9}),expert=(\d{1,9})", text.replace(" ", ""))
     if not match or not int(match[1]) or not int(match[2]):
         raise click.BadParameter(f"{text!r}: write for example data=2,expert=4")
     return int(match[1]), int(match[2])

@@ -1,13 +1,11 @@
 """The command `profile`."""
 
 import math
+import re
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,6 +37,15 @@ def _channel_weights(_: Any, __: Any, text: str | None) -> dict[str, float] | No
     if not set(weights) <= set(CHANNELS) or not all(0 <= weight < math.inf for weight in weights.values()):
         raise click.BadParameter(f"{text!r}: channels are {', '.join(CHANNELS)}, weights numbers of at least 0")
     return weights
+
+
+def _coordinator(_: Any, __: Any, text: str | None) -> str | None:
+    if text in (None, "auto"):
+        return text
+    match = re.fullmatch(r"[^\s:/]+:(\d{1,5})", text)
+    if not match or not 0 < int(match[1]) < 1 << 16:
+        raise click.BadParameter(f"{text!r}: write for example 10.0.0.1:1234")
+    return text
 
 
 @click.command()
@@ -89,13 +96,17 @@ def _channel_weights(_: Any, __: Any, text: str | None) -> dict[str, float] | No
 @click.option(
     "--weights", type=click.Choice(["bf16", "mxfp4"]), default="bf16", help="Form of the experts in device memory."
 )
-@click.option("--coordinator", help="Many processes: host:port of process 0, or auto where the platform knows.")
+@click.option(
+    "--coordinator",
+    callback=_coordinator,
+    help="Many processes: host:port of process 0, or auto where the platform knows.",
+)
 @click.option("--num-processes", type=click.IntRange(1), help="How many processes run this command.")
 @click.option("--process-id", type=click.IntRange(0), help="Which of them this is.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", help="Of the computation.")
-@click.option("--out", type=click.Path(path_type=Path), default="profile", help="Folder for the artifacts.")
+@click.option("--out", default="profile", help="Folder for the artifacts; may be gs:// or another that fsspec knows.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output folder, at the end.")
-def profile(model: str, out: Path, overwrite: bool, **options: Any) -> None:
+def profile(model: str, out: str, overwrite: bool, **options: Any) -> None:
     """Run rows through MODEL and write the statistics of its experts.
 
     MODEL is a folder in Hugging Face form, an Orbax checkpoint of this project, or a hub id. All devices of all
@@ -103,44 +114,60 @@ def profile(model: str, out: Path, overwrite: bool, **options: Any) -> None:
     """
     from convert.sources import open_source
 
-    from .. import hosts, outputs
+    from .. import harmony, hosts, outputs
     from .. import model as network
     from .. import profile as job
     from ..eaft import EaftOptions
+    from ..rows import Row, prompts_hash
+    from ..storage import local_folder, place
 
+    target = place(out)
     _check_options(options)
     if options["coordinator"]:
-        hosts.start(options["coordinator"], options["num_processes"], options["process_id"])
-    hosts.agree({"model": model, "out": str(out), **{k: v for k, v in options.items() if k != "process_id"}})
+        hosts.start(options["coordinator"], options["num_processes"], options["process_id"], _settings())
     writes = hosts.is_first()
     if writes:
-        outputs.check_free(out, overwrite)
+        outputs.try_folder(target, overwrite)
     source = open_source(model)
     if writes:
-        outputs.check_apart(out, source.folder, or_inside=True)
+        outputs.check_apart(target, source.folder, or_inside=True)
         if options["data"]:
-            outputs.check_apart(out, Path(options["data"]))
+            outputs.check_apart(target, place(options["data"]))
     mesh, share = _mesh(source.config, options)
-    rows, documents, domains, make_batches = _documents(source, options, share)
+    with local_folder(source.folder) as folder:
+        tokenizer = harmony.load_tokenizer(folder)
+    rows, documents, domains, make_batches = _documents(source.config, tokenizer, options, share)
     fingerprint = source.fingerprint()
-    info = _info(model, fingerprint, rows, job.count_rows(documents, share), mesh, options)
-    hosts.agree({"the model's fingerprint": fingerprint, "rows with the hash": info["prompts_hash"]})
+    # Packed, every process holds all rows.
+    counts = job.count_rows(documents if share.leads and (writes or not options["pack"]) else [])
+    info = _info(model, fingerprint, rows, counts, mesh, options)
+    by_domain = prompts_hash(Row(row.domain, row.id) for row in rows)
+    data = {"the rows' hash": info["prompts_hash"], "the hash of the rows' domains": by_domain}
+    hosts.agree({"the model's fingerprint": fingerprint} | data)
     job.check_kept(make_batches())
     gpt_oss = network.load(source, options["dtype"], mesh, options["weights"])
     eaft = EaftOptions(*options["eaft_quantiles"], *options["eaft_weights"]) if options["eaft"] else None
     num_tokens = sum(len(d.token_ids) + options["pack"] for d in documents) * (2 if eaft else 1)
-    with outputs.new_folder(out, overwrite) if writes else nullcontext() as folder:
-        hosts.on_loss(partial(shutil.rmtree, folder, ignore_errors=True) if folder else lambda: None)
-        with progress(num_tokens, "tokens", shown=writes) as advance:
-            measured = job.run(gpt_oss, _mapping(mesh, options), make_batches, share, advance, eaft)
-        if folder is not None:
-            job.write(folder, measured, domains, info)
-    hosts.finish()
+    if options["pack"]:
+        num_tokens //= share.of
+    with progress(num_tokens, "tokens", shown=writes) as advance:
+        measured = job.run(gpt_oss, _mapping(mesh, options), make_batches, share, advance, eaft)
+    with hosts.first_alone():
+        if writes:
+            with outputs.new_folder(target, overwrite, last=job.INFO) as folder:
+                job.write(folder, measured, domains, info)
     if writes:
         click.echo(
             f"{measured.total_tokens:,} tokens at {measured.tokens_per_s:,.0f} tokens/s; "
-            f"{len(domains)} domain{'s' * (len(domains) > 1)}; report: {out / 'report.md'}"
+            f"{len(domains)} domain{'s' * (len(domains) > 1)}; report: {target / 'report.md'}"
         )
+
+
+def _settings() -> dict[str, Any]:
+    """What all processes must be started with alike, by the names that users know."""
+    context = click.get_current_context()
+    own = ("coordinator", "process_id")
+    return {p.opts[0]: context.params[p.name] for p in context.command.params if p.name and p.name not in own}
 
 
 def _mesh(config: "Config", options: dict[str, Any]) -> tuple["Mesh", "Share"]:
@@ -177,23 +204,25 @@ def _check_options(options: dict[str, Any]) -> None:
         raise UserError("--channel-weights needs --keep assistant: only its messages have channels")
     if not all(map(math.isfinite, (*options["eaft_quantiles"], *options["eaft_weights"]))):
         raise UserError("--eaft-quantiles and --eaft-weights are finite numbers")
-    if (options["coordinator"] in (None, "auto")) != (options["num_processes"] is options["process_id"] is None):
+    coordinator, count, process = (options[name] for name in ("coordinator", "num_processes", "process_id"))
+    if (coordinator in (None, "auto")) != (count is process is None) or (count is None) != (process is None):
         raise UserError("--coordinator host:port goes with --num-processes and --process-id, and auto without them")
+    if count and process >= count:
+        raise UserError(f"--process-id {process} is too large: of {count} processes the last is {count - 1}")
     if options["skip_first"] >= options["max_seq_length"]:
         raise UserError("--skip-first leaves no position of a row: make it less than --max-seq-length")
 
 
 def _documents(
-    source: Any, options: dict[str, Any], share: "Share"
+    config: "Config", tokenizer: Any, options: dict[str, Any], share: "Share"
 ) -> tuple[list["Row"], list["Document"], list[str], Callable[[], Any]]:
     """All rows, tokens of this process' share of them, the names of the domains, and what makes batches."""
     from .. import batching, harmony, hosts
     from ..rows import ColumnNames, read_rows, sample
 
-    config, pack = source.config, options["pack"]
+    pack = options["pack"]
     if options["max_seq_length"] > config.max_position:
         raise UserError(f"--max-seq-length is above the model's context of {config.max_position}")
-    tokenizer = harmony.load_tokenizer(source.folder)
     columns = ColumnNames(options["text_column"], options["domain_column"], options["id_column"])
     stream = read_rows(options["data"], options["split"], columns, lambda m: harmony.render(m, tokenizer))
     rows = sample(stream, options["domain"], options["num_rows"], options["seed"])

@@ -65,13 +65,13 @@ def prune(
     """
     from convert import card
     from convert import prune as cut
-    from convert.from_hf import Checkpoint, locate
+    from convert.sources import open_hf
 
     from .. import outputs, select
 
     if (keep_sets is None) == (ranking is None) or (ranking is None) != (keep is None):
         raise UserError("prune takes either --ranking with --keep, or --keep-sets")
-    checkpoint = Checkpoint(locate(model))
+    checkpoint = open_hf(model)
     config = checkpoint.config
     if keep_sets is not None:
         kept, source = select.read_keep_sets(keep_sets, config), keep_sets

@@ -1,0 +1,197 @@
+"""What eight devices give: a program of its own, since pytest's process has one device and keeps it.
+
+    python -m tests.on_eight_devices golden      # writes tests/golden/shardings.txt anew
+
+`tests.test_mesh` runs it with a folder for the results, two checkpoints and rows, and asserts on what it wrote.
+"""
+
+import io
+import json
+import os
+import re
+import sys
+from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from convert.from_hf import Checkpoint
+from convert.shards import Stored
+from gptoss_jax import batching, cli, experts, forward, mesh, model
+from gptoss_jax.batching import Batch, Document
+from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY, Config
+from gptoss_jax.forward import Mapped, Profiled
+from gptoss_jax.mesh import Placement
+
+# As TINY, but eight devices can share experts and heads; only H is a multiple of another size.
+EIGHT = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
+MESHES = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x8": (1, 8)}
+ON_ONE_DEVICE = (0, 1, 2)  # experts of the first of eight
+LENGTHS = (3, 9, 17, 25, 33, 41, 50, 64)
+GOLDEN = Path(__file__).parent / "golden" / "shardings.txt"
+# What moves arrays between devices, other than sums.
+MOVES = re.compile(r" (all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter)(-start)?\(")
+
+# Options of `profile` that the program refuses on eight devices, for TINY, and what its line says.
+REFUSED = {
+    "more places than devices": (["--mesh", "data=4,expert=4"], ["16 places", "8 devices"]),
+    "fewer places than devices": (["--mesh", "data=2,expert=1"], ["2 places", "8 devices"]),
+    "experts that do not divide": (["--mesh", "data=4,expert=2"], ["expert=2", "7 experts", "expert may be 1"]),
+    "rows that do not divide": (["--mesh", "data=8,expert=1", "--batch-size", "12"], ["12", "data=8", "multiple of 8"]),
+    "rows that do not divide, by pmap": (["--map", "pmap", "--batch-size", "12"], ["12", "data=8"]),
+    "experts split by pmap": (["--map", "pmap", "--mesh", "data=4,expert=2"], ["--map pmap", "expert=2", "--map mesh"]),
+    "pmap over some devices": (["--map", "pmap", "--mesh", "data=4,expert=1"], ["4 places", "8 devices"]),
+}
+
+
+def batch() -> Batch:
+    """Eight rows of different lengths and of two domains, of whose tokens about two thirds are kept."""
+    rng = np.random.default_rng(0)
+    documents = [
+        Document(rng.integers(0, EIGHT.vocab_size, n).astype(np.int32), np.float32(rng.random(n) < 0.7), row % 2)
+        for row, n in enumerate(LENGTHS)
+    ]
+    return next(batching.padded(documents, len(LENGTHS), max(LENGTHS), num_domains=2))
+
+
+def run(mapped: Mapped, network: model.GptOss) -> Profiled:
+    return mapped.step(network, jax.tree.map(mapped.put, batch()))
+
+
+def measure(checkpoint: Checkpoint) -> tuple[dict[str, Profiled], dict[str, Any]]:
+    """Results by name of the run, and facts about the arrays and programs behind them."""
+    results: dict[str, Profiled] = {}
+    facts: dict[str, Any] = {"bytes_read": {}, "shards": {}, "specs": {}, "moves": {}}
+
+    def network(name: str, weights: str = "bf16") -> tuple[Any, model.GptOss]:
+        devices, before = mesh.make(EIGHT, *MESHES[name]), sum(bytes_read)
+        split = model.load(checkpoint, "float32", devices, weights)
+        facts["bytes_read"][f"{name} {weights}"] = sum(bytes_read) - before
+        return devices, split
+
+    bytes_read = record_reads()
+    one = model.load(checkpoint, "float32")
+    results["one"] = jax.jit(lambda m, b: forward.scored_profile_step(m, b, Placement("cpu")))(one, batch())
+    for name in MESHES:
+        devices, split = network(name)
+        mapped = forward.mapped(forward.scored_profile_step, devices)
+        results[name] = run(mapped, split)
+        facts["shards"][name] = {path: shards(x) for path, x in named(split)}
+        facts["specs"][name] = {path: list(x.sharding.spec) for path, x in named(results[name])}
+        facts["moves"][f"scored {name}"] = moves(mapped, split)
+    devices, whole = network("8x1")
+    results["pmap"] = run(forward.pmapped(forward.scored_profile_step, devices), whole)
+    devices, four_bits = network("2x4", "mxfp4")
+    results["2x4 mxfp4"] = run(forward.mapped(forward.scored_profile_step, devices), four_bits)
+    facts["shards"]["2x4 mxfp4"] = {path: shards(x) for path, x in named(four_bits)}
+
+    devices, split = network("1x8")
+    plain = forward.mapped(forward.profile_step, devices)
+    results["1x8 without scores"] = run(plain, split)
+    facts["moves"]["1x8"] = moves(plain, split)
+    crowded = model.mask_experts(split, [ON_ONE_DEVICE] * EIGHT.num_layers)
+    results["crowded"] = run(plain, crowded)
+    drop_pairs()
+    results["dropped"] = run(forward.mapped(forward.profile_step, devices), crowded)
+    return results, facts
+
+
+def record_reads() -> list[int]:
+    """A list that grows by the bytes of each read of a checkpoint."""
+    reads, fill = [], Stored._fill
+
+    def recording(stored: Stored, array: np.ndarray, starts: Any) -> None:
+        reads.append(array.nbytes)
+        fill(stored, array, starts)
+
+    Stored._fill = recording
+    return reads
+
+
+def drop_pairs() -> None:
+    """From here on a device computes no more blocks than an even split over its experts fills."""
+    pieces = experts._pieces
+
+    def capped(sizes: Any, *args: Any) -> Any:
+        *blocks, ends = pieces(sizes, *args)
+        return *(b[: len(sizes)] for b in blocks), ends
+
+    experts._pieces = capped
+
+
+def named(tree: Any) -> list[tuple[str, Any]]:
+    return [("/".join(mesh.path_of(path)), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def shards(array: jax.Array) -> dict[str, Any]:
+    parts = [shard.data for shard in array.addressable_shards]
+    return {"whole": array.shape, "parts": [p.shape for p in parts], "nbytes": [p.nbytes for p in parts]}
+
+
+def moves(mapped: Mapped, network: model.GptOss) -> list[str]:
+    text = mapped.step.lower(network, jax.tree.map(mapped.put, batch())).compile().as_text()
+    return [line.strip() for line in text.splitlines() if MOVES.search(line)]
+
+
+def refusal(folder: Path, *argv: str) -> dict[str, Any]:
+    """What the program answers to a command line that it is called with in an empty folder."""
+    folder.mkdir()
+    os.chdir(folder)
+    sys.argv, status = ["gptoss-jax", *argv], 0
+    with redirect_stderr(io.StringIO()) as error:
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code
+    return {"status": status, "error": error.getvalue(), "written": os.listdir(folder)}
+
+
+def shardings() -> str:
+    """How the published models are split over data=2, expert=4: one array a line, its shape whole and on a device."""
+    lines = []
+    for name, config in {"gpt-oss-20b": GPT_OSS_20B, "gpt-oss-120b": GPT_OSS_120B}.items():
+        devices = mesh.make(config, 2, 4)
+        for weights in ("bf16", "mxfp4"):
+            network = model.abstract(config, devices, weights=weights)
+            lines += [f"{name}, {weights}", *map(sharding_line, named(network)), ""]
+        lines += [f"{name}, statistics", *map(sharding_line, named(abstract_statistics(config, devices))), ""]
+    return "\n".join(lines)
+
+
+def abstract_statistics(config: Config, devices: Any) -> Profiled:
+    step = jax.eval_shape(
+        lambda m, b: forward.profile_step(m, b, Placement("cpu")), model.abstract(config, devices), batch()
+    )
+    return mesh.sharded(step, devices)
+
+
+def sharding_line(entry: tuple[str, Any]) -> str:
+    path, x = entry
+    split = ",".join(axis or "-" for axis in x.sharding.spec)
+    return f"{path} {x.dtype} {list(x.shape)} ({split}) → {list(x.sharding.shard_shape(x.shape))}"
+
+
+def main(*argv: str) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    # Read when JAX first asks for devices. Programs run once here: less of the time goes into making them fast.
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    if argv == ("golden",):
+        GOLDEN.write_text(shardings(), encoding="utf-8")
+        return
+    out, checkpoint, tiny, rows = map(Path, argv)
+    results, facts = measure(Checkpoint(checkpoint))
+    arrays = {f"{name}/{path}": x for name, result in results.items() for path, x in named(result)}
+    np.savez(out / "results.npz", **arrays)
+    facts["shardings"] = shardings()
+    facts["refused"] = {
+        name: refusal(out / name, "profile", str(tiny), "--data", str(rows), *options)
+        for name, (options, _) in REFUSED.items()
+    }
+    (out / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,360 @@
+"""Real processes on loopback, with several CPU devices each, as one run."""
+# ruff: noqa: F401, F811
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from jax.sharding import Mesh
+
+from experiments import checkpoints, tokenizers
+from gptoss_jax import hosts, links
+from gptoss_jax.config import TINY
+from gptoss_jax.errors import HostsError
+
+from .bad_input import Refused, poke, program, refused, tree
+from .conftest import conversation
+from .test_profile import run_profile
+
+# What the `expert` axis splits is divisible by 8, and the other dimensions differ from one another.
+CONFIG = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
+OPTIONS = ["--domain-column", "domain", "--max-seq-length", "64"]
+PATIENCE = 180  # seconds for what a slow machine may take long for
+STOP = 60  # seconds in which processes must stop that lost one
+# The program, which waits for a signal in the n-th call of a function.
+CHILD = """
+import signal, sys, time
+
+# What runs in the background inherits an ignored SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def wait_in(owner, name, nth):
+    real, calls = getattr(owner, name), []
+    def call(*args, **options):
+        calls.append(1)
+        if len(calls) == nth:
+            print("now", flush=True)
+            time.sleep(600)
+        return real(*args, **options)
+    setattr(owner, name, call)
+
+moment = sys.argv.pop(1)
+if moment == "start":
+    import jax
+    wait_in(jax.distributed, "initialize", 1)
+if moment == "loading":
+    import gptoss_jax.model
+    wait_in(gptoss_jax.model, "load", 1)
+if moment == "step":
+    import gptoss_jax.profile
+    wait_in(gptoss_jax.profile._Timed, "__call__", 2)
+from gptoss_jax.cli import main
+main()
+"""
+
+
+class Process:
+    """The program, in a folder and a process group of its own."""
+
+    def __init__(self, cwd: Path, argv: list[Any], variables: dict[str, str], moment: str):
+        self.cwd, self.out, self.err = cwd, cwd.with_suffix(".out"), cwd.with_suffix(".err")
+        cwd.mkdir(exist_ok=True)
+        with open(self.out, "w") as out, open(self.err, "w") as err:
+            started = [sys.executable, "-c", CHILD, moment, *map(str, argv)]
+            pipes: Any = {"stdout": out, "stderr": err, "start_new_session": True}
+            self.popen = subprocess.Popen(started, cwd=cwd, env=os.environ | variables, **pipes)
+
+    def wait_for_moment(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while "now\n" not in self.out.read_text():
+            assert self.popen.poll() is None and time.monotonic() < deadline, self.err.read_text()
+            time.sleep(0.05)
+
+    def end(self, timeout: float = PATIENCE) -> tuple[int, str]:
+        """Exit status and standard error."""
+        return self.popen.wait(timeout), self.err.read_text()
+
+    def refused(self, timeout: float = PATIENCE) -> str:
+        """The one line of a process that stops with status 2."""
+        status, error = self.end(timeout)
+        assert (status, error.count("\n"), error.startswith("gptoss-jax: ")) == (2, 1, True), error
+        return error
+
+
+Run = Callable[..., list[Process]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Starts processes with the same arguments, in folders named by their number; none outlives the test."""
+    processes: list[Process] = []
+
+    def start(
+        *argv: Any,
+        devices: int = 4,
+        ids: tuple[int, ...] = (0, 1),
+        moments: Any = None,
+        own: Any = None,
+        slurm: bool = False,
+    ) -> list[Process]:
+        port = free_port()
+        for i in ids:
+            variables = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+            where = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", len(ids), "--process-id", i]
+            if slurm:
+                where = ["--coordinator", "auto"]
+                variables |= {"JAX_COORDINATOR_PORT": str(port), "SLURM_JOB_ID": "1", "SLURM_NTASKS": str(len(ids))}
+                variables |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+            line = [*argv, *where, *(own or {}).get(i, ())]
+            processes.append(Process(tmp_path / str(i), line, variables, (moments or {}).get(i, "")))
+        return processes
+
+    yield start
+    for process in processes:
+        if process.popen.poll() is None:
+            os.killpg(process.popen.pid, signal.SIGKILL)
+            process.popen.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    folder.mkdir()
+    checkpoints.write_random(folder, CONFIG, mxfp4=False, seed=1, max_shard_bytes=10**6)
+    tokenizers.write_small(folder, CONFIG.vocab_size)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """27 rows of two domains: two processes have shares of 14 and 13."""
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [{"id": f"r{i}", "domain": "ab"[i % 2], "text": conversation(i % 11)} for i in range(27)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+def assert_equal_profiles(ours: Path, one: Path) -> None:
+    """Counts are equal, sums to 1e-6, squares to twice that; signed sums of EAFT as parts of the largest."""
+    names = sorted(file.name for file in one.iterdir())
+    assert sorted(file.name for file in ours.iterdir()) == names
+    for name in ("saliency.parquet", "saliency_by_domain.parquet"):
+        table, expected = (pq.read_table(folder / name).to_pydict() for folder in (ours, one))
+        assert list(table) == list(expected)
+        for column, values in expected.items():
+            if column in ("domain", "layer", "expert", "count"):
+                assert table[column] == values
+            elif column == "eaft_gate_norm_sum":
+                np.testing.assert_allclose(table[column], values, rtol=0, atol=1e-6 * np.abs(values).max())
+            else:
+                rtol = 2e-6 if "_sq_" in column else 1e-6
+                np.testing.assert_allclose(table[column], values, rtol=rtol, err_msg=column)
+    table, expected = (pq.read_table(folder / "usage.parquet").to_pylist() for folder in (ours, one))
+    for kind in ("usage_count", "coact_count"):
+        assert [row for row in table if row["kind"] == kind] == [row for row in expected if row["kind"] == kind]
+    said, expected = (json.loads((folder / "profile.json").read_text()) for folder in (ours, one))
+    for name in ("rows", "truncated_rows", "prompts_hash", "total_tokens", "kept_tokens", "kept_tokens_by_domain"):
+        assert said[name] == expected[name], name
+    assert said["warnings"] == expected["warnings"]
+
+
+WAYS = {
+    "two": ((0, 1), 4, "data=2,expert=4", ("--eaft",)),
+    # Each row of this mesh is two processes, which feed the same.
+    "four": ((0, 1, 2, 3), 2, "data=2,expert=4", ("--pack",)),
+}
+
+
+@pytest.mark.parametrize(("ids", "devices", "mesh", "way"), WAYS.values(), ids=WAYS)
+def test_equals_one_process(
+    ids: tuple[int, ...],
+    devices: int,
+    mesh: str,
+    way: tuple[str, ...],
+    model: Path,
+    rows: Path,
+    run: Run,
+    tmp_path: Path,
+) -> None:
+    argv = ["profile", model, "--data", rows, "--dtype", "float32", *OPTIONS, *way]
+    processes = run(*argv, "--mesh", mesh, "--batch-size", 26, ids=ids, devices=devices)
+    one = run_profile(model, rows, tmp_path / "one", *OPTIONS, *way)
+    assert [process.end() for process in processes] == [(0, "")] * len(ids)
+    assert_equal_profiles(tmp_path / "0" / "profile", one)
+    assert [tree(process.cwd) for process in processes[1:]] == [{}] * (len(ids) - 1)
+    said = json.loads((tmp_path / "0" / "profile" / "profile.json").read_text())
+    assert said["processes"] == len(ids) and len(said["devices"]) == 8
+
+
+LOSSES = {
+    "start": (1, (0, 1, 2), "start", signal.SIGINT),
+    "first-loading": (0, (0, 1), "loading", signal.SIGTERM),
+    "step": (1, (0, 1), "step", signal.SIGKILL),
+    "first-step": (0, (0, 1), "step", signal.SIGKILL),
+}
+
+
+@pytest.mark.parametrize(("lost", "ids", "moment", "stop"), LOSSES.values(), ids=LOSSES)
+def test_others_stop(
+    lost: int, ids: tuple[int, ...], moment: str, stop: signal.Signals, model: Path, rows: Path, run: Run
+) -> None:
+    argv = ["profile", model, "--data", rows, *OPTIONS, "--mesh", f"data={len(ids)},expert=2", "--batch-size", 6]
+    processes = run(*argv, "--out", "a/out", devices=2, ids=ids, moments={lost: moment})
+    processes[lost].wait_for_moment()
+    processes[lost].popen.send_signal(stop)
+    for number, process in enumerate(processes):
+        if number == lost:
+            status, error = process.end(STOP)
+            assert (status, error.strip()) == (-stop if stop == signal.SIGKILL else 128 + stop, "")
+        else:
+            assert f"process {lost} of {len(ids)} was lost, process {number} stops" in process.refused(STOP)
+    assert [tree(process.cwd) for process in processes] == [{}] * len(ids)
+
+
+def test_one_process_fails(model: Path, rows: Path, run: Run, tmp_path: Path) -> None:
+    """A NaN in an expert that only the second process reads."""
+    broken = shutil.copytree(model, tmp_path / "model")
+    poke(broken, "model.layers.2.mlp.experts.down_proj", (20,), float("nan"))
+    first, second = run("profile", broken, "--data", rows, *OPTIONS, "--mesh", "data=1,expert=8")
+    assert "model.layers.2.mlp.experts.down_proj" in second.refused()
+    assert "process 1 of 2 was lost, process 0 stops" in first.refused(STOP)
+    assert tree(first.cwd) == tree(second.cwd) == {}
+
+
+def test_settings_differ(model: Path, rows: Path, run: Run) -> None:
+    """Found before the processes join; Slurm says which they are."""
+    processes = run("profile", model, "--data", rows, own={1: ["--max-seq-length", 64]}, slurm=True)
+    line = "gptoss-jax: process 1 has --max-seq-length 64, process 0 has 2048: all processes need the same\n"
+    assert [process.refused() for process in processes] == [line, line]
+
+
+@pytest.mark.parametrize("differs", ["model", "rows"])
+def test_contents_differ(differs: str, model: Path, rows: Path, run: Run, tmp_path: Path) -> None:
+    """Of the same name on two hosts."""
+    for name in "01":
+        shutil.copytree(model, tmp_path / name / "model")
+        shutil.copy(rows, tmp_path / name)
+    if differs == "model":
+        poke(tmp_path / "1" / "model", "model.norm.weight", (0,), 7)
+    else:
+        with open(tmp_path / "1" / "rows.jsonl", "a") as file:
+            file.write('{"text": "more", "domain": "a"}\n')
+    processes = run("profile", "model", "--data", "rows.jsonl", *OPTIONS)
+    what = {"model": "the model's fingerprint", "rows": "the rows' hash"}[differs]
+    lines = [process.refused() for process in processes]
+    assert lines[0] == lines[1] and f"process 1 has {what} " in lines[0]
+    assert not [process for process in processes if (process.cwd / "profile").exists()]
+
+
+# Without processes of their own from here on.
+
+START = ("--num-processes", 2, "--process-id")
+BAD_STARTS = {
+    "no-port": (("--coordinator", "host", *START, 0), "10.0.0.1:1234"),
+    "port-too-large": (("--coordinator", "host:70000", *START, 0), "10.0.0.1:1234"),
+    "no-numbers": (("--coordinator", "127.0.0.1:9"), "--num-processes"),
+    "no-coordinator": ((*START, 0), "--coordinator"),
+    "number-too-large": (("--coordinator", "127.0.0.1:9", *START, 2), "the last is 1"),
+    "no-platform": (("--coordinator", "auto"), "host:port"),
+    "port-in-use": (("--coordinator", "127.0.0.1:PORT", *START, 0), "in use"),
+    "others-do-not-come": (("--coordinator", "127.0.0.1:FREE", *START, 0), "process 1 of 2 did not come within 1 s"),
+    "first-does-not-come": (("--coordinator", "127.0.0.1:FREE", *START, 1), "no process 0 at 127.0.0.1:"),
+    "another-program": (("--coordinator", "127.0.0.1:PORT", *START, 1), "no process 0 at 127.0.0.1:"),
+}
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this were a process of its own, which waits for others for a second."""
+    monkeypatch.setattr(hosts, "_links", links.Links())
+    monkeypatch.setattr(links, "START_TIMEOUT", 1)
+    monkeypatch.setattr("jax._src.clusters.ClusterEnv._cluster_types", [])
+
+
+@pytest.mark.parametrize(("where", "says"), BAD_STARTS.values(), ids=BAD_STARTS)
+def test_bad_start(where: tuple[Any, ...], says: str, alone: None, model: Path, rows: Path, refused: Refused) -> None:
+    with socket.create_server(("", 0)) as taken:
+        ports = {"PORT": taken.getsockname()[1], "FREE": free_port()}
+        line = " ".join(map(str, where))
+        for name, port in ports.items():
+            line = line.replace(name, str(port))
+        refused("profile", model, "--data", rows, *line.split(), says=(says,))
+
+
+@pytest.mark.parametrize(
+    ("ids", "counts", "says"),
+    [
+        ((1, 1), (3, 3), "two processes have --process-id 1: give each another one"),
+        ((1, 0), (3, 3), "two processes have --process-id 0: give each another one"),
+        ((1, 2), (3, 4), "process 2 has --num-processes 4, process 0 has 3"),
+    ],
+)
+def test_numbers_that_do_not_fit(ids: tuple[int, ...], counts: tuple[int, ...], says: str) -> None:
+    """All processes that came say the same."""
+    server = links.listen(0)
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+
+    def message(me: int, count: int, server: socket.socket | None) -> str:
+        with pytest.raises(HostsError) as refusal:
+            links.Links().meet(me, count, address, server)
+        return str(refusal.value)
+
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(message, me, count, None) for me, count in zip(ids, counts, strict=True)]
+        said = {message(0, 3, server), *(other.result() for other in others)}
+    assert said == {says}
+
+
+OWNERS = {
+    "inside": ([[0, 0], [0, 0], [1, 1], [1, 1]], [(0, 2, True, (0, 1)), (1, 2, True, (2, 3))]),
+    "across": ([[0, 1]], [(0, 1, True, (0,)), (0, 1, False, (0,))]),
+    "both": ([[0, 1], [2, 3]], [(0, 2, True, (0,)), (0, 2, False, (0,)), (1, 2, True, (1,)), (1, 2, False, (1,))]),
+}
+
+
+def mesh_of(owners: list[list[int]]) -> Any:
+    return Mock(spec=Mesh, devices=np.vectorize(lambda p: SimpleNamespace(process_index=p))(owners))
+
+
+@pytest.mark.parametrize(("owners", "shares"), OWNERS.values(), ids=OWNERS)
+def test_shares(owners: list[list[int]], shares: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`owners` is the process of each device, [data, expert]."""
+    for process, expected in enumerate(shares):
+        monkeypatch.setattr(jax, "process_index", lambda index=process: index)
+        assert hosts.share(mesh_of(owners)) == hosts.Share(*expected)
+
+
+def test_uneven_shares() -> None:
+    with pytest.raises(HostsError, match="unevenly"):
+        hosts.share(mesh_of([[0, 0], [0, 1], [1, 1]]))
+
+
+def test_own_rows() -> None:
+    rows = np.arange(24).reshape(8, 3)
+    np.testing.assert_array_equal(hosts.Share(1, 2, True, (1, 3)).own(rows, data_size=4), rows[[2, 3, 6, 7]])
+
+
+def test_lengths_that_serve_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "exchange", lambda own: [own, [128], [64, 64, 256]])
+    assert hosts.agree_lengths([64, 128]) == [128, 128, 256]

@@ -1,0 +1,170 @@
+"""`plan`: the reader of compiled text, the closed formulas, the search, and a real compilation for a TPU slice."""
+# ruff: noqa: F401, F811  (the fixtures of bad_input are used by name)
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from gptoss_jax import hlo, plan, splash, topologies
+from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY
+from gptoss_jax.errors import MeshError
+
+from .bad_input import Refused, program, refused
+
+CASE = plan.Case(GPT_OSS_20B, "v5e:2x4", 2, 4, "bf16", 16, 2048)
+
+
+def test_products_in_loops_count_as_often_as_they_run():
+    @jax.jit
+    def loops(x, w):
+        return lax.scan(lambda y, _: (lax.fori_loop(0, 3, lambda _, z: jnp.tanh(z @ w), y), None), x, length=5)[0] @ w
+
+    text = loops.lower(jnp.ones((7, 11)), jnp.ones((11, 11))).compile().as_text()
+    assert hlo.dot_flops(hlo.parse(text)) == (5 * 3 + 1) * 2 * 7 * 11 * 11
+
+
+TPU_TEXT = """HloModule jit_step, is_scheduled=true
+
+%body (p: (s32[], bf16[64,96])) -> (s32[], bf16[64,96]) {
+  %p = (s32[]{:T(128)}, bf16[64,96]{1,0:T(8,128)(2,1)}) parameter(0)
+  %x = bf16[64,96]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %w = bf16[96,96]{1,0} constant({...})
+  %dot = f32[64,96]{1,0:T(8,128)} convolution(%x, %w), dim_labels=bf_io->bf, operand_precision={highest,highest}
+  %sum = bf16[64,96]{1,0} all-reduce(%dot), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %all = (f32[64,8]{1,0}, f32[64,32]{1,0}) all-gather-start(%dot), replica_groups=[2,4]<=[8], dimensions={1}
+  %gmm.4 = f32[64,96]{1,0} custom-call(%x, /*index=1*/%w), custom_call_target="t", x={"flops":"1000"}
+  ROOT %t = (s32[]{:T(128)}, /*index=1*/bf16[64,96]{1,0:T(8,128)(2,1)}) tuple(%i, %sum)
+}
+
+%condition (p.1: (s32[], bf16[64,96])) -> pred[] {
+  %p.1 = (s32[]{:T(128)}, bf16[64,96]{1,0:T(8,128)(2,1)}) parameter(0)
+  %n = s32[]{:T(128)} constant(24), metadata={op_name="x"}
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: bf16[64,96]) -> bf16[64,96] {
+  %a = bf16[64,96]{1,0:T(8,128)(2,1)} parameter(0)
+  %tuple = (s32[]{:T(128)}, bf16[64,96]{1,0:T(8,128)(2,1)}) tuple(%zero, %a)
+  %loop = (s32[]{:T(128)}, bf16[64,96]{1,0:T(8,128)(2,1)}) while(%tuple), condition=%condition, body=%body
+  ROOT %out = bf16[64,96]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_the_text_of_a_tpu_program_is_understood():
+    parsed = hlo.parse(TPU_TEXT)
+    assert hlo.dot_flops(parsed) == 24 * 2 * 64 * 96 * 96
+    assert hlo.kernel_flops(parsed, "gmm") == 24 * 1000
+    assert [copied.name for copied in hlo.copies(parsed)] == ["all"]
+    reduced, gathered = hlo.collectives(parsed)
+    assert (reduced.op, reduced.group, reduced.times, reduced.result_bytes) == ("all-reduce", 4, 24, 64 * 96 * 2)
+    assert (gathered.op, gathered.group, gathered.times, gathered.result_bytes) == ("all-gather", 4, 24, 64 * 32 * 4)
+    # Along a ring of 4 an all-reduce sends 3/4 of everything twice, an all-gather once.
+    assert reduced.moved_bytes == 1.5 * 64 * 96 * 2 and gathered.moved_bytes == 0.75 * 64 * 32 * 4
+
+
+@pytest.mark.parametrize("length", [1, 100, 128, 600, 2048])
+@pytest.mark.parametrize("window", [None, 9, 128, 300])
+def test_visited_scores_are_the_blocks_that_the_mask_touches(length: int, window: int | None):
+    S = splash.padded_length(length)
+    queries, keys = min(splash.QUERIES, S), min(splash.KEYS if window is None else splash.KEYS_IN_WINDOW, S)
+    mask = masks.CausalMask((S, S)) if window is None else masks.LocalMask((S, S), (window - 1, 0), 0)
+    blocks = mask[:, :].reshape(S // queries, queries, S // keys, keys).any((1, 3))
+    assert splash.visited_scores(length, window) == blocks.sum() * queries * keys
+
+
+@pytest.mark.parametrize("length", [1, 5, 9, 40])
+def test_active_flops_are_what_counting_gives(length: int):
+    c = TINY
+    pairs = {kind: np.tri(length, dtype=int) for kind in set(c.layer_types)}
+    pairs["sliding_attention"] = pairs["sliding_attention"] - np.tri(length, k=-c.sliding_window, dtype=int)
+    D, H, K, h, E, k, F = 64, 10, 5, 14, 7, 3, 96
+    token = 2 * D * H * h + 2 * 2 * D * K * h + 2 * H * h * D + 2 * D * E + k * (2 * D * 2 * F + 2 * F * D)
+    scores = sum(pairs[kind].sum() for kind in c.layer_types) * H * 2 * 2 * h
+    case = plan.Case(c, "", 1, 1, "bf16", 3, length)
+    assert plan.active_matmul_flops(case) == 3 * (length * c.num_layers * token + scores)
+
+
+def compiled(case: plan.Case, needed: int) -> plan.Compiled:
+    return plan.Compiled(case, needed, memory_bytes=1000, seconds=0.0, text="x" if needed <= 1000 else "")
+
+
+@pytest.mark.parametrize(("asked", "rows_that_fit", "found"), [(16, 100, 64), (16, 16, 16), (64, 10, 8), (4, 1, 0)])
+def test_the_largest_batch_is_found_by_doubling_and_halving(asked: int, rows_that_fit: int, found: int):
+    def compile_step(case: plan.Case) -> plan.Compiled:
+        return compiled(case, 1000 * case.batch // rows_that_fit)
+
+    first = compile_step(replace(CASE, batch=asked))
+    assert plan.largest_batch(first, compile_step) == found
+
+
+def test_a_step_that_does_not_fit_says_by_how_much_and_what_would():
+    over = plan.Compiled(CASE, 3 << 30, 2 << 30, 0.0)
+    assert "3.00 GiB of 2.00 on each chip of v5e:2x4, 1.00 too much: --batch 8 fits" in str(plan.refusal(over, 8))
+    message = str(plan.refusal(over, 0))
+    assert "--weights mxfp4" in message and "expert=8" in message
+
+
+libtpu = pytest.mark.skipif(not topologies.has_compiler(), reason="needs libtpu, of the extra tpu")
+
+
+@libtpu
+@pytest.mark.parametrize("family", topologies.SLICES)
+def test_all_slices_that_are_listed_exist(family: str):
+    for shape in topologies.SLICES[family]:
+        chips = np.prod([int(n) for n in shape.split("x")])
+        devices = topologies.devices(f"{family}:{shape}")
+        assert len(devices) == chips * (2 if family in ("v4", "tpu7x") else 1)
+        assert devices[0].device_kind in topologies.CHIPS
+
+
+@libtpu
+@pytest.mark.parametrize("weights", ["bf16", "mxfp4"])
+def test_a_compiled_step_is_what_the_formulas_say(weights: str):
+    """Two layers for v5e:2x4, with real kernels: no gather and no copy of weights, sums and FLOPs as stated."""
+    config = replace(
+        GPT_OSS_20B,
+        num_layers=2,
+        layer_types=GPT_OSS_20B.layer_types[:2],
+        hidden_size=256,
+        expert_hidden_size=384,
+        num_heads=16,
+        num_kv_heads=8,
+        vocab_size=512,
+    )
+    case = plan.Case(config, "v5e:2x4", 2, 4, weights, 8, 1024)
+    step = plan.compile_step(case)
+    assert step.fits and step.memory_bytes == int(15.75 * 2**30)
+    a_layer, _ = plan.collective_bytes(step)
+    assert a_layer == plan.expected_collective_bytes(case)
+    c = config
+    projections = 2 * c.hidden_size * (2 * c.num_heads * 64 + 2 * c.num_kv_heads * 64 + c.num_experts)
+    assert hlo.dot_flops(step.program) * 8 == case.tokens * c.num_layers * projections
+    gathered = [x for x in hlo.collectives(step.program) if x.op != "all-reduce"]
+    assert [x.result_bytes for x in gathered] == [case.tokens // 2 * c.num_experts * 4]  # the router's scores
+    assert plan.moved_weights(step) == []
+
+
+@libtpu
+def test_what_cannot_be_planned_is_said_in_one_line(refused: Refused, tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(GPT_OSS_120B.to_json()))
+    assert "v5e:2x2, 2x4" in refused("plan", "gpt-oss-20b", "--topology", "v5e:3x3")
+    assert "8 places" in refused("plan", "gpt-oss-20b", "--topology", "v5e:2x2", "--mesh", "data=2,expert=4")
+    assert "does not divide" in refused("plan", str(tmp_path), "--topology", "v5e:4x4", "--mesh", "data=1,expert=16")
+    assert "--batch" in refused(
+        "plan", str(tmp_path), "--topology", "v5e:2x4", "--mesh", "data=8,expert=1", "--batch", "3"
+    )
+    assert "context" in refused("plan", "gpt-oss-20b", "--topology", "v5e:2x2", "--seq-len", "200000")
+
+
+def test_the_error_of_a_full_device_is_read():
+    message = "the total memory required for HLO temporaries (28.97G) exceeds available HBM (15.75G)."
+    assert topologies.does_not_fit(MemoryError(message)) == (int(28.97 * 2**30), int(15.75 * 2**30))
+    assert topologies.does_not_fit(MeshError("something else")) is None
