@@ -36,6 +36,7 @@ from gptoss_jax.config import Config, read_json
 from gptoss_jax.errors import CheckpointError, reason
 from gptoss_jax.model import Weights
 from gptoss_jax.packed import dequantise
+from gptoss_jax.storage import AnyPath
 
 from .from_hf import Checkpoint
 from .prune import copy_others, pruned_config, write_config
@@ -51,7 +52,11 @@ CACHE_BYTES = 256 << 20  # of chunks that were read: rows of the router and of b
 class OrbaxCheckpoint:
     """Reads arrays on demand; implements `gptoss_jax.model.Source`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: AnyPath):
+        if not isinstance(folder, Path):
+            raise CheckpointError(
+                f"{folder}: Orbax checkpoints are read from this machine's file systems: copy it there"
+            )
         self.folder = folder
         self.config_json: dict[str, Any] = read_json(folder / "config.json")
         self.config = Config.from_json(self.config_json, str(folder / "config.json"))
@@ -64,7 +69,7 @@ class OrbaxCheckpoint:
         self._check()
 
     def load(self, wanted: Weights) -> Weights:
-        """The arrays as wanted, on whatever mesh; each process reads what its devices hold, and no more."""
+        """The arrays as wanted, on whatever mesh; each process reads the chunks that hold its devices' parts."""
         # The largest first: Orbax holds the parts of the one that it restores twice.
         order = sorted(wanted, key=lambda path: wanted[path].size, reverse=True)
         return {path: self._placed(path, wanted[path]) for path in order}
@@ -155,9 +160,9 @@ def write(
 ) -> None:
     """Write into `folder` the checkpoint that `plan` laid out, with its config and other files.
 
-    Some parameters after the others are loaded and saved: beside the largest, the model need not fit in memory.
-    All processes of the mesh call this; the folder is complete when it has returned on all of them. OSError where
-    it cannot be written.
+    A group of parameters after the other is loaded and saved: the largest must fit in memory a few times, the
+    model need not. All processes of the mesh call this; the folder is complete when it has returned on all of
+    them. OSError where it cannot be written.
     """
     root = folder.absolute() / ORBAX
     # In a thread, which is waited for when a signal ends this one: Orbax has more of them, that would go on
@@ -192,7 +197,7 @@ def _groups(wanted: dict[str, jax.ShapeDtypeStruct]) -> Iterator[dict[str, jax.S
 def _save(root: Path, tree: Any) -> None:
     options = ocp.options.ArrayOptions.Saving(
         scoped_storage_options_creator=_chunks,
-        # MXFP4 does not compress. Of BF16 a fifth would go, for half as much time again at each restore.
+        # Codes of MXFP4 do not compress. Of BF16 a fifth would go, for twice the work at each restore.
         use_compression=False,
     )
     with ocp.Context(array_options=ocp.options.ArrayOptions(saving=options)):

@@ -1,6 +1,5 @@
 """Where MODEL is: a folder in Hugging Face form, an Orbax checkpoint, or a hub repository."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_jax.errors import CheckpointError
@@ -17,8 +16,6 @@ def open_source(model: str) -> "Checkpoint | OrbaxCheckpoint":
     folder = locate(model)
     if not (folder / ORBAX).is_dir():
         return Checkpoint(folder)
-    if not isinstance(folder, Path):
-        raise CheckpointError(f"{folder}: Orbax checkpoints are read from a file system: mount the bucket, or copy it")
     from .orbax import OrbaxCheckpoint  # Orbax is slow to import, and needed for its own checkpoints only
 
     return OrbaxCheckpoint(folder)

@@ -59,7 +59,7 @@ class Program:
             elif instruction.op == "conditional":
                 for branch in instruction.called("branch_computations"):
                     yield from self.walk(branch, times)
-            elif instruction.op in ("fusion", "call", "async-start"):
+            elif instruction.op in ("fusion", "call", "call-start", "async-start"):
                 for called in instruction.called("calls") or instruction.called("to_apply"):
                     yield from self.walk(called, times)
 

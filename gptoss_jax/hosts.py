@@ -1,6 +1,7 @@
 """Many processes as one run: how they start, agree, feed rows, gather results, and end."""
 
 import base64
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ def start(coordinator: str, num_processes: int | None, process_id: int | None, s
     server = None if process_id else links.listen(int(port))
     free = _links.meet(process_id, num_processes, coordinator, server)
     agree(settings)
+    # JAX itself connects within this host alone, by `links.relay`: through no proxy, and with no warning of one.
+    os.environ.update(no_grpc_proxy="127.0.0.1")
+    jax.config.update("jax_check_proxy_envs", False)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, and not end the process
     try:
         jax.distributed.initialize(
@@ -134,11 +138,11 @@ def share(mesh: Mesh) -> Share:
 
 
 @contextmanager
-def first_alone() -> Iterator[bool]:
-    """A block in which process 0, told by True, works alone: the others wait, and it needs them no more."""
+def first_alone() -> Iterator[None]:
+    """A block in which process 0 alone has work: the others wait, and it needs them no more."""
     with _links.last_word:
         _links.alone = is_first()
-    yield is_first()
+    yield
     _links.end()
 
 

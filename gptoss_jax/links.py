@@ -24,10 +24,10 @@ GRACE = 2  # seconds in which a process may find by itself what made another one
 
 
 def listen(port: int) -> socket.socket:
-    """Where process 0 is reached; any free port for 0. HostsError where it cannot be opened."""
+    """Where process 0 is reached; HostsError where the port cannot be opened."""
     try:
         return socket.create_server(("", port))
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise HostsError(f"port {port} cannot be opened ({reason(error)}): give another --coordinator") from None
 
 

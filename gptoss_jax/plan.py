@@ -308,16 +308,15 @@ def refusal(compiled: Compiled, largest: int) -> MeshError:
     """Why a step does not fit, by how much, and what would."""
     case, gib = compiled.case, 1 << 30
     over = compiled.needed_bytes - compiled.memory_bytes
-    would = []
-    if largest:
-        would.append(f"--batch {largest} fits")
+    would = [f"--batch {largest} fits"] if largest else []
     if case.weights == "bf16":
-        would.append("--weights mxfp4 takes a quarter for the experts")
-    wider = [size for size in sharding.expert_sizes(case.config) if size > case.expert]
-    if wider and not largest:
-        would.append(f"so does a mesh with expert={wider[0]}")
+        would.append("--weights mxfp4 holds experts in a quarter")
+    chips = case.data * case.expert
+    wider = [size for size in sharding.expert_sizes(case.config) if size > case.expert and chips % size == 0]
+    if wider:
+        would.append(f"--mesh data={chips // wider[0]},expert={wider[0]} holds fewer of them on each chip")
     if not largest:
-        would.append("or take a slice with more chips")
+        would.append("a slice with more chips holds more")
     return MeshError(
         f"a step of {case.batch} × {case.seq_len} tokens needs {compiled.needed_bytes / gib:.2f} GiB of "
         f"{compiled.memory_bytes / gib:.2f} on each chip of {case.topology}, {over / gib:.2f} too much: "

@@ -3,7 +3,8 @@
 import json
 import resource
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import pyarrow.parquet as pq
 from . import hosts, select
 from .batching import Batch, Document
 from .eaft import EaftOptions, class_weights, cuts
-from .errors import DataError, StatisticsError
+from .errors import DataError, MeshError, StatisticsError
 from .forward import Mapped, Profiled, Step, profile_step, scored_profile_step
 from .model import GptOss
 from .report.markdown import profile_report, thin_evidence
 from .saliency import GATE_BINS, Statistics, means
+from .topologies import does_not_fit
 
 INFO = "profile.json"
 # Columns of saliency.parquet, in their order; further ones follow the means.
@@ -60,12 +62,29 @@ class _Timed:
         placed = jax.tree.map(self.mapped.put, batch)
         shape = batch.token_ids.shape
         if shape not in self.compiled:
-            self.compiled[shape] = self.mapped.step.lower(self.model, placed).compile()
+            with _room_for(shape):
+                self.compiled[shape] = self.mapped.step.lower(self.model, placed).compile()
         ready = time.perf_counter()
         result = jax.block_until_ready(self.compiled[shape](self.model, placed))
         self.compile_seconds += ready - start
         self.seconds += time.perf_counter() - ready
         return hosts.gather(result)
+
+
+@contextmanager
+def _room_for(shape: tuple[int, ...]) -> Iterator[None]:
+    """MeshError where the compiler finds that a step does not fit into a device's memory."""
+    try:
+        yield
+    except Exception as error:
+        if not (amounts := does_not_fit(error)):
+            raise
+        needed, available = (amount / (1 << 30) for amount in amounts)
+        raise MeshError(
+            f"a step of {shape[0]} × {shape[1]} tokens needs {needed:.2f} GiB of {available:.2f} on each device, "
+            f"{needed - available:.2f} too much: take a smaller --batch-size, a larger expert in --mesh, or --weights "
+            "mxfp4; gptoss-jax plan finds what fits"
+        ) from error
 
 
 def check_kept(batches: Iterable[Batch]) -> None:

@@ -115,7 +115,9 @@ def run(tmp_path: Path) -> Iterator[Run]:
     ) -> list[Process]:
         port = free_port()
         for i in ids:
-            variables = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+            # Many clusters have a proxy, which does not lead from host to host.
+            variables = {"http_proxy": "http://127.0.0.1:9"}
+            variables |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
             where = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", len(ids), "--process-id", i]
             if slurm:
                 where = ["--coordinator", "auto"]

@@ -133,10 +133,10 @@ def test_out_appears_meanwhile(
 
 @pytest.mark.parametrize("command", ["prune"])
 def test_source_that_cannot_be_read(argv: list[Any], monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
-    def denied(source: Path, *_: Any) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(source))
+    def denied(source: Any, *_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), source.name)
 
-    monkeypatch.setattr(shutil, "copyfile", denied)
+    monkeypatch.setattr(shutil, "copyfileobj", denied)
     refused(*argv, "--out", "out", says=("model/", "permission denied"))
 
 

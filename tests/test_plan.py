@@ -109,7 +109,9 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_would():
     over = plan.Compiled(CASE, 3 << 30, 2 << 30, 0.0)
     assert "3.00 GiB of 2.00 on each chip of v5e:2x4, 1.00 too much: --batch 8 fits" in str(plan.refusal(over, 8))
     message = str(plan.refusal(over, 0))
-    assert "--weights mxfp4" in message and "expert=8" in message
+    assert "--weights mxfp4" in message and "--mesh data=1,expert=8" in message and "more chips" in message
+    widest = replace(over, case=replace(CASE, data=1, expert=8, weights="mxfp4"))
+    assert str(plan.refusal(widest, 0)).endswith("too much: a slice with more chips holds more")
 
 
 libtpu = pytest.mark.skipif(not topologies.has_compiler(), reason="needs libtpu, of the extra tpu")

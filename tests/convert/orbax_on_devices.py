@@ -51,13 +51,13 @@ def main(checkpoint: str, out: str, *processes: str) -> None:
     orbax.write(source, Path(out), orbax.plan(config, devices, "mxfp4"))
     multihost_utils.sync_global_devices("written")
     restored = orbax.OrbaxCheckpoint(Path(out))
-    for sizes in MESHES:
+    for sizes in MESHES if not processes else MESHES[-1:]:
         wanted = {form: orbax.plan(config, mesh.make(config, *sizes), form) for form in ("mxfp4", "bf16")}
         kernels = {path: leaf for path, leaf in wanted["bf16"].items() if path not in wanted["mxfp4"]}
         assert len(kernels) == 2
         assert_same(restored.load(wanted["mxfp4"]), source.load(wanted["mxfp4"]), f"{sizes}")
         assert_same(restored.load(kernels), source.load(kernels), f"{sizes}")
-    for path, spec in ODD.items():
+    for path, spec in ODD.items() if not processes else ():
         shape = orbax.plan(config, devices, "bf16")[path].shape
         odd, whole = (
             {path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(devices, s))} for s in (spec, P())

@@ -112,6 +112,7 @@ def test_bf16_does_not_become_mxfp4_when_loaded(saved: dict[str, Path]) -> None:
         OrbaxCheckpoint(saved["bf16"]).load(wanted("mxfp4"))
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")  # which the tests of meshes do
 @FORMS
 def test_orbax_alone_restores_it(saved: dict[str, Path], form: str) -> None:
     """A tree by the names of the model, without anything of this project."""

@@ -154,8 +154,10 @@ def test_any_run_of_rows(published: Published, data: Any) -> None:
     assert tensor.read(first, count).tobytes() == whole[first : first + count].tobytes()
 
 
-def test_no_more_than_an_expert_is_in_memory(saved: Folders) -> None:
-    for group in plan(OrbaxCheckpoint(saved["mxfp4"]), quantize=False):
-        for tensor in group:
-            if tensor.name.endswith("_proj"):
-                assert [len(piece) for piece in tensor.pieces()] == [1] * TINY.num_experts
+@STORED
+@pytest.mark.parametrize("quantize", [False, True])
+def test_kernels_come_an_expert_at_a_time(saved: Folders, form: str, quantize: bool) -> None:
+    tensors = [tensor for group in plan(OrbaxCheckpoint(saved[form]), quantize) for tensor in group]
+    kernels = [t for t in tensors if "_proj" in t.name and "experts" in t.name and "bias" not in t.name]
+    assert len(kernels) == 2 * TINY.num_layers * (1 + quantize)
+    assert all([len(piece) for piece in t.pieces()] == [1] * TINY.num_experts for t in kernels)
