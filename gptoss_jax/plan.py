@@ -1,7 +1,7 @@
 """The job `plan`: compile the profile step for devices that are not at hand, and say what it takes there.
 
 Letters: see `config`. T counts the tokens of one step over all devices; the axes of the mesh are `data` and
-`expert`. Bytes are of one device, which on all chips but v4 and TPU7x is a chip; FLOPs are of all devices.
+`expert`. Bytes are of one device, which on all chips but TPU7x is a chip; FLOPs are of all devices.
 """
 
 import math

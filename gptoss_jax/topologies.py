@@ -27,12 +27,12 @@ NO_TPU_HERE = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
-SLICES = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT, "tpu7x": _CUBES}
+SLICES = {"v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT, "tpu7x": _CUBES}
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Peak rates of one device, which on v4 and TPU7x is one of a chip's two cores (cloud.google.com/tpu/docs)."""
+    """Peak rates of one device, which on TPU7x is one of a chip's two cores (cloud.google.com/tpu/docs)."""
 
     bf16_flops: float
     memory_bandwidth: float
@@ -42,7 +42,6 @@ class Chip:
 
 
 CHIPS = {
-    "TPU v4": Chip(137.5e12, 614e9, 150e9),
     "TPU v5 lite": Chip(197e12, 819e9, 200e9),
     "TPU v5": Chip(459e12, 2765e9, 600e9),
     "TPU v6 lite": Chip(918e12, 1600e9, 400e9),

@@ -123,7 +123,7 @@ def test_all_slices_that_are_listed_exist(family: str):
     for shape in topologies.SLICES[family]:
         chips = np.prod([int(n) for n in shape.split("x")])
         devices = topologies.devices(f"{family}:{shape}")
-        assert len(devices) == chips * (2 if family in ("v4", "tpu7x") else 1)
+        assert len(devices) == chips * (2 if family == "tpu7x" else 1)
         assert devices[0].device_kind in topologies.CHIPS
 
 
