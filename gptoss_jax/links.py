@@ -86,15 +86,17 @@ class Links:
                 link = Link(server.accept()[0], timeout=10)
             except TimeoutError:
                 names = ", ".join(map(str, sorted(missing)))
-                self._refuse(f"process {names} of {self.count} did not come within {START_TIMEOUT} s: start all")
+                self._refuse(
+                    server, f"process {names} of {self.count} did not come within {START_TIMEOUT} s: start all"
+                )
             kind, hello = link.hear()
             if kind != "hello":
                 continue
             process, count = hello
             if count != self.count:
-                self._refuse(f"process {process} has --num-processes {count}, process 0 has {self.count}", link)
+                self._refuse(server, f"process {process} has --num-processes {count}, process 0 has {self.count}", link)
             if process not in missing:
-                self._refuse(f"two processes have --process-id {process}: give each another one", link)
+                self._refuse(server, f"two processes have --process-id {process}: give each another one", link)
             self.to[process] = link
         server.close()
         with socket.create_server(("", 0)) as free:
@@ -102,9 +104,18 @@ class Links:
         self.tell("welcome", port)
         return port
 
-    def _refuse(self, why: str, *more: Link) -> NoReturn:
-        for link in (*self.to.values(), *more):
+    def _refuse(self, server: socket.socket, why: str, *more: Link) -> NoReturn:
+        refused = [*self.to.values(), *more]
+        for link in refused:
             link.tell("refused", why)
+        # Those that come meanwhile would wait for a welcome.
+        server.settimeout(GRACE)
+        with suppress(TimeoutError):
+            while True:
+                refused.append(Link(server.accept()[0], timeout=10))
+                refused[-1].hear()
+                refused[-1].tell("refused", why)
+        server.close()
         raise HostsError(why)
 
     def _reach(self, coordinator: str) -> int:
