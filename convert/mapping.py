@@ -13,8 +13,7 @@ import numpy as np
 from einops import rearrange
 
 from gptoss_jax.config import Config
-
-MXFP4_BLOCK = 32  # values that share a scale; 16 bytes hold them
+from gptoss_jax.packed import BLOCK as MXFP4_BLOCK
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,7 @@ class OrbaxCheckpoint:
 
 def plan(config: Config, mesh: Mesh, weights: str) -> dict[str, jax.ShapeDtypeStruct]:
     """All parameters by their paths, split over `mesh`, experts in the form `weights`, "bf16" or "mxfp4"."""
-    leaves = jax.tree_util.tree_leaves_with_path(model.abstract(config, mesh, jnp.bfloat16, weights))
-    return {"/".join(sharding.path_of(path)): leaf for path, leaf in leaves}
+    return sharding.by_path(model.abstract(config, mesh, jnp.bfloat16, weights))
 
 
 def nbytes(leaf: jax.ShapeDtypeStruct) -> int:
@@ -225,7 +224,7 @@ def _let_go() -> None:
 
 def _chunks(path: Any, array: Any) -> Any:
     """What is read at once: of layers no more than one, of experts' kernels no more than one expert's."""
-    name = "/".join(sharding.path_of(path))
+    name = sharding.path_of(path)
     storage = ocp.options.ArrayOptions.Saving.StorageOptions
     if not name.startswith("layers/"):
         return storage(chunk_byte_size=CHUNK_BYTES)

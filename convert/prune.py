@@ -11,7 +11,7 @@ import numpy as np
 
 from gptoss_jax.config import Config
 from gptoss_jax.errors import CheckpointError
-from gptoss_jax.storage import AnyPath
+from gptoss_jax.storage import WEIGHT_SUFFIXES, AnyPath
 
 from . import mxfp4
 from .from_hf import Checkpoint, check_finite
@@ -19,8 +19,6 @@ from .mapping import MXFP4_BLOCK, Named, Tensor, all_tensors
 from .shards import Planned, Rows, write_shards
 
 PIECE_BYTES = 64 << 20
-# Weights in any form are not copied: what is written holds its own.
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}
 # The published config's block, for a BF16 model that becomes MXFP4.
 QUANTIZATION = {
     "modules_to_not_convert": [

@@ -80,11 +80,7 @@ class Mapped(NamedTuple):
 
 def mapped(step: Step, mesh: Mesh) -> Mapped:
     """The step over a mesh: weights and rows split by the table of `mesh`, statistics summed over `data`."""
-    place, rows = sharding.placement(mesh), sharding.rows(mesh)
-
-    def local(model: GptOss, batch: Batch) -> Profiled:
-        result = step(model, batch, place)
-        return result._replace(statistics=result.statistics.sum_over(DATA))
+    local, rows = _summed(step, sharding.placement(mesh)), sharding.rows(mesh)
 
     def whole(model: GptOss, batch: Batch) -> Profiled:
         # Shapes alone, for which any placement does: on one device nothing is split.
@@ -103,14 +99,19 @@ def pmapped(step: Step, mesh: Mesh) -> Mapped:
     For the cores of one host, each of which holds the whole model: the mesh has `expert` = 1.
     """
     devices = list(mesh.devices.flat)
-    place = Placement(devices[0].platform)
+    local = _summed(step, Placement(devices[0].platform))
+    whole = jax.pmap(local, DATA, in_axes=(None, 0), out_axes=Profiled(None, 0), devices=devices)  # type: ignore
+    return Mapped(whole, lambda rows: rows.reshape(len(devices), -1, *rows.shape[1:]), len(devices))
+
+
+def _summed(step: Step, place: Placement) -> Callable[[GptOss, Batch], Profiled]:
+    """What each device runs in either map: the step on its rows, and the sum over those of all."""
 
     def local(model: GptOss, batch: Batch) -> Profiled:
         result = step(model, batch, place)
         return result._replace(statistics=result.statistics.sum_over(DATA))
 
-    whole = jax.pmap(local, DATA, in_axes=(None, 0), out_axes=Profiled(None, 0), devices=devices)  # type: ignore
-    return Mapped(whole, lambda rows: rows.reshape(len(devices), -1, *rows.shape[1:]), len(devices))
+    return local
 
 
 def _scores(model: GptOss, final_BSD: Float[Array, "B S D"], batch: Batch, place: Placement) -> TokenScores:

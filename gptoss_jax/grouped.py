@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 from jaxtyping import Array, Float, Int
 
-from .mesh import Placement, mosaic_precision
+from .mesh import LANES, Placement, mosaic_precision
 
 # Rows of a block, which holds one expert's rows only and wastes half of its last block on average. On CPU the
 # rate of 20b's shape levels off at 128 (docs/measurements.md); on GPU a product must fill the chip.
@@ -26,7 +26,6 @@ UNEVEN = 1.1  # what a device's experts may get, over an even share, before ther
 # Bytes of an expert's kernel in one tile. It is held twice, beside two tiles of rows and of results, and a
 # kernel may take 16 MiB of VMEM.
 TPU_TILE_BYTES = 4 << 20
-LANES = 128
 
 
 class Kernels(NamedTuple):

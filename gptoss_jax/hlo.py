@@ -31,9 +31,9 @@ class Instruction:
     """The rest of the line."""
 
     @property
-    def nbytes(self) -> int:
-        """Of all results."""
-        return sum(ITEM_BYTES.get(dtype, 0) * math.prod(dims) for dtype, dims in self.shapes)
+    def nbytes(self) -> list[int]:
+        """Of each result."""
+        return [ITEM_BYTES.get(dtype, 0) * math.prod(dims) for dtype, dims in self.shapes]
 
     def called(self, attribute: str) -> list[str]:
         """The computations that an attribute names."""
@@ -175,8 +175,7 @@ def collectives(program: Program) -> list[Collective]:
         op = instruction.op.removesuffix("-start")
         if op in COLLECTIVES:
             # The start of an asynchronous one returns its operands too.
-            nbytes = max(Instruction("", "", (s,), (), "").nbytes for s in instruction.shapes)
-            nbytes = nbytes if instruction.op.endswith("-start") else instruction.nbytes
+            nbytes = (max if instruction.op.endswith("-start") else sum)(instruction.nbytes)
             found.append(Collective(op, nbytes, _group(instruction.attributes), times))
     return found
 

@@ -21,6 +21,7 @@ from .config import Config
 from .errors import MeshError
 
 DATA, EXPERT = "data", "expert"
+LANES = 128  # of a TPU's vector registers: kernels work on whole multiples
 
 # What is split, by the end of its path. Axes are the last ones: parameters of layers may be stacked [L, …].
 # What matches no rule is an error, so that nothing is replicated by oversight.
@@ -149,13 +150,18 @@ def spec(path: str, ndim: int) -> P:
 
 def specs(tree: Any) -> Any:
     """The tree with a PartitionSpec in the place of each array."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: spec("/".join(path_of(path)), len(x.shape)), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, x: spec(path_of(path), len(x.shape)), tree)
 
 
-def path_of(path: Any) -> tuple[str, ...]:
-    """The names along a path of JAX's trees; the last, that of a variable's value, is left out."""
-    names = tuple(getattr(key, "name", getattr(key, "key", None)) for key in path)
-    return tuple(str(name) for name in names if name != "value")
+def path_of(path: Any) -> str:
+    """The names along a path of JAX's trees, joined by '/'; the last, that of a variable's value, is left out."""
+    names = (getattr(key, "name", getattr(key, "key", None)) for key in path)
+    return "/".join(str(name) for name in names if name != "value")
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths, in its order."""
+    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def sharded(tree: Any, mesh: Mesh) -> Any:

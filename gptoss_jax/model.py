@@ -155,10 +155,10 @@ def abstract(config: Config, mesh: Mesh, dtype: Any = jnp.bfloat16, weights: str
 def load(source: Source, dtype: Any, mesh: Mesh | None = None, weights: str = "bf16") -> GptOss:
     """The model with all weights resident, split over `mesh`, or all on the default device."""
     mesh = sharding.make(source.config, 1, 1, jax.devices()[:1]) if mesh is None else mesh
-    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract(source.config, mesh, dtype, weights))
-    wanted = {"/".join(sharding.path_of(path)): leaf for path, leaf in leaves}
+    shapes = abstract(source.config, mesh, dtype, weights)
+    wanted = sharding.by_path(shapes)
     arrays = source.load(wanted)
-    return jax.tree.unflatten(tree, [arrays[path] for path in wanted])
+    return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[path] for path in wanted])
 
 
 def mask_experts(model: GptOss, keep_sets: Sequence[Sequence[int]]) -> GptOss:

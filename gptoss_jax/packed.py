@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
-BLOCK = 32
+BLOCK = 32  # values that share a scale
 
 
 def dequantise(

@@ -82,11 +82,8 @@ def compile_step(case: Case) -> Compiled:
     mesh = case.mesh()
     memory = topologies.memory_bytes(mesh.devices.flat[0])
     model = abstract(case.config, mesh, jnp.bfloat16, case.weights)
-    rows = {
-        kind: jax.ShapeDtypeStruct((case.batch, case.seq_len), kind, sharding=sharding.rows(mesh))
-        for kind in (jnp.int32, jnp.float32)
-    }
-    whole, real = rows[jnp.int32], rows[jnp.float32]
+    shape, split = (case.batch, case.seq_len), sharding.rows(mesh)
+    whole, real = (jax.ShapeDtypeStruct(shape, kind, sharding=split) for kind in (jnp.int32, jnp.float32))
     batch = Batch(whole, whole, whole, real, whole)
     start = time.perf_counter()
     try:
@@ -140,8 +137,14 @@ def active_matmul_flops(case: Case) -> float:
     heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     a_token = 2 * c.hidden_size * (2 * heads + 2 * kv + c.num_experts)
     a_token += c.top_k * 6 * c.hidden_size * c.expert_hidden_size
-    seen = sum(_keys_seen(case.seq_len, c.sliding_window if kind == SLIDING else None) for kind in c.layer_types)
-    return float(case.tokens * a_token * c.num_layers + case.batch * seen * 4 * heads)
+    return float(case.tokens * a_token * c.num_layers + _attention_flops(case, _keys_seen))
+
+
+def _attention_flops(case: Case, scores: Callable[[int, int | None], int]) -> int:
+    """Of all layers' scores and what they weigh, for the scores of a head and row of a length and window."""
+    c = case.config
+    seen = sum(scores(case.seq_len, c.sliding_window if kind == SLIDING else None) for kind in c.layer_types)
+    return case.batch * seen * 4 * c.num_heads * c.head_dim
 
 
 def _keys_seen(length: int, window: int | None) -> int:
@@ -156,13 +159,9 @@ def compiled_matmul_flops(compiled: Compiled) -> float:
     The kernels' work depends on the tokens: grouped products visit the blocks that hold any, attention those
     that its mask shows. Both are counted by whole blocks, with all columns of their tiles.
     """
-    case, c = compiled.case, compiled.case.config
-    heads = c.num_heads * c.head_dim
-    scores = sum(
-        splash.visited_scores(case.seq_len, c.sliding_window if kind == SLIDING else None) for kind in c.layer_types
-    )
+    case = compiled.case
     dots = hlo.dot_flops(compiled.program) * case.data * case.expert
-    return float(dots + _expert_flops(case) + case.batch * scores * 4 * heads)
+    return float(dots + _expert_flops(case) + _attention_flops(case, splash.visited_scores))
 
 
 def _expert_flops(case: Case) -> float:

@@ -9,12 +9,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Bool, Float, Int
 
-from .mesh import mosaic_precision
+from .mesh import LANES, mosaic_precision
 
 # Scores are computed by blocks of queries × keys, and blocks that nothing of the mask lies in are skipped.
 # A window of 128 wants few keys a block, full attention large products.
 QUERIES, KEYS, KEYS_IN_WINDOW = 512, 512, 128
-LANES = 128  # lengths are padded to a multiple
 
 
 def attend(

@@ -15,7 +15,7 @@ from .errors import StorageError, reason
 AnyPath: TypeAlias = Path | UPath
 
 SCHEME = re.compile(r"\w[\w+.-]*://")
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}  # in any form
 
 
 def place(text: str) -> Any:

@@ -123,7 +123,7 @@ def drop_pairs() -> None:
 
 
 def named(tree: Any) -> list[tuple[str, Any]]:
-    return [("/".join(mesh.path_of(path)), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+    return list(mesh.by_path(tree).items())
 
 
 def shards(array: jax.Array) -> dict[str, Any]:

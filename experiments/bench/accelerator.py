@@ -45,13 +45,13 @@ def random_model(config: Config, mesh: Mesh, weights: str) -> GptOss:
         noise = spread * jax.random.normal(key, shape, wanted.dtype) + ("norm" in path)
         return jnp.broadcast_to(noise, wanted.shape)
 
-    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract(config, mesh, jnp.bfloat16, weights))
+    shapes = abstract(config, mesh, jnp.bfloat16, weights)
+    leaves = sharding.by_path(shapes)
     made = []
-    for key, (path, wanted) in zip(jax.random.split(jax.random.key(0), len(leaves)), leaves, strict=True):
-        name = "/".join(sharding.path_of(path))
+    for key, (name, wanted) in zip(jax.random.split(jax.random.key(0), len(leaves)), leaves.items(), strict=True):
         make = jax.jit(lambda key, name=name, wanted=wanted: values(name, wanted, key), out_shardings=wanted.sharding)
         made.append(make(key))
-    return jax.tree.unflatten(tree, made)
+    return jax.tree.unflatten(jax.tree.structure(shapes), made)
 
 
 def random_batch(config: Config, batch: int, length: int, mesh: Mesh) -> Batch:

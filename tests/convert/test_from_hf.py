@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,7 +12,7 @@ from convert.mapping import LAYER, OUTER, Tensor, all_tensors, layer_name
 from convert.shards import find_tensors
 from gptoss_jax import model
 from gptoss_jax.config import TINY
-from gptoss_jax.mesh import path_of
+from gptoss_jax.mesh import by_path
 
 
 @pytest.fixture(scope="module", params=["mxfp4", "bf16"])
@@ -38,8 +37,7 @@ def assert_same_bits(ours: np.ndarray, theirs: np.ndarray, tensor: Tensor) -> No
 
 
 def test_weights_are_what_transformers_loads(folder: Path, theirs: dict[str, np.ndarray]) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(model.load(Checkpoint(folder), "bfloat16"))
-    ours = {"/".join(path_of(path)): value for path, value in leaves}
+    ours = by_path(model.load(Checkpoint(folder), "bfloat16"))
     assert len(ours) == len(LAYER) + len(OUTER)
     for name, tensor, layer in all_tensors(TINY):
         array = ours[tensor.path] if layer is None else ours[f"layers/{tensor.path}"][layer]
