@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from gptoss_jax.storage import AnyPath, place
 
 from . import mxfp4
 from .mapping import LAYER, OUTER, Tensor, all_tensors, layer_name
-from .shards import find_tensors
+from .shards import Rows, Stored, find_tensors
 
 FIRST_BLOCKS = "model.layers.0.mlp.experts.gate_up_proj_blocks"
 # A hub repository may hold the weights again in other forms, in folders of their own.
@@ -44,8 +44,29 @@ def locate(model: str) -> AnyPath:
         raise CheckpointError(f"{model}: no such folder, and the hub does not give it: {reason(error)}") from error
 
 
-class Checkpoint:
+class Tensors:
+    """Tensors by their names in the Hugging Face form: a `Checkpoint`, or another form seen as one."""
+
+    config: Config
+    quantized: bool
+    tensors: Mapping[str, Rows]
+
+    def is_quantized(self, tensor: Tensor) -> bool:
+        """Whether this tensor is stored as MXFP4."""
+        return self.quantized and tensor.mxfp4 is not None
+
+    def values(self, name: str, tensor: Tensor, first: int = 0, count: int | None = None) -> np.ndarray:
+        """Values of some experts' rows: as in the BF16 form, or as in the MXFP4 form if stored so."""
+        if not self.is_quantized(tensor):
+            return self.tensors[name].read(first, count)
+        blocks = self.tensors[f"{name}_blocks"].read(first, count)
+        return mxfp4.decode(blocks, self.tensors[f"{name}_scales"].read(first, count))
+
+
+class Checkpoint(Tensors):
     """Reads tensors on demand; implements `gptoss_jax.model.Source`."""
+
+    tensors: Mapping[str, Stored]
 
     def __init__(self, folder: AnyPath):
         if not folder.is_dir():
@@ -85,17 +106,6 @@ class Checkpoint:
         for layer in range(first, last):
             whole[layer - first] = self._read(layer_name(layer, tensor), tensor, form, inner)
         return whole
-
-    def values(self, name: str, tensor: Tensor, first: int = 0, count: int | None = None) -> np.ndarray:
-        """Values of some experts' rows: as in the BF16 form, or as in the MXFP4 form if stored so."""
-        if not self.is_quantized(tensor):
-            return self.tensors[name].read(first, count)
-        blocks = self.tensors[f"{name}_blocks"].read(first, count)
-        return mxfp4.decode(blocks, self.tensors[f"{name}_scales"].read(first, count))
-
-    def is_quantized(self, tensor: Tensor) -> bool:
-        """Whether this tensor is stored as MXFP4."""
-        return self.quantized and tensor.mxfp4 is not None
 
     def fingerprint(self) -> str:
         """SHA-256 over config, tensor table and the first bytes of each tensor."""

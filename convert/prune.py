@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from gptoss_jax.errors import CheckpointError
 from gptoss_jax.storage import WEIGHT_SUFFIXES, AnyPath
 
 from . import mxfp4
-from .from_hf import Checkpoint, check_finite
-from .mapping import MXFP4_BLOCK, Named, Tensor, all_tensors
+from .from_hf import Checkpoint, Tensors, check_finite
+from .mapping import MXFP4_BLOCK, Named, all_tensors
 from .shards import Planned, Rows, write_shards
 
 PIECE_BYTES = 64 << 20
@@ -33,20 +33,6 @@ QUANTIZATION = {
 KeepSets = Sequence[Sequence[int]]
 
 
-class Tensors(Protocol):
-    """Tensors by their names in the Hugging Face form: a `Checkpoint`, or another form seen as one."""
-
-    config: Config
-    quantized: bool
-
-    @property
-    def tensors(self) -> Mapping[str, Rows]: ...
-
-    def values(self, name: str, tensor: Tensor, first: int = 0, count: int | None = None) -> np.ndarray:
-        """Values of some experts' rows: as in the BF16 form, or as in the MXFP4 form if stored so."""
-        ...
-
-
 def write(
     checkpoint: Checkpoint,
     keep_sets: KeepSets,
@@ -57,11 +43,24 @@ def write(
     progress: Callable[[int], Any] = lambda nbytes: None,
 ) -> None:
     """Write into `folder` the checkpoint that `plan` laid out, with its config, mapping and other files."""
-    write_shards(folder, groups, max_shard_bytes, progress)
     mapping = {str(i): {str(old): new for new, old in enumerate(kept)} for i, kept in enumerate(keep_sets)}
     (folder / "expert_mapping.json").write_text(json.dumps(mapping, indent=1) + "\n", encoding="utf-8")
-    write_config(folder, pruned_config(checkpoint.config_json, len(keep_sets[0]), quantize))
-    copy_others(checkpoint.folder, folder)
+    config = pruned_config(checkpoint.config_json, len(keep_sets[0]), quantize)
+    write_checkpoint(folder, groups, config, checkpoint.folder, max_shard_bytes, progress)
+
+
+def write_checkpoint(
+    folder: Path,
+    groups: Sequence[Sequence[Planned]],
+    config: dict[str, Any],
+    others: AnyPath,
+    max_shard_bytes: int,
+    progress: Callable[[int], Any] = lambda nbytes: None,
+) -> None:
+    """Write into `folder` shards and config.json, and copy from `others` what is no weight and not there yet."""
+    write_shards(folder, groups, max_shard_bytes, progress)
+    write_config(folder, config)
+    copy_others(others, folder)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

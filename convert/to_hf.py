@@ -1,20 +1,16 @@
 """From arrays of the model back to tensors of the Hugging Face form, a tensor's rows at a time."""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from . import mxfp4
-from .from_hf import Checkpoint
-from .mapping import Named, Tensor, all_tensors
+from .from_hf import Checkpoint, Tensors
+from .mapping import Named, all_tensors
 from .orbax import OrbaxCheckpoint
-from .prune import Tensors, copy_others, pruned_config, write_config
 from .prune import plan as cut_plan
-from .shards import DTYPES, Planned, write_shards
+from .shards import DTYPES, Planned
 
 
 @dataclass(frozen=True)
@@ -59,44 +55,24 @@ class Rearranged:
         return rows.reshape(len(part), *self.shape[1:])
 
 
-class Published:
+class Published(Tensors):
     """An Orbax checkpoint seen as one in Hugging Face form."""
 
     def __init__(self, source: OrbaxCheckpoint):
-        self.source, self.config, self.quantized = source, source.config, source.quantized
-        self.tensors: dict[str, Rearranged] = {}
+        self.config, self.quantized = source.config, source.quantized
+        made: dict[str, Rearranged] = {}
         for named in all_tensors(self.config):
             name, tensor, _ = named
-            if self.quantized and tensor.mxfp4:
+            if self.is_quantized(tensor):
                 blocks = tensor.blocks_shape(self.config)
-                self.tensors[f"{name}_blocks"] = Rearranged(source, named, f"{name}_blocks", blocks, "packed")
-                self.tensors[f"{name}_scales"] = Rearranged(source, named, f"{name}_scales", blocks[:-1], "scales")
+                made[f"{name}_blocks"] = Rearranged(source, named, f"{name}_blocks", blocks, "packed")
+                made[f"{name}_scales"] = Rearranged(source, named, f"{name}_scales", blocks[:-1], "scales")
             else:
-                self.tensors[name] = Rearranged(source, named, name, tensor.hf_shape(self.config))
-
-    def values(self, name: str, tensor: Tensor, first: int = 0, count: int | None = None) -> np.ndarray:
-        """Values of some experts' rows: as in the BF16 form, or as in the MXFP4 form if stored so."""
-        if not (self.quantized and tensor.mxfp4):
-            return self.tensors[name].read(first, count)
-        blocks = self.tensors[f"{name}_blocks"].read(first, count)
-        return mxfp4.decode(blocks, self.tensors[f"{name}_scales"].read(first, count))
+                made[name] = Rearranged(source, named, name, tensor.hf_shape(self.config))
+        self.tensors = made
 
 
 def plan(source: Checkpoint | OrbaxCheckpoint, quantize: bool) -> list[list[Planned]]:
     """All tensors, experts' kernels in MXFP4 or BF16; what has its form already keeps its bytes."""
     tensors: Tensors = Published(source) if isinstance(source, OrbaxCheckpoint) else source
     return cut_plan(tensors, [range(source.config.num_experts)] * source.config.num_layers, quantize)
-
-
-def write(
-    source: Checkpoint | OrbaxCheckpoint,
-    folder: Path,
-    groups: Sequence[Sequence[Planned]],
-    quantize: bool,
-    max_shard_bytes: int,
-    progress: Callable[[int], Any] = lambda nbytes: None,
-) -> None:
-    """Write into `folder` the checkpoint that `plan` laid out, with its config and other files."""
-    write_shards(folder, groups, max_shard_bytes, progress)
-    write_config(folder, pruned_config(source.config_json, source.config.num_experts, quantize))
-    copy_others(source.folder, folder)

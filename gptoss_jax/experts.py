@@ -4,6 +4,7 @@ Letters: see `config`. A *pair* is a (token, chosen expert); there are T·k of t
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -74,6 +75,27 @@ class Experts(nnx.Module):
         up = jnp.clip(up, -self.swiglu_limit, self.swiglu_limit)
         return (up + 1) * gate * jax.nn.sigmoid(SIGMOID_SLOPE * gate)
 
+    def at(
+        self, layer: Int[Array, ""] | None, dtype: Any, spelling: grouped.Grouped
+    ) -> Callable[[Array, Array], Array]:
+        """The layer's experts as a function: x [N, D], by blocks of rows, and the expert of each block → f(x) [N, D],
+        float32. Where a block's expert does not exist, its results are not defined."""
+        gate_up, first = self.kernels("gate_up", layer, dtype)
+        down, _ = self.kernels("down", layer, dtype)
+        gate_up_bias, down_bias = (b[...] if layer is None else b[layer] for b in (self.gate_up_bias, self.down_bias))
+        gate_up_bias = gate_up_bias.reshape(len(gate_up_bias), -1)
+
+        def run(x_ND: Array, experts: Array) -> Array:
+            def by_row(bias_EO: Array) -> Array:
+                bias = bias_EO.at[experts].get(mode="fill").astype(jnp.float32)
+                return jnp.repeat(bias, spelling.block, axis=0)
+
+            groups = jnp.where(experts < len(down_bias), first + experts, gate_up.array.shape[0])
+            hidden = spelling.product(x_ND, gate_up, groups) + by_row(gate_up_bias)
+            return spelling.product(self.activate(hidden).astype(dtype), down, groups) + by_row(down_bias)
+
+        return run
+
     def __call__(
         self,
         x_TD: Float[Array, "T D"],
@@ -93,10 +115,7 @@ class Experts(nnx.Module):
         T, k = routing.experts_Tk.shape
         first_id, E = place.local(routing.logits_TE.shape[-1])
         spelling = grouped.choose(place, -(-T * k // routing.logits_TE.shape[-1]), E)
-        gate_up, first = self.kernels("gate_up", layer, x_TD.dtype)
-        down, _ = self.kernels("down", layer, x_TD.dtype)
-        gate_up_bias, down_bias = (b[...] if layer is None else b[layer] for b in (self.gate_up_bias, self.down_bias))
-        gate_up_bias = gate_up_bias.reshape(E, -1)
+        run = self.at(layer, x_TD.dtype, spelling)
 
         # Invalid tokens, and experts of other devices, go to an expert E that does not exist, behind all others.
         local_Tk = routing.experts_Tk - first_id
@@ -116,14 +135,7 @@ class Experts(nnx.Module):
                 pair = jnp.where(inside, order.at[rows].get(mode="fill"), T * k).reshape(-1)
                 token = pair // k
 
-                def by_row(bias_EO: Array) -> Array:
-                    bias = bias_EO.at[experts].get(mode="fill").astype(jnp.float32)
-                    return jnp.repeat(bias, spelling.block, axis=0)
-
-                groups = jnp.where(experts < E, first + experts, gate_up.array.shape[0])
-                x = x_TD.at[token].get(mode="fill", fill_value=0)
-                hidden = spelling.product(x, gate_up, groups) + by_row(gate_up_bias)
-                out = spelling.product(self.activate(hidden).astype(x.dtype), down, groups) + by_row(down_bias)
+                out = run(x_TD.at[token].get(mode="fill", fill_value=0), experts)
                 gated = gates.at[pair].get(mode="fill", fill_value=0)[:, None] * out
                 return Mixture(
                     mixture.output_TD.at[token].add(gated, mode="drop"),
@@ -145,12 +157,11 @@ def _pieces(
 ) -> tuple[Int[Array, "pieces blocks"], Int[Array, "pieces blocks"], Int[Array, " E"]]:
     """Expert (E where there is none) and first row of each block, by pieces, and where each group ends."""
     E, block = sizes_E.shape[0], spelling.block
-    num_blocks = num_pairs // block + E
-    per_piece = min(spelling.blocks, num_blocks)
+    pieces, per_piece = spelling.pieces(num_pairs, E)
     ends = jnp.cumsum(sizes_E)
     blocks_E = -(-sizes_E // block)
     blocks_before = jnp.cumsum(blocks_E)
-    index = jnp.arange(-(-num_blocks // per_piece) * per_piece)
+    index = jnp.arange(pieces * per_piece)
     expert = jnp.searchsorted(blocks_before, index, side="right")
     nth = index - (blocks_before - blocks_E)[jnp.minimum(expert, E - 1)]
     start = (ends - sizes_E)[jnp.minimum(expert, E - 1)] + nth * block

@@ -58,6 +58,12 @@ class Grouped(NamedTuple):
 
     Where a group does not exist, neither do its block's results: what stands there is not defined."""
 
+    def pieces(self, num_pairs: int, num_experts: int) -> tuple[int, int]:
+        """Calls for the worst split of so many pairs over so many experts, and blocks of each."""
+        blocks = num_pairs // self.block + num_experts
+        per_piece = min(self.blocks, blocks)
+        return -(-blocks // per_piece), per_piece
+
 
 def choose(place: Placement, rows_per_expert: int, num_experts: int) -> Grouped:
     """The product for a platform and an even load of so many experts here; the one place where it is chosen."""

@@ -161,20 +161,23 @@ def compiled_matmul_flops(compiled: Compiled) -> float:
     """
     case = compiled.case
     dots = hlo.dot_flops(compiled.program) * case.data * case.expert
-    return float(dots + _expert_flops(case) + _attention_flops(case, splash.visited_scores))
+    return float(dots + _expert_flops(compiled) + _attention_flops(case, splash.visited_scores))
 
 
-def _expert_flops(case: Case) -> float:
-    c = case.config
-    local_tokens, experts = case.tokens // case.data, c.num_experts // case.expert
-    per_expert = -(-local_tokens * c.top_k // c.num_experts)
-    block = grouped.choose(sharding.Placement("tpu"), per_expert, experts).block
-    rows = case.data * c.num_experts * grouped.visited_rows(per_expert, block)
-    columns = 0
+def _expert_flops(compiled: Compiled) -> float:
+    """Of the grouped products: what the text has room for, by the share of it that is visited."""
+    case, c = compiled.case, compiled.case.config
+    pairs, experts = case.tokens // case.data * c.top_k, c.num_experts // case.expert
+    per_expert = -(-pairs // c.num_experts)
+    spelling = grouped.choose(sharding.Placement("tpu"), per_expert, experts)
+    pieces, per_piece = spelling.pieces(pairs, experts)
+    visited = experts * grouped.visited_rows(per_expert, spelling.block) / (pieces * per_piece * spelling.block)
+    named = computed = 0
     for inputs, outputs in ((c.hidden_size, 2 * c.expert_hidden_size), (c.expert_hidden_size, c.hidden_size)):
         tile = grouped.tile_width(outputs, inputs * ITEM_BYTES)
-        columns += inputs * -(-outputs // tile) * tile
-    return 2.0 * rows * columns * c.num_layers
+        named += inputs * outputs
+        computed += inputs * -(-outputs // tile) * tile
+    return hlo.kernel_flops(compiled.program, "gmm") * case.data * case.expert * visited * computed / named
 
 
 def expected_collective_bytes(case: Case) -> float:

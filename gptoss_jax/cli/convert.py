@@ -38,7 +38,7 @@ def convert(
     """
     import jax
 
-    from convert import orbax, to_hf
+    from convert import orbax, prune, to_hf
     from convert.sources import open_source
 
     from .. import mesh as sharding
@@ -62,7 +62,9 @@ def convert(
         else:
             groups = to_hf.plan(source, quantize)
             with progress(sum(t.nbytes for group in groups for t in group), "B") as advance:
-                to_hf.write(source, folder, groups, quantize, max_shard_size, advance)
-    config = source.config
-    experts = f"{config.num_experts} {'MXFP4' if quantize else 'BF16'} experts"
-    click.echo(f"{config.num_layers} layers of {experts} for {'Orbax' if to == 'orbax' else 'Hugging Face'}: {out}")
+                config = prune.pruned_config(source.config_json, source.config.num_experts, quantize)
+                prune.write_checkpoint(folder, groups, config, source.folder, max_shard_size, advance)
+    experts = f"{source.config.num_experts} {'MXFP4' if quantize else 'BF16'} experts"
+    click.echo(
+        f"{source.config.num_layers} layers of {experts} for {'Orbax' if to == 'orbax' else 'Hugging Face'}: {out}"
+    )

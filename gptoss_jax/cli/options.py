@@ -10,6 +10,11 @@ import click
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 
+weights_option = click.option(
+    "--weights", type=click.Choice(["bf16", "mxfp4"]), default="bf16", help="Form of the experts in device memory."
+)
+
+
 def size(_: Any, __: Any, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
     if not match or match[2].upper() not in UNITS or not 1 <= float(match[1]) * UNITS[match[2].upper()] < 1 << 63:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import mesh_sizes
+from .options import mesh_sizes, weights_option
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -21,9 +21,7 @@ PRESETS = {"gpt-oss-20b": "GPT_OSS_20B", "gpt-oss-120b": "GPT_OSS_120B"}
 @click.option("--mesh", callback=mesh_sizes, help="data=N,expert=M.  [default: as profile chooses]")
 @click.option("--batch", type=click.IntRange(1), default=16, help="Rows a step.")
 @click.option("--seq-len", type=click.IntRange(1), default=2048, help="Tokens a row.")
-@click.option(
-    "--weights", type=click.Choice(["bf16", "mxfp4"]), default="bf16", help="Form of the experts in device memory."
-)
+@weights_option
 @click.option("--tokens", type=click.IntRange(1), default=100_000_000, help="Tokens to estimate hours for.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of the table.")
 def plan(

@@ -12,7 +12,7 @@ import click
 
 from .. import __version__
 from ..errors import DataError, MeshError, TokenizerError, UserError
-from .options import mesh_sizes, progress
+from .options import mesh_sizes, progress, weights_option
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -93,9 +93,7 @@ def _coordinator(_: Any, __: Any, text: str | None) -> str | None:
     default="mesh",
     help="pmap: the cores of one host, all weights on each.",
 )
-@click.option(
-    "--weights", type=click.Choice(["bf16", "mxfp4"]), default="bf16", help="Form of the experts in device memory."
-)
+@weights_option
 @click.option(
     "--coordinator",
     callback=_coordinator,
