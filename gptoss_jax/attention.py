@@ -10,9 +10,10 @@ from .config import Config
 from .mesh import Placement
 from .rope import rotate
 
-# Scores of queries with keys held at once, over all rows and heads: 256 MiB in float32, where all scores
-# of a single row of 4,096 tokens at 64 heads are 4 GiB.
-SCORES_AT_ONCE = 1 << 26
+# Queries, and keys, of one block: on CPU 128 took two thirds of the time of 256 (docs/measurements.md).
+BLOCK = 128
+# Scores in memory at once, at least one row's: on CPU 4 MiB in float32, which caches hold; a GPU wants large products.
+SCORES_AT_ONCE = {"cpu": 1 << 20, "gpu": 1 << 26}
 
 
 class Attention(nnx.Module):
@@ -48,8 +49,8 @@ class Attention(nnx.Module):
         if place.platform == "tpu":
             mixed_BSHh = splash.attend(*sequences, sliding, self.sliding_window, place.interpret)
         else:
-            S = x_BSD.shape[1]
-            mixed_BSHh = attend(*sequences, jnp.where(sliding, self.sliding_window, S))
+            window = jnp.where(sliding, self.sliding_window, x_BSD.shape[1])
+            mixed_BSHh = attend(*sequences, window, place)
         o_kernel_DI = self.o_kernel[...].reshape(x_BSD.shape[-1], -1)
         return project(mixed_BSHh.reshape(*x_BSD.shape[:2], -1), o_kernel_DI, self.o_bias[...], place)
 
@@ -81,35 +82,64 @@ def attend(
     sinks_H: Float[Array, " H"],
     segment_ids_BS: Int[Array, "B S"],
     window: Int[Array, ""],
+    place: Placement,
 ) -> Float[Array, "B S H h"]:
-    """Softmax attention in float32, a block of queries at a time.
+    """Softmax attention in float32, a block of queries with a block of keys at a time.
 
     A query sees the keys of its own segment (a document, or padding) that are not after it and
     less than `window` before it. The sink joins the maximum and the denominator, and has no value.
+    Blocks of keys that no query of a block sees are left out; where there is only padding, the result is 0.
     """
     B, S, H, h = q_BSHh.shape
     K = k_BSKh.shape[2]
-    block = max(1, min(S, SCORES_AT_ONCE // (B * H * S)))
-    num_blocks = -(-S // block)
-    padding = num_blocks * block - S
-    q = jnp.pad(q_BSHh, ((0, 0), (0, padding), (0, 0), (0, 0))).reshape(B, num_blocks, block, K, H // K, h)
-    q_segments = jnp.pad(segment_ids_BS, ((0, 0), (0, padding))).reshape(B, num_blocks, block)
-    sinks = sinks_H.astype(jnp.float32).reshape(1, K, H // K, 1)
-    keys = jnp.arange(S)
+    M = min(BLOCK, S)
+    blocks = -(-S // M)
+    at_once = SCORES_AT_ONCE[place.platform] // (H * M * M)
+    R = max(rows for rows in range(1, B + 1) if B % rows == 0 and rows <= max(1, at_once))
 
-    def one_block(args: tuple[Array, Array, Array]) -> Array:
-        index, q_BMKqh, segments_BM = args
-        distance_MS = (index * block + jnp.arange(block))[:, None] - keys[None, :]
-        same_document_BMS = segments_BM[:, :, None] == segment_ids_BS[:, None, :]
-        visible_BMS = same_document_BMS & ((distance_MS >= 0) & (distance_MS < window))[None]
-        scores = jnp.einsum("BMKqh,BSKh->BKqMS", q_BMKqh, k_BSKh, preferred_element_type=jnp.float32)
-        scores = jnp.where(visible_BMS[:, None, None], scores * h**-0.5, -jnp.inf)
-        top = jnp.maximum(scores.max(-1), sinks)
-        weights = jnp.exp(scores - top[..., None])
-        weights = weights / (weights.sum(-1) + jnp.exp(sinks - top))[..., None]
-        weights = weights.astype(v_BSKh.dtype)
-        mixed = jnp.einsum("BKqMS,BSKh->BMKqh", weights, v_BSKh, preferred_element_type=jnp.float32)
-        return mixed.astype(v_BSKh.dtype)
+    def by_block(x: Array) -> Array:
+        """[B, S, …] → [B/R, R, blocks, M, …]"""
+        padded = jnp.pad(x, ((0, 0), (0, blocks * M - S)) + ((0, 0),) * (x.ndim - 2))
+        return padded.reshape(B // R, R, blocks, M, *x.shape[2:])
 
-    blocks = lax.map(one_block, (jnp.arange(num_blocks), jnp.moveaxis(q, 1, 0), jnp.moveaxis(q_segments, 1, 0)))
-    return jnp.moveaxis(blocks, 0, 1).reshape(B, num_blocks * block, H, h)[:, :S]
+    q, k, v = (jnp.moveaxis(by_block(x), 3, 4) for x in (q_BSHh.reshape(B, S, K, -1), k_BSKh, v_BSKh))
+    segments = by_block(segment_ids_BS)
+    starts = by_block(_document_starts(segment_ids_BS))
+    sinks = jnp.broadcast_to(sinks_H.astype(jnp.float32).reshape(1, K, H // K, 1), (R, K, H // K, M))
+
+    def one_block(index: Array) -> Array:
+        rows, query = jnp.divmod(index, blocks)
+        q_RKqMh = jnp.moveaxis(q[rows, :, query].reshape(R, K, M, H // K, h), 2, 3).reshape(R, K, -1, h)
+
+        def one_block_of_keys(key: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            top, total, mixed = carry
+            distance_MN = (query - key) * M + jnp.arange(M)[:, None] - jnp.arange(M)[None]
+            same_RMN = segments[rows, :, query][:, :, None] == segments[rows, :, key][:, None]
+            visible_RMN = same_RMN & ((distance_MN >= 0) & (distance_MN < window))[None]
+            scores = jnp.einsum("RKXh,RKNh->RKXN", q_RKqMh, k[rows, :, key], preferred_element_type=jnp.float32)
+            scores = jnp.where(visible_RMN[:, None, None], scores.reshape(R, K, -1, M, M) * h**-0.5, -jnp.inf)
+            higher = jnp.maximum(top, scores.max(-1))
+            weights = jnp.exp(scores - higher[..., None])
+            shrink = jnp.exp(top - higher)
+            values = weights.astype(v.dtype).reshape(R, K, -1, M)
+            values = jnp.einsum("RKXN,RKNh->RKXh", values, v[rows, :, key], preferred_element_type=jnp.float32)
+            mixed = mixed * shrink[..., None] + values.reshape(mixed.shape)
+            return higher, total * shrink + weights.sum(-1), mixed
+
+        # Keys before the first query's document, or before its window, serve no later query of the block either.
+        lowest = jnp.maximum(starts[rows, :, query, 0].min(), query * M - window + 1)
+        any_token = (segments[rows, :, query, 0] > 0).any()
+        start, stop = (0, blocks) if place.differentiable else (lowest // M, jnp.where(any_token, query + 1, 0))
+        nothing = sinks, jnp.ones(sinks.shape), jnp.zeros((*sinks.shape, h))
+        _, total, mixed = lax.fori_loop(start, stop, one_block_of_keys, nothing)
+        return jnp.moveaxis((mixed / total[..., None]).astype(v.dtype), 3, 1)  # [R, M, K, H/K, h]
+
+    mixed = lax.map(one_block, jnp.arange(B // R * blocks))
+    mixed = jnp.moveaxis(mixed.reshape(B // R, blocks, R, M, H, h), 2, 1)
+    return mixed.reshape(B, blocks * M, H, h)[:, :S]
+
+
+def _document_starts(segment_ids_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """Where the document of each token begins."""
+    before = jnp.pad(segment_ids_BS, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    return lax.cummax(jnp.where(segment_ids_BS != before, jnp.arange(segment_ids_BS.shape[1])[None], 0), axis=1)

@@ -57,6 +57,8 @@ class Grouped(NamedTuple):
     """x [blocks·block, I], kernels, group of each block [blocks] → float32 [blocks·block, O].
 
     Where a group does not exist, neither do its block's results: what stands there is not defined."""
+    by_expert: bool = False
+    """Whether one expert after the other runs, its kernels alone made floats. A call then has one block."""
 
     def pieces(self, num_pairs: int, num_experts: int) -> tuple[int, int]:
         """Calls for the worst split of so many pairs over so many experts, and blocks of each."""
@@ -73,7 +75,7 @@ def choose(place: Placement, rows_per_expert: int, num_experts: int) -> Grouped:
         pieces = math.ceil(rows / TPU_PIECE)
         return Grouped(block, math.ceil(rows / pieces / block), partial(_megablox, interpret=place.interpret))
     largest = GPU_BLOCK if place.platform == "gpu" else CPU_BLOCK
-    return Grouped(min(largest, max(8, rows_per_expert)), 1, _one_block)
+    return Grouped(min(largest, max(8, rows_per_expert)), 1, _one_block, by_expert=not place.differentiable)
 
 
 def visited_rows(rows_per_expert: int, block: int) -> int:

@@ -61,6 +61,8 @@ class Placement:
     """The mesh axis that heads and experts are split over; None where each device has all."""
     interpret: bool = False
     """Run the kernels of `platform` in Pallas' interpreter, on any device."""
+    differentiable: bool = False
+    """Whether gradients are taken: loops then run for the worst case, as those that end by data have none."""
 
     def sum_experts(self, x: jax.Array, dtype: Any = None) -> jax.Array:
         """The sum of what the devices of the `expert` axis have, handed over as `dtype`."""

@@ -1,16 +1,19 @@
 """MXFP4 weights in device memory: four bits a value, unpacked where they are used.
 
-A kernel of I inputs and O outputs lies as bytes [I/2, O]: that of row i holds the code of input i in its low
-nibble and that of input i + I/2 in its high one. A block of 32 inputs shares a scale byte s, for 2^(s − 127);
-they lie as [I/32, O]. Unpacking then joins and repeats whole rows: along the last axis, the one that TPUs
-hold in lanes, either would be a copy of everything.
+A block of 32 inputs shares a scale byte s, for 2^(s − 127). Two layouts:
+
+- Halves, where all of a layer is unpacked at once, [I, O]: bytes [I/2, O], of which that of row i holds the code of
+  input i in its low nibble and that of input i + I/2 in its high one; scales [I/32, O]. Unpacking joins and repeats
+  whole rows: along the last axis, the one that TPUs hold in lanes, either would be a copy of everything.
+- Pairs, where one expert is unpacked at a time, [O, I]: bytes [O, I/2] that hold inputs 2i and 2i + 1; scales
+  [O, I/32]. So checkpoints have them, and they are read without a change.
 """
 
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 BLOCK = 32  # values that share a scale
 
@@ -18,12 +21,28 @@ BLOCK = 32  # values that share a scale
 def dequantise(
     packed: UInt8[Array, "*any half_I O"], scales: UInt8[Array, "*any blocks O"], dtype: Any
 ) -> Float[Array, "*any I O"]:
-    """The values; every one is exact in bfloat16, except that those below 2^-126 count as 0."""
+    """The values of halves; every one is exact in bfloat16, except that those below 2^-126 count as 0."""
     codes = jnp.concatenate([packed & 15, packed >> 4], axis=-2).astype(jnp.int32)
+    return (_values(codes) * jnp.repeat(_factors(scales), BLOCK, axis=-2)).astype(dtype)
+
+
+def dequantise_pairs(
+    packed: UInt8[Array, "*any O half_I"], scales: UInt8[Array, "*any O blocks"], dtype: Any
+) -> Float[Array, "*any O I"]:
+    """The values of pairs; as exact."""
+    codes = packed.astype(jnp.int32).reshape(*scales.shape, BLOCK // 2)
+    factors = _factors(scales)[..., None]
+    pairs = jnp.stack([_values(codes & 15) * factors, _values(codes >> 4) * factors], axis=-1)
+    return pairs.astype(dtype).reshape(*scales.shape[:-1], -1)
+
+
+def _values(codes: Int[Array, "*any"]) -> Float[Array, "*any"]:
     exponent, mantissa = (codes >> 1) & 3, codes & 1
     # Twice the magnitude is whole: 0, 1, then (2 + mantissa) · 2^(exponent − 1).
     doubled = jnp.where(exponent > 0, (2 + mantissa) << jnp.maximum(exponent - 1, 0), mantissa)
-    signed = jnp.where(codes & 8, -0.5, 0.5) * doubled.astype(jnp.float32)
+    return jnp.where(codes & 8, -0.5, 0.5) * doubled.astype(jnp.float32)
+
+
+def _factors(scales: UInt8[Array, "*any"]) -> Float[Array, "*any"]:
     # A scale byte is the exponent field of the float32 that it stands for.
-    factors = lax.bitcast_convert_type(scales.astype(jnp.int32) << 23, jnp.float32)
-    return (signed * jnp.repeat(factors, BLOCK, axis=-2)).astype(dtype)
+    return lax.bitcast_convert_type(scales.astype(jnp.int32) << 23, jnp.float32)

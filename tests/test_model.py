@@ -14,6 +14,7 @@ from gptoss_jax import batching, model
 from gptoss_jax.batching import Document
 from gptoss_jax.config import TINY
 from gptoss_jax.forward import forward_step
+from gptoss_jax.mesh import Placement
 from tests.oracle import forward as reference_forward
 from tests.oracle import load as load_reference
 from tests.oracle import relative
@@ -94,7 +95,8 @@ def test_no_output_depends_on_later_tokens(tiny_mxfp4: Path):
     network = model.load(Checkpoint(tiny_mxfp4), "float32")
     ids = np.arange(1, 25, dtype=np.int32)  # no token twice, so that a row of the table is one position
     (batch,) = batching.padded([Document(ids, np.ones(24, np.float32))], 1, 24)
-    gradients = jax.grad(lambda network: jnp.sum(forward_step(network, batch).final[0, 11]))(network)
+    place = Placement("cpu", differentiable=True)
+    gradients = jax.jit(jax.grad(lambda network, batch: jnp.sum(network(batch, place).final[0, 11])))(network, batch)
     gradient = np.asarray(gradients.embedding[...])[ids]
     assert np.abs(gradient[:12]).sum(-1).min() > 0
     assert np.abs(gradient[12:]).max() == 0

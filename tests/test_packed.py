@@ -92,7 +92,7 @@ def both_forms(request: pytest.FixtureRequest, tiny_mxfp4: Path) -> list[model.G
 @pytest.mark.parametrize("name", ["gate_up", "down"])
 def test_experts_have_the_same_kernels_in_both_forms(name: str, layer: int, both_forms: list[model.GptOss]) -> None:
     dtype = both_forms[0].embedding[...].dtype
-    floats, bits = (network.layers.moe.experts.kernels(name, jnp.asarray(layer), dtype) for network in both_forms)
+    floats, bits = (network.layers.moe.experts.kernels(name, dtype, jnp.asarray(layer)) for network in both_forms)
     (floats, first), (bits, first_of_bits) = floats, bits
     E = TINY.num_experts
     assert (floats.inputs_first, bits.inputs_first, first, first_of_bits) == (False, True, layer * E, 0)
