@@ -1,52 +1,23 @@
-"""The job `profile`: documents through the model, statistics summed, artifacts written. Letters: see `config`."""
+"""The job `profile`: documents through the model, statistics summed. Letters: see `config`."""
 
-import json
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from . import hosts, select
+from . import hosts
+from .artifacts import Measured, peak_rss_bytes
 from .batching import Batch, Document
 from .eaft import EaftOptions, class_weights, cuts
 from .errors import DataError, MeshError, StatisticsError
 from .forward import Mapped, Profiled, Step, profile_step, scored_profile_step
 from .model import GptOss
-from .report.markdown import profile_report, thin_evidence
-from .saliency import GATE_BINS, Statistics, means
+from .saliency import Statistics
 from .topologies import does_not_fit
-
-INFO = "profile.json"
-# Columns of saliency.parquet, in their order; further ones follow the means.
-SUMS = ("gate_sum", "norm_sum", "gate_norm_sum")
-FURTHER = ("gate_norm_sq_sum", "norm_sq_sum", "norm_max", "activation_max")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a run over all batches gave."""
-
-    statistics: Statistics
-    """[L, G, …], on the host."""
-    eaft_gate_norm_sum: np.ndarray | None
-    """[L, G, E] Σ w_t·g·n with the weights of EAFT, if asked for."""
-    total_tokens: int
-    seconds: float
-    """Of the forward steps alone."""
-    compile_seconds: float
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Of all forward passes: with EAFT each token takes two."""
-        return self.total_tokens * (1 if self.eaft_gate_norm_sum is None else 2) / self.seconds
 
 
 class _Timed:
@@ -139,6 +110,7 @@ def run(
         total_tokens,
         seconds=sum(t.seconds for t in timed),
         compile_seconds=sum(t.compile_seconds for t in timed),
+        peak_rss_bytes=peak_rss_bytes(),
     )
 
 
@@ -176,122 +148,8 @@ def _weighted_pass(
     return total
 
 
-def columns(statistics: Statistics, eaft_LE: np.ndarray | None = None) -> select.Columns:
-    """The columns of a saliency table beside layer and expert, in order, each [L, E]."""
-    sums = {name: getattr(statistics, name) for name in ("count", *SUMS)}
-    eaft = {} if eaft_LE is None else {"eaft_gate_norm_sum": eaft_LE}
-    return {**sums, **means(statistics), **{name: getattr(statistics, name) for name in FURTHER}, **eaft}
-
-
-def write(folder: Path, measured: Measured, domains: Sequence[str], info: dict[str, Any]) -> None:
-    """Write all artifacts into `folder`. `domains` are the G names; `info`, completed, becomes profile.json."""
-    total = measured.statistics.total()
-    eaft = measured.eaft_gate_norm_sum
-    table = columns(total, None if eaft is None else eaft.sum(1))
-    # Rows without domains are of one, whose name is empty and whose statistics are the total.
-    by_domain = {name: measured.statistics.domain(g) for g, name in enumerate(domains) if name}
-    L, E = total.count.shape
-    info = {
-        **info,
-        "num_layers": L,
-        "num_experts": E,
-        "top_k": total.gate_rank_sum.shape[-1],
-        "total_tokens": measured.total_tokens,
-        "kept_tokens": int(total.tokens[0]),
-        "kept_tokens_by_domain": {name: int(s.tokens[0]) for name, s in by_domain.items()},
-        "router_entropy_sum": total.router_entropy_sum.tolist(),
-        "gate_rank_sum": total.gate_rank_sum.tolist(),
-        "seconds": measured.seconds,
-        "compile_seconds": measured.compile_seconds,
-        "tokens_per_s": measured.tokens_per_s,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "warnings": [
-            *info["warnings"],
-            *(f"domain {name} has no kept token" for name, s in by_domain.items() if not s.tokens.any()),
-            *thin_evidence(table),
-        ],
-    }
-    pq.write_table(_saliency_table(table), folder / select.SALIENCY, compression="zstd")
-    pq.write_table(_usage_table(total), folder / select.USAGE, compression="zstd")
-    if by_domain:
-        saliency = {
-            name: _saliency_table(columns(s, None if eaft is None else eaft[:, domains.index(name)]))
-            for name, s in by_domain.items()
-        }
-        usage = {name: _usage_table(s) for name, s in by_domain.items()}
-        pq.write_table(_with_domain(saliency), folder / select.SALIENCY_BY_DOMAIN, compression="zstd")
-        pq.write_table(_with_domain(usage), folder / select.USAGE_BY_DOMAIN, compression="zstd")
-    _write_json(folder / select.RANKING, select.rank(table))
-    _write_json(folder / INFO, info, indent=2)
-    report = profile_report(info, table, total, by_domain)
-    # A file's name may hold bytes that are no text.
-    (folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # ru_maxrss would begin with the peak of the process that started this one.
-        return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if "VmHWM" in line)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
 def count_rows(documents: Sequence[Document]) -> tuple[int, int]:
     """Rows that were truncated, and rows without a kept token, of all processes."""
     own = [sum(d.truncated for d in documents), sum(not (d.weights > 0).any() for d in documents)]
     truncated, empty = np.sum(hosts.exchange(own), axis=0).tolist()
     return truncated, empty
-
-
-def data_warnings(num_rows: int, truncated: int, empty: int) -> list[str]:
-    """What a reader of the statistics should know of the rows."""
-    warnings = []
-    if truncated:
-        warnings.append(f"{truncated:,} of {num_rows:,} rows are longer than the limit and were truncated")
-    if empty:
-        warnings.append(f"{empty:,} of {num_rows:,} rows have no kept token")
-    return warnings
-
-
-def _saliency_table(table: select.Columns) -> pa.Table:
-    L, E = table["count"].shape
-    layers, experts = np.divmod(np.arange(L * E), E)
-    return pa.table({"layer": layers, "expert": experts} | {name: c.reshape(-1) for name, c in table.items()})
-
-
-def _with_domain(tables: dict[str, pa.Table]) -> pa.Table:
-    """The tables of all domains as one, the domain in the first column."""
-    return pa.concat_tables(
-        table.add_column(0, "domain", pa.array([name] * len(table), pa.string())) for name, table in tables.items()
-    )
-
-
-def _usage_table(total: Statistics) -> pa.Table:
-    """Long form, the schema of the published usage profiles; pairs i < j, and zeros left out of both
-    co-activation and histogram, whose bin stands in expert_i."""
-    rows: list[tuple[str, int, int | None, int | None, float]] = []
-    for layer, count_E in enumerate(total.count):
-        tokens = max(1, int(total.tokens[layer]))
-        ranks = total.gate_rank_sum[layer] / tokens
-        rows += [("usage_count", layer, e, None, float(n)) for e, n in enumerate(count_E)]
-        pairs = np.argwhere(np.triu(total.coactivation[layer], 1))
-        rows += [("coact_count", layer, i, j, float(total.coactivation[layer, i, j])) for i, j in pairs.tolist()]
-        rows.append(("selected_prob_mean", layer, None, None, float(ranks.mean())))
-        rows += [(f"selected_prob_top{r}_mean", layer, None, None, float(gate)) for r, gate in enumerate(ranks[:2], 1)]
-        histogram = total.gate_histogram[layer]
-        rows += [("selected_prob_hist", layer, b, None, float(histogram[b])) for b in range(GATE_BINS) if histogram[b]]
-    kinds, layers, first, second, values = zip(*rows, strict=True)
-    return pa.table(
-        {
-            "kind": pa.array(kinds, pa.string()),
-            "layer": pa.array(layers, pa.int64()),
-            "expert_i": pa.array(first, pa.int64()),
-            "expert_j": pa.array(second, pa.int64()),
-            "value": pa.array(values, pa.float64()),
-        }
-    )
-
-
-def _write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    path.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -65,7 +66,7 @@ def sample(rows: Iterable[Row], domains: tuple[str, ...], num_rows: int | None, 
 
     def key(row: Row) -> tuple[bytes, str]:
         # Bytes compare as the big-endian number that they are; rows that differ by domain alone tie.
-        return hashlib.sha256(f"{seed}\n{row.id}\n{row.text}".encode()).digest()[:8], row.domain
+        return _hash(str(seed), row.id, row.text), row.domain
 
     kept = list(chosen()) if num_rows is None else heapq.nsmallest(num_rows, chosen(), key=key)
     if not seen:
@@ -81,6 +82,17 @@ def prompts_hash(rows: Iterable[Row]) -> str:
     rows = list(rows)
     ids, texts = "\n".join(r.id for r in rows), "\n".join(r.text for r in rows)
     return hashlib.sha256(f"{ids}\n{texts}".encode()).hexdigest()
+
+
+def row_hashes(rows: Iterable[Row]) -> np.ndarray:
+    """What tells whether two runs had the same row: for each the first 8 bytes of SHA-256 of "id\\ntext",
+    uint64 [rows], sorted."""
+    hashes = b"".join(_hash(row.id, row.text) for row in rows)
+    return np.sort(np.frombuffer(hashes, ">u8").astype(np.uint64))
+
+
+def _hash(*lines: str) -> bytes:
+    return hashlib.sha256("\n".join(lines).encode()).digest()[:8]
 
 
 def _records(source: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -21,8 +21,11 @@ from .experts import Mixture
 from .mesh import Placement
 from .router import Routing, entropy
 
+STATISTICS = "statistics.safetensors"
 GATE_BINS = 200  # of [0, 1]; the published usage tables of gpt-oss-20b have bins of 0.005
 MAXIMA = {"norm_max", "activation_max"}  # merged by the larger; all other statistics are sums
+INTEGERS = {"count", "coactivation", "tokens", "gate_histogram", "computed"}
+MAX_DOMAINS = 256  # co-activations by domain are [L, G, E, E]; an id column taken for domains has thousands
 
 
 @jax.tree_util.register_dataclass
@@ -97,6 +100,19 @@ class Statistics:
                 f"the statistics of layer {layer}, expert {expert} became NaN or infinite: check this layer's "
                 "tensors in the checkpoint, or use --dtype float32 if values overflow"
             )
+
+
+# Shapes of all statistics of a model, b the bins of gates.
+_BY_EXPERT = ("count", "gate_sum", "norm_sum", "gate_norm_sum", "gate_norm_sq_sum", "norm_sq_sum", *sorted(MAXIMA))
+SHAPES = {
+    **dict.fromkeys(_BY_EXPERT, "LGE"),
+    "coactivation": "LGEE",
+    "tokens": "LG",
+    "gate_rank_sum": "LGk",
+    "gate_histogram": "LGb",
+    "router_entropy_sum": "LG",
+    "computed": "LG",
+}
 
 
 def _reducer(name: str) -> np.ufunc:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptoss_jax import profile, select
+from gptoss_jax import artifacts, select
 from gptoss_jax.batching import Document, padded
 from gptoss_jax.experts import Mixture
 from gptoss_jax.mesh import Placement
@@ -94,8 +94,8 @@ def routed() -> tuple[Statistics, list[np.ndarray], np.ndarray]:
 def folder(routed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The artifacts of a profile of two domains."""
     out = tmp_path_factory.mktemp("profile")
-    measured = profile.Measured(routed[0], None, total_tokens=103, seconds=0.5, compile_seconds=0.1)
-    profile.write(out, measured, DOMAINS, INFO | {"warnings": ["a warning"]})
+    measured = artifacts.Measured(routed[0], None, 103, seconds=0.5, compile_seconds=0.1, peak_rss_bytes=1 << 30)
+    artifacts.write(out, measured, DOMAINS, np.arange(4, dtype=np.uint64), INFO | {"warnings": ["a warning"]})
     return out
 
 
@@ -179,7 +179,7 @@ def test_the_sections_of_a_report_stand_in_order(folder: Path) -> None:
 
 def test_a_report_of_one_domain_without_warnings_leaves_both_sections_out(routed: Any) -> None:
     total = routed[0].total()
-    report = profile_report(INFO, profile.columns(total), total, {"": total})
+    report = profile_report(INFO, artifacts.columns(total), total, {"": total})
     assert headings(report)[-2:] == ["## Reproduce", "## Router"]
     assert section(report, "Reproduce") == ["```bash", INFO["command"], "```"]
 
@@ -187,7 +187,7 @@ def test_a_report_of_one_domain_without_warnings_leaves_both_sections_out(routed
 def test_the_header_names_the_domains_and_says_which_tokens_are_kept(routed: Any) -> None:
     total = routed[0].total()
     info = INFO | {"options": INFO["options"] | {"domain": ("law", "maths"), "keep": "all"}}
-    report = profile_report(info, profile.columns(total), total, {"": total})
+    report = profile_report(info, artifacts.columns(total), total, {"": total})
     assert "- Domain filter: `law, maths`\n" in report
     assert "| Kept (all) tokens: 10,220\n" in report
 
@@ -252,7 +252,7 @@ def test_the_ranking_is_the_saliency_tables(folder: Path) -> None:
 def test_domains_add_up_to_the_whole(folder: Path) -> None:
     whole, parts = select.read_columns(folder), [select.read_columns(folder, name) for name in DOMAINS]
     np.testing.assert_array_equal(sum(part["count"] for part in parts), whole["count"])
-    for name in profile.SUMS:
+    for name in artifacts.SUMS:
         np.testing.assert_allclose(sum(part[name] for part in parts), whole[name], rtol=1e-12)
 
 
@@ -309,7 +309,7 @@ def test_the_published_usage_adds_up_in_the_same_way(shared: Path) -> None:
 
 def test_usage_has_the_published_schema_and_order(shared: Path, routed: Any) -> None:
     published = pq.read_table(shared / "data" / "seed1" / "20b_expert_usage.parquet")
-    table = profile._usage_table(routed[0].total())
+    table = artifacts._usage_table(routed[0].total())
     assert table.schema.equals(published.schema) and table.schema.equals(USAGE_SCHEMA)
     assert kinds_in_order(table) == [(kind, layer) for kind, layer in kinds_in_order(published) if layer < L]
     assert what_is_empty(table) == what_is_empty(published)
@@ -335,5 +335,5 @@ def test_profile_json_holds_what_was_measured_and_what_was_asked(folder: Path, r
     expected: dict[str, Any] = {"num_layers": L, "num_experts": E, "top_k": K, "kept_tokens": len(routed[1][0])}
     assert info | expected == info
     assert (info["total_tokens"], info["seconds"], info["tokens_per_s"]) == (103, 0.5, 206)
-    assert info["options"] == json.loads(json.dumps(INFO["options"])) and info["peak_rss_bytes"] > 0
+    assert info["options"] == json.loads(json.dumps(INFO["options"])) and info["peak_rss_bytes"] == 1 << 30
     assert info["warnings"][0] == "a warning"

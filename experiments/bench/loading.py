@@ -20,7 +20,7 @@ import jax
 from convert.sources import open_source
 from gptoss_jax import mesh as sharding
 from gptoss_jax import model as network
-from gptoss_jax.profile import peak_rss_bytes
+from gptoss_jax.artifacts import peak_rss_bytes
 
 
 @click.command()

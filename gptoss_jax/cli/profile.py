@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..rows import Row
 
 CHANNELS = ("analysis", "commentary", "final")  # of harmony, the ones that GPT-OSS was trained with
-MAX_DOMAINS = 256  # co-activations by domain are [L, G, E, E]; an id column taken for domains has thousands
 
 
 def _channel_weights(_: Any, __: Any, text: str | None) -> dict[str, float] | None:
@@ -49,8 +48,8 @@ def _coordinator(_: Any, __: Any, text: str | None) -> str | None:
 
 
 @click.command()
-@click.argument("model")
-@click.option("--data", required=True, help="JSONL, Parquet or text file, a folder of these, or a hub id.")
+@click.argument("model", nargs=-1, required=True)
+@click.option("--data", help="JSONL, Parquet or text file, a folder of these, or a hub id.  [required]")
 @click.option("--split", default="train", help="Split of a hub dataset.")
 @click.option("--text-column", default="text", help="Column with harmony text, or with a list of messages.")
 @click.option("--id-column", default="id", help="Column with the row's id; may be absent.")
@@ -104,19 +103,61 @@ def _coordinator(_: Any, __: Any, text: str | None) -> str | None:
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", help="Of the computation.")
 @click.option("--out", default="profile", help="Folder for the artifacts; may be gs:// or another that fsspec knows.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output folder, at the end.")
-def profile(model: str, out: str, overwrite: bool, **options: Any) -> None:
+@click.option("--merge", is_flag=True, help="In place of MODEL, finished profiles over different rows: add them.")
+def profile(model: tuple[str, ...], out: str, overwrite: bool, merge: bool, **options: Any) -> None:
     """Run rows through MODEL and write the statistics of its experts.
 
     MODEL is a folder in Hugging Face form, an Orbax checkpoint of this project, or a hub id. All devices of all
     processes are used; docs/pods.md says how many processes run as one.
+
+    With --merge, MODEL... are the folders of two or more finished profiles over different rows; of the
+    options only --out and --overwrite go with it.
     """
+    context = click.get_current_context()
+    if merge:
+        _check_merge(context)
+        _merge(model, out, overwrite)
+        return
+    if len(model) > 1:
+        raise click.UsageError(f"Got more than one MODEL ({' '.join(model)}): only --merge takes several", context)
+    if options["data"] is None:
+        raise click.UsageError("Missing option '--data'", context)
+    _run(model[0], out, overwrite, options)
+
+
+def _check_merge(context: click.Context) -> None:
+    """UsageError where an option would mean nothing for profiles that are finished."""
+    if len(context.params["model"]) < 2:
+        raise click.UsageError("--merge takes the folders of two or more profiles", context)
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") != click.core.ParameterSource.DEFAULT
+        if given and parameter.name not in ("model", "merge", "out", "overwrite"):
+            raise click.UsageError(f"{parameter.opts[0]} means nothing with --merge: leave it out", context)
+
+
+def _merge(folders: tuple[str, ...], out: str, overwrite: bool) -> None:
+    from .. import merge, outputs
+    from ..artifacts import INFO
+    from ..storage import place
+
+    target = place(out)
+    outputs.check_free(target, overwrite)
+    parts = merge.read_parts([place(folder) for folder in folders])
+    outputs.check_apart(target, *(part.folder for part in parts))
+    with outputs.new_folder(target, overwrite, last=INFO) as folder:
+        merge.write(folder, parts, _invocation())
+    tokens, rows = (sum(part.info[name] for part in parts) for name in ("total_tokens", "rows"))
+    click.echo(f"{len(parts)} profiles: {tokens:,} tokens of {rows:,} rows; report: {target / 'report.md'}")
+
+
+def _run(model: str, out: str, overwrite: bool, options: dict[str, Any]) -> None:
     from convert.sources import open_source
 
-    from .. import harmony, hosts, outputs
+    from .. import artifacts, harmony, hosts, outputs
     from .. import model as network
     from .. import profile as job
     from ..eaft import EaftOptions
-    from ..rows import Row, prompts_hash
+    from ..rows import Row, prompts_hash, row_hashes
     from ..storage import local_folder, place
 
     target = place(out)
@@ -152,8 +193,8 @@ def profile(model: str, out: str, overwrite: bool, **options: Any) -> None:
         measured = job.run(gpt_oss, _mapping(mesh, options), make_batches, share, advance, eaft)
     with hosts.first_alone():
         if writes:
-            with outputs.new_folder(target, overwrite, last=job.INFO) as folder:
-                job.write(folder, measured, domains, info)
+            with outputs.new_folder(target, overwrite, last=artifacts.INFO) as folder:
+                artifacts.write(folder, measured, domains, row_hashes(rows), info)
     if writes:
         click.echo(
             f"{measured.total_tokens:,} tokens at {measured.tokens_per_s:,.0f} tokens/s; "
@@ -217,6 +258,7 @@ def _documents(
     """All rows, tokens of this process' share of them, the names of the domains, and what makes batches."""
     from .. import batching, harmony, hosts
     from ..rows import ColumnNames, read_rows, sample
+    from ..saliency import MAX_DOMAINS
 
     pack = options["pack"]
     if options["max_seq_length"] > config.max_position:
@@ -266,21 +308,17 @@ def _info(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """What profile.json says of the run before it is measured."""
-    from importlib.metadata import version
-
     import jax
 
-    from ..profile import data_warnings
+    from ..artifacts import data_warnings
     from ..rows import prompts_hash
 
-    packages = ("jax", "flax", "transformers", "tokenizers", "datasets", "numpy")
     truncated, empty = counts
     return {
         "model": model,
         "model_fingerprint": fingerprint,
-        "command": shlex.join(["gptoss-jax", *sys.argv[1:]]),
+        **_invocation(),
         "options": options,
-        "versions": {"gptoss-jax": __version__, **{name: version(name) for name in packages}},
         "platform": jax.default_backend(),
         "devices": [str(device) for device in mesh.devices.flat],
         "mesh": dict(mesh.shape),
@@ -288,6 +326,18 @@ def _info(
         "engine": "resident",
         "rows": len(rows),
         "truncated_rows": truncated,
+        "empty_rows": empty,
         "prompts_hash": prompts_hash(rows),
         "warnings": data_warnings(len(rows), truncated, empty),
+    }
+
+
+def _invocation() -> dict[str, Any]:
+    """What profile.json says of any command line, and of what ran it."""
+    from importlib.metadata import version
+
+    packages = ("jax", "flax", "transformers", "tokenizers", "datasets", "numpy")
+    return {
+        "command": shlex.join(["gptoss-jax", *sys.argv[1:]]),
+        "versions": {"gptoss-jax": __version__, **{name: version(name) for name in packages}},
     }

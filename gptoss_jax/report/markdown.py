@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..saliency import Statistics
+from ..saliency import STATISTICS, Statistics
 from ..select import RANKING, SALIENCY, SALIENCY_BY_DOMAIN, USAGE, USAGE_BY_DOMAIN, Columns, rank
 
 TOP = 10
@@ -52,9 +52,10 @@ def profile_report(
         f"- `{RANKING}` (sorted experts per layer)",
         f"- `{USAGE}` (usage, co-activation, gate means and histogram)",
         *([f"- `{SALIENCY_BY_DOMAIN}`, `{USAGE_BY_DOMAIN}` (both by domain)"] if by_domain else []),
+        f"- `{STATISTICS}` (all sums by domain, and which rows they are of: for merging)",
         "- `profile.json` (every option, versions, model fingerprint, warnings)",
     ]
-    lines += ["", "## Reproduce", "", "```bash", info["command"], "```", "", "## Router", ""]
+    lines += ["", "## Reproduce", "", "```bash", *_commands(info), "```", "", "## Router", ""]
     lines += _router(total)
     if len(by_domain) > 1:
         lines += ["", "## Domains", "", *_domains(by_domain)]
@@ -63,23 +64,39 @@ def profile_report(
     return "\n".join(lines) + "\n"
 
 
+def _commands(info: Mapping[str, Any]) -> list[str]:
+    """What gives this profile again: of merged ones first what made each."""
+    return [*(part["command"] for part in info.get("merged", [])), info["command"]]
+
+
 def _header(info: Mapping[str, Any]) -> list[str]:
-    o = info["options"]
-    domains = ", ".join(o["domain"])
     return [
         f"# {info['model']} saliency profile (GPT-OSS MoE)",
         "",
         f"- Model: `{info['model']}`",
-        f"- Dataset: `{o['data']}` split `{o['split']}` col `{o['text_column']}`",
-        f"- Domain filter: `{domains}`" + ("" if domains else " (empty = no filter)"),
-        f"- Rows: {info['rows']:,} | Batch size: {o['batch_size']}",
-        f"- Max seq length: {o['max_seq_length']}",
+        *(_merged_rows(info) if "merged" in info else _rows(info)),
+        f"- Max seq length: {info['options']['max_seq_length']}",
         f"- Layers: {info['num_layers']} | Experts: {info['num_experts']} | Top-k: {info['top_k']}",
         f"- Total tokens processed: {info['total_tokens']:,} | "
-        f"Kept ({'all' if o['keep'] == 'all' else 'assistant-span'}) tokens: {info['kept_tokens']:,}",
+        f"Kept ({'all' if info['options']['keep'] == 'all' else 'assistant-span'}) tokens: {info['kept_tokens']:,}",
         f"- Forward throughput: {info['tokens_per_s']:.0f} tokens/s",
         f"- Prompts hash: `{info['prompts_hash']}`",
     ]
+
+
+def _rows(info: Mapping[str, Any]) -> list[str]:
+    o = info["options"]
+    domains = ", ".join(o["domain"])
+    return [
+        f"- Dataset: `{o['data']}` split `{o['split']}` col `{o['text_column']}`",
+        f"- Domain filter: `{domains}`" + ("" if domains else " (empty = no filter)"),
+        f"- Rows: {info['rows']:,} | Batch size: {o['batch_size']}",
+    ]
+
+
+def _merged_rows(info: Mapping[str, Any]) -> list[str]:
+    parts = [f"  - `{part['folder']}`: {part['rows']:,} rows" for part in info["merged"]]
+    return [f"- Dataset: {len(parts)} profiles merged", *parts, f"- Rows: {info['rows']:,}"]
 
 
 def _router(total: Statistics) -> list[str]:
