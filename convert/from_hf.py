@@ -17,7 +17,7 @@ from gptoss_jax.model import Weights
 from gptoss_jax.storage import AnyPath, place
 
 from . import mxfp4
-from .mapping import LAYER, OUTER, Tensor, all_tensors, layer_name
+from .mapping import ALL, LAYER, OUTER, Tensor, all_tensors, layer_name, split_path
 from .shards import Rows, Stored, find_tensors
 
 FIRST_BLOCKS = "model.layers.0.mlp.experts.gate_up_proj_blocks"
@@ -25,6 +25,7 @@ FIRST_BLOCKS = "model.layers.0.mlp.experts.gate_up_proj_blocks"
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "LICENSE*", "README.md", "USAGE_POLICY*"]
 FINITE_PIECE = 1 << 22  # values checked at once
 ALIGNMENT = 64  # bytes, of XLA's CPU buffers
+FOUR_BITS = {"packed": "blocks", "scales": "scales", "blocks": "blocks", "exponents": "scales"}  # as they are stored
 FINGERPRINT_BYTES = 4096  # of the head of each tensor; all of 120b would take minutes to read
 
 
@@ -67,6 +68,7 @@ class Checkpoint(Tensors):
     """Reads tensors on demand; implements `gptoss_jax.model.Source`."""
 
     tensors: Mapping[str, Stored]
+    four_bits = "blocks"
 
     def __init__(self, folder: AnyPath):
         if not folder.is_dir():
@@ -95,17 +97,27 @@ class Checkpoint(Tensors):
 
     def part(self, path: str, ranges: tuple[tuple[int, int], ...], dtype: Any) -> np.ndarray:
         """The parameter at `path`, from first to last + 1 along each axis."""
-        stacked = path.removeprefix("layers/")
-        row = {t.path: t for t in (LAYER if stacked != path else OUTER)}
-        name, _, form = stacked.rpartition("_")
-        tensor = row[f"{name}_kernel" if form in ("packed", "scales") else stacked]
-        if stacked == path:
+        layer, inner = split_path(path)
+        row = {t.path: t for t in (LAYER if layer else OUTER)}
+        name, _, form = inner.rpartition("_")
+        tensor = row[f"{name}_kernel" if form in FOUR_BITS else inner]
+        if not layer:
             return self._read(tensor.hf_name, tensor, form, ranges).astype(dtype, copy=False)
-        (first, last), *inner = ranges
-        whole = _aligned((last - first, *(stop - start for start, stop in inner)), dtype)
-        for layer in range(first, last):
-            whole[layer - first] = self._read(layer_name(layer, tensor), tensor, form, inner)
-        return whole
+        layers = range(*ranges[0]) if layer == ALL else [int(layer)]
+        ranges = ranges[1:] if layer == ALL else ranges
+        whole = _aligned((len(layers), *(stop - start for start, stop in ranges)), dtype)
+        for number, index in enumerate(layers):
+            whole[number] = self._read(layer_name(index, tensor), tensor, form, ranges)
+        return whole if layer == ALL else whole[0]
+
+    def rows(self, path: str, ids: np.ndarray) -> np.ndarray:
+        """Rows of a parameter outside the layers; each is read once."""
+        (tensor,) = (t for t in OUTER if t.path == path)
+        stored = self.tensors[tensor.hf_name]
+        distinct, places = np.unique(ids, return_inverse=True)
+        values = stored.pick(distinct.tolist())
+        check_finite(values, tensor.hf_name, tensor)
+        return values[places]
 
     def fingerprint(self) -> str:
         """SHA-256 over config, tensor table and the first bytes of each tensor."""
@@ -121,8 +133,8 @@ class Checkpoint(Tensors):
     def _read(self, name: str, tensor: Tensor, form: str, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
         """A part of one layer's parameter; reads the rows of `ranges[0]` where these are rows of the tensor."""
         (first, last), *others = ranges
-        if form in ("packed", "scales"):
-            return self._read_packed(name, tensor, form, first, last - first)
+        if form in FOUR_BITS:
+            return self._read_four_bits(name, tensor, form, first, last - first)
         if not self.is_quantized(tensor):
             shape = tensor.model_shape(self.config)
             stored = self.tensors[name]
@@ -142,14 +154,17 @@ class Checkpoint(Tensors):
             whole[expert - first] = tensor.mxfp4_to_model(values, self.config)[0]
         return whole
 
-    def _read_packed(self, name: str, tensor: Tensor, form: str, first: int, count: int) -> np.ndarray:
-        """Scales, or codes as `gptoss_jax.packed` wants them."""
+    def _read_four_bits(self, name: str, tensor: Tensor, form: str, first: int, count: int) -> np.ndarray:
+        """Codes or scales in one of the layouts of `gptoss_jax.packed`: outputs first as stored, or inputs first."""
         if not self.quantized:
             raise CheckpointError(f"{self.folder}: its experts are BF16: --weights mxfp4 needs a checkpoint in MXFP4")
-        stored = self.tensors[f"{name}_{'blocks' if form == 'packed' else 'scales'}"].read(first, count)
+        stored = self.tensors[f"{name}_{FOUR_BITS[form]}"].read(first, count)
         rows = stored.reshape(*stored.shape[:2], -1)  # of one output each, blocks of 16 bytes joined
-        inputs_first = np.moveaxis(tensor.mxfp4_to_model(rows, self.config), -1, 1)
-        inputs_first = np.ascontiguousarray(inputs_first).reshape(*inputs_first.shape[:2], -1)
+        outputs_first = tensor.mxfp4_to_model(rows, self.config)
+        if form in ("blocks", "exponents"):
+            return outputs_first.reshape(rows.shape)
+        inputs_first = np.ascontiguousarray(np.moveaxis(outputs_first, -1, 1))
+        inputs_first = inputs_first.reshape(*inputs_first.shape[:2], -1)
         return mxfp4.halves(inputs_first) if form == "packed" else inputs_first
 
     def _check(self) -> None:

@@ -39,6 +39,7 @@ from gptoss_jax.packed import dequantise
 from gptoss_jax.storage import AnyPath
 
 from .from_hf import Checkpoint
+from .mapping import split_path
 from .prune import copy_others, pruned_config, write_config
 from .shards import ORBAX, UNSOUND
 
@@ -51,6 +52,8 @@ CACHE_BYTES = 256 << 20  # of chunks that were read: rows of the router and of b
 
 class OrbaxCheckpoint:
     """Reads arrays on demand; implements `gptoss_jax.model.Source`."""
+
+    four_bits = "mxfp4"
 
     def __init__(self, folder: AnyPath):
         if not isinstance(folder, Path):
@@ -79,6 +82,11 @@ class OrbaxCheckpoint:
         with _damage(self.folder):
             return self._arrays[path][index].read().result()
 
+    def rows(self, path: str, ids: np.ndarray) -> np.ndarray:
+        """Rows of a parameter outside the layers; each is read once."""
+        distinct, places = np.unique(ids, return_inverse=True)
+        return self.read(path, (distinct,))[places]
+
     def fingerprint(self) -> str:
         """SHA-256 over config, array table and the first values of each array in each layer.
 
@@ -93,7 +101,11 @@ class OrbaxCheckpoint:
         return digest.hexdigest()
 
     def _placed(self, path: str, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-        if path in self._arrays:
+        layer, inner = split_path(path)
+        if layer.isdigit():
+            # Outside a mesh: one layer of the stack, on one device.
+            array = jax.device_put(self.read(f"layers/{inner}", (int(layer),)).astype(wanted.dtype), wanted.sharding)
+        elif path in self._arrays:
             array = self._restored(path, wanted)
         elif self.quantized:
             array = self._dequantised(path, wanted)

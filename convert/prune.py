@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from gptoss_jax.config import Config
 from gptoss_jax.errors import CheckpointError
 from gptoss_jax.storage import WEIGHT_SUFFIXES, AnyPath
 
-from . import mxfp4
+from . import checksums, mxfp4
 from .from_hf import Checkpoint, Tensors, check_finite
-from .mapping import MXFP4_BLOCK, Named, all_tensors
+from .mapping import MXFP4_BLOCK, Named, Tensor, all_tensors
 from .shards import Planned, Rows, write_shards
 
-PIECE_BYTES = 64 << 20
+PIECE_BYTES = 16 << 20
 # The published config's block, for a BF16 model that becomes MXFP4.
 QUANTIZATION = {
     "modules_to_not_convert": [
@@ -57,10 +58,14 @@ def write_checkpoint(
     max_shard_bytes: int,
     progress: Callable[[int], Any] = lambda nbytes: None,
 ) -> None:
-    """Write into `folder` shards and config.json, and copy from `others` what is no weight and not there yet."""
-    write_shards(folder, groups, max_shard_bytes, progress)
+    """Write into `folder` shards and config.json, copy from `others` what is no weight and not there yet, and sum up.
+
+    SHA256SUMS comes last and has every file: of shards the digests of what was to be written.
+    """
+    digests = write_shards(folder, groups, max_shard_bytes, progress)
     write_config(folder, config)
     copy_others(others, folder)
+    checksums.write(folder, digests)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
@@ -72,7 +77,8 @@ def copy_others(source: AnyPath, folder: Path) -> None:
     """Copy what is no weight and not in `folder` yet: tokenizer, chat template, generation config, licence."""
     for file in source.iterdir():
         is_weight = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
-        if file.is_file() and not is_weight and not (folder / file.name).exists():
+        is_own = is_weight or file.name == checksums.FILE  # of the source alone: its weights, and its digests
+        if file.is_file() and not is_own and not (folder / file.name).exists():
             _copy(file, folder / file.name)
 
 
@@ -104,8 +110,7 @@ def plan(checkpoint: Tensors, keep_sets: KeepSets, quantize: bool) -> list[list[
     """The tensors with only the experts of the L keep-sets (sorted, of equal length).
 
     Groups stay in one shard: a projection's blocks and scales. From MXFP4 to MXFP4 nothing is decoded,
-    and the bytes of kept experts do not change. At most one expert of one tensor, or PIECE_BYTES, is
-    in memory at a time.
+    and the bytes of kept experts do not change. A piece is one expert of one tensor, or PIECE_BYTES.
     """
     for size in (checkpoint.config.hidden_size, checkpoint.config.expert_hidden_size):
         if quantize and size % MXFP4_BLOCK:
@@ -147,11 +152,40 @@ def _decoded(checkpoint: Tensors, entry: Named, kept: Sequence[int]) -> Planned:
 
     def pieces() -> Iterator[np.ndarray]:
         for expert in kept:
-            values = checkpoint.values(name, tensor, expert, 1)
+            blocks, scales = (checkpoint.tensors[f"{name}_{part}"].read(expert, 1) for part in ("blocks", "scales"))
+            values = decode_to_hf(blocks, scales, tensor, config)
             check_finite(values, name, tensor, expert)
-            yield tensor.mxfp4_to_hf(values, config)
+            yield values
 
     return Planned(name, "BF16", (len(kept), *tensor.hf_shape(config)[1:]), pieces)
+
+
+def decode_to_hf(blocks: np.ndarray, scales: np.ndarray, tensor: Tensor, config: Config) -> np.ndarray:
+    """`tensor.mxfp4_to_hf` of `mxfp4.decode`, in a tenth of its time: bytes are rearranged, then looked up.
+
+    blocks [E, O, I / 32, 16], scales [E, O, I / 32], uint8 → [E, I, O] bfloat16.
+    """
+    first, second = _values_of_bytes()
+    by_input = np.ascontiguousarray(tensor.mxfp4_to_hf(blocks.reshape(*scales.shape[:2], -1), config))  # [E, I / 2, O]
+    tables = np.ascontiguousarray(tensor.mxfp4_to_hf(scales, config)).astype(np.intp) << 8  # [E, I / 32, O]
+    values = np.empty((*by_input.shape[:2], 2, by_input.shape[2]), np.uint16)
+    # A block's rows at a time, whose indices fit a core's cache.
+    for block in range(tables.shape[1]):
+        rows = slice(block * MXFP4_BLOCK // 2, (block + 1) * MXFP4_BLOCK // 2)
+        at = tables[:, block, None] | by_input[:, rows]
+        values[:, rows, 0] = first.take(at)
+        values[:, rows, 1] = second.take(at)
+    return values.reshape(len(values), -1, values.shape[-1]).view(mxfp4.BF16)
+
+
+@cache
+def _values_of_bytes() -> np.ndarray:
+    """uint16 [2, 256 · 256]: at 256 s + b the bits of byte b's two values under scale s, by `mxfp4.decode`."""
+    every = np.arange(256, dtype=np.uint8)
+    blocks = np.broadcast_to(every.reshape(16, 16), (256, 16, 16))
+    with np.errstate(over="ignore", invalid="ignore"):  # of the largest scales, which whoever looks them up refuses
+        pairs = mxfp4.decode(blocks, np.broadcast_to(every[:, None], (256, 16)))
+    return np.ascontiguousarray(pairs.view(np.uint16).reshape(-1, 2).T)
 
 
 def _encoded(checkpoint: Tensors, entry: Named, kept: Sequence[int]) -> list[Planned]:

@@ -2,23 +2,27 @@
 
 A safetensors file is the length of its header (8 bytes, little endian), the header (JSON: dtype,
 shape and byte range of each tensor), and the tensors. `safetensors.numpy` has no bfloat16 and loads
-whole tensors; here any run of rows is read, so that no more than one expert need be in memory.
+whole tensors; here any run of rows is read, so that no more than a few experts need be in memory.
 """
 
+import hashlib
 import json
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 
 from gptoss_jax.errors import CheckpointError, reason
+from gptoss_jax.outputs import let_go
 from gptoss_jax.storage import AnyPath
 
 INDEX = "model.safetensors.index.json"
@@ -37,6 +41,11 @@ DTYPES = {
 }
 # What JSON of another form, or none, raises on the way to names and numbers.
 UNSOUND = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+AT_ONCE = min(4, os.cpu_count() or 1)  # shards that are written: more take memory, and the disk's turn comes later
+AHEAD = 3  # pieces of a shard that wait for the next thread: each runs for a while before it must wait for another
+# Written between two requests to let go. New memory of the page cache for all of a file can take longer than to write
+# it, above all in virtual machines, and other programs' files would leave for it.
+HELD_BYTES = 16 << 20
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 
@@ -70,6 +79,8 @@ class Stored:
     file: AnyPath
     offset: int
     nbytes: int
+    version: tuple[int, ...]
+    """Of the file, when its header was read."""
 
     def read(self, first: int = 0, count: int | None = None, columns: tuple[int, int] | None = None) -> np.ndarray:
         """Rows [first, first + count) of the first axis; all of them without arguments.
@@ -90,6 +101,12 @@ class Stored:
         self._fill(array, range(start, start + count * row_bytes, row_bytes))
         return array
 
+    def pick(self, rows: Sequence[int]) -> np.ndarray:
+        """Single rows of the first axis, in the order asked for."""
+        array = np.empty((len(rows), *self.shape[1:]), DTYPES[self.dtype])
+        self._fill(array, [self.offset + row * (self.nbytes // self.shape[0]) for row in rows])
+        return array
+
     def _fill(self, array: np.ndarray, starts: Sequence[int]) -> None:
         """As many bytes from each of `starts` as make up the array."""
         parts = array.reshape(len(starts), -1).view(np.uint8)
@@ -100,6 +117,8 @@ class Stored:
                     file.seek(start)
                     if file.readinto(part.data) != part.nbytes:
                         raise CheckpointError(f"{self.file}: ended inside {self.name}: it changed while it was read")
+                if _version(file) != self.version:
+                    raise CheckpointError(f"{self.file}: changed while it was read: try again when it is complete")
         except OSError as error:
             raise CheckpointError(f"{self.file}: cannot be read: {error.strerror}") from error
 
@@ -146,15 +165,18 @@ def _read_index(path: AnyPath) -> dict[str, str]:
 def read_header(file: AnyPath) -> list[Stored]:
     """The tensors of one shard; CheckpointError where the file is truncated or its header is not sound."""
     try:
-        size = file.stat().st_size
+        stream: Any
         with file.open("rb") as stream:
+            version = _version(stream)
+            size = version[0]
+            stream.seek(0)
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if length > min(MAX_HEADER, size - 8):
                 raise CheckpointError(f"{file}: {size} bytes, too short for its header: truncated, download it again")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        tensors = [_stored(file, 8 + length, name, entry) for name, entry in header.items()]
+        tensors = [_stored(file, version, 8 + length, name, entry) for name, entry in header.items()]
     except UNSOUND as error:
         raise CheckpointError(f"{file}: its header is not sound ({reason(error)}): download it again") from None
     tensors.sort(key=lambda t: t.offset)
@@ -170,7 +192,16 @@ def read_header(file: AnyPath) -> list[Stored]:
     return tensors
 
 
-def _stored(file: AnyPath, base: int, name: str, entry: dict[str, Any]) -> Stored:
+def _version(stream: Any) -> tuple[int, ...]:
+    """What changes when a file is written to: its size and time. Remote files tell their size alone for nothing."""
+    try:
+        status = os.fstat(stream.fileno())
+    except OSError:  # fsspec's files have no descriptor
+        return (stream.seek(0, os.SEEK_END),)
+    return status.st_size, status.st_mtime_ns
+
+
+def _stored(file: AnyPath, version: tuple[int, ...], base: int, name: str, entry: dict[str, Any]) -> Stored:
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)):
@@ -178,7 +209,7 @@ def _stored(file: AnyPath, base: int, name: str, entry: dict[str, Any]) -> Store
     dtype = DTYPES.get(entry["dtype"])
     if dtype is not None and end - begin != int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise ValueError(f"{name}: {end - begin} bytes do not fit {entry['dtype']} {list(shape)}")
-    return Stored(name, entry["dtype"], shape, file, base + begin, end - begin)
+    return Stored(name, entry["dtype"], shape, file, base + begin, end - begin, version)
 
 
 @dataclass(frozen=True)
@@ -200,8 +231,8 @@ def write_shards(
     groups: Sequence[Sequence[Planned]],
     max_shard_bytes: int,
     progress: Callable[[int], Any] = lambda nbytes: None,
-) -> None:
-    """Write shards and their index. A group's tensors stay together, in their order.
+) -> dict[str, str]:
+    """Write shards and their index; returns the SHA-256 of each shard. A group's tensors stay together, in their order.
 
     A shard is closed before the group that would take it past `max_shard_bytes`; a group larger than
     that has a shard of its own. `progress` gets the bytes of each piece written.
@@ -211,18 +242,57 @@ def write_shards(
         if shards[-1] and sum(t.nbytes for t in (*shards[-1], *group)) > max_shard_bytes:
             shards.append([])
         shards[-1].extend(group)
-    weight_map: dict[str, str] = {}
-    for number, tensors in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        with open(folder / name, "wb") as file:
-            _write_shard(file, tensors, progress)
-        weight_map |= {t.name: name for t in tensors}
+    named = {
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors": tensors for number, tensors in enumerate(shards, 1)
+    }
+    digests = {name: hashlib.sha256() for name in named}
+    _in_turns((_write_shard(folder / name, named[name], digests[name]) for name in named), progress)
+    weight_map = {t.name: name for name, tensors in named.items() for t in tensors}
     total_size = sum(t.nbytes for tensors in shards for t in tensors)
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
-def _write_shard(file: BinaryIO, tensors: Sequence[Planned], progress: Callable[[int], Any]) -> None:
+def _in_turns(writers: Iterator[Generator[int]], progress: Callable[[int], Any]) -> None:
+    """Run all to their ends, some at a time and those in turns: an error or a signal in this thread ends all."""
+    active = deque(islice(writers, AT_ONCE))
+    try:
+        while active:
+            written = next(active[0], None)
+            if written is None:
+                active.popleft()
+                active.extend(islice(writers, 1))
+            else:
+                active.rotate(-1)
+                progress(written)
+    finally:
+        for writer in active:
+            writer.close()
+
+
+def _write_shard(path: Path, tensors: Sequence[Planned], digest: Any) -> Generator[int]:
+    """Write and hash a file; yields the bytes of each piece. One thread makes pieces, another hashes them."""
+    header, pieces = _header(tensors), _bytes_of(tensors)
+    with open(path, "wb") as file, ThreadPoolExecutor(1) as maker, ThreadPoolExecutor(1) as hasher:
+        file.write(header)
+        coming = deque(maker.submit(next, pieces, None) for _ in range(AHEAD))
+        hashed = deque([hasher.submit(digest.update, header)])
+        held = 0
+        while (piece := coming.popleft().result()) is not None:
+            coming.append(maker.submit(next, pieces, None))
+            file.write(piece)
+            hashed.append(hasher.submit(digest.update, piece))
+            if len(hashed) > AHEAD:
+                hashed.popleft().result()
+            held += piece.nbytes
+            if held >= HELD_BYTES:
+                let_go(file.fileno())
+                held = 0
+            yield piece.nbytes
+
+
+def _header(tensors: Sequence[Planned]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for t in tensors:
@@ -231,13 +301,15 @@ def _write_shard(file: BinaryIO, tensors: Sequence[Planned], progress: Callable[
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors start at a multiple of 8, as the format asks
-    file.write(struct.pack("<Q", len(encoded)) + encoded)
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def _bytes_of(tensors: Sequence[Planned]) -> Iterator[memoryview]:
     for t in tensors:
-        written = 0
+        made = 0
         for piece in t.pieces():
             assert piece.dtype == DTYPES[t.dtype], (t.name, piece.dtype)
-            data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
-            file.write(data.data)
-            written += data.nbytes
-            progress(data.nbytes)
-        assert written == t.nbytes, (t.name, written, t.nbytes)
+            data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+            made += data.nbytes
+            yield data
+        assert made == t.nbytes, (t.name, made, t.nbytes)

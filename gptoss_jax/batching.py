@@ -1,5 +1,6 @@
 """Tokenised documents → batches of fixed shape: padded one document a row, or packed. Letters: see `config`."""
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -74,6 +75,29 @@ def padded(
     for number, length in enumerate(agree([padded_length(group[-1]) for group in groups])):
         rows = groups[number] if number < len(groups) else []
         yield _stack([[row] for row in rows], batch_size, length, num_domains)
+
+
+def side_by_side(
+    documents: Sequence[Document], batch_size: int, max_length: int, num_domains: int = 1
+) -> Iterator[Batch]:
+    """Batches of whole documents, several in a row where they fit: what `padded` gives with little padding, and in
+    one shape. Rows are shared out evenly over as few batches as hold them."""
+    tokens = sum(len(d.token_ids) for d in documents)
+    length = min(max_length, max(1, -(-tokens // SHORTEST)) * SHORTEST)
+    rows: list[list[Document]] = []
+    room: list[tuple[int, int]] = []  # free tokens and number of each row that is not full, sorted
+    for document in sorted(documents, key=lambda d: -len(d.token_ids)):
+        # The row that it fills best.
+        best = bisect_left(room, (len(document.token_ids), 0))
+        free, number = room.pop(best) if best < len(room) else (length, len(rows))
+        if number == len(rows):
+            rows.append([])
+        rows[number].append(document)
+        if free > len(document.token_ids):
+            insort(room, (free - len(document.token_ids), number))
+    rows_each = -(-len(rows) // -(-len(rows) // batch_size))
+    for start in range(0, len(rows), rows_each):
+        yield _stack(rows[start : start + rows_each], rows_each, length, num_domains)
 
 
 def packed(

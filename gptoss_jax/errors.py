@@ -34,7 +34,7 @@ class RankingError(UserError):
 
 
 class ProfileError(UserError):
-    """A profile lacks what is asked of it, or its files cannot be read."""
+    """A profile lacks what is asked of it, its files cannot be read, or profiles cannot be merged."""
 
 
 class StatisticsError(UserError):
@@ -43,6 +43,14 @@ class StatisticsError(UserError):
 
 class OutputError(UserError):
     """The output folder exists, or cannot be written."""
+
+
+class ResumeError(UserError):
+    """What an unfinished run has kept is damaged, of other settings, or in the way."""
+
+
+class MemoryLimitError(UserError):
+    """A limit on memory leaves too little room, or does not hold for what was asked."""
 
 
 class MeshError(UserError):

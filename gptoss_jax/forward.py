@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from . import mesh as sharding
+from . import rope
 from .batching import Batch
+from .config import Config
 from .mesh import DATA, Placement
-from .model import GptOss, Output
+from .model import GptOss, Head, Layer, Output
 from .saliency import Statistics
 
 TOP_LOGITS = 20  # over which EAFT takes a token's entropy
@@ -64,7 +66,23 @@ def profile_step(model: GptOss, batch: Batch, place: Placement) -> Profiled:
 def scored_profile_step(model: GptOss, batch: Batch, place: Placement) -> Profiled:
     """The statistics, and the scores of every token; [B, S, V] never exists."""
     output = model(batch, place)
-    return Profiled(output.layers.statistics, _scores(model, output.final, batch, place))
+    scores = token_scores(model.logits, model.config.vocab_size, output.final, batch, place)
+    return Profiled(output.layers.statistics, scores)
+
+
+@_float32_is_float32
+def layer_step(
+    layer: Layer, x_BSD: Float[Array, "B S D"], batch: Batch, sliding: Bool[Array, ""], config: Config, place: Placement
+) -> tuple[Float[Array, "B S D"], Statistics]:
+    """One layer alone: its output and statistics, [G, …]."""
+    x_BSD, output = layer(x_BSD, batch, rope.tables(config, batch.positions), sliding, place)
+    return x_BSD, output.statistics
+
+
+@_float32_is_float32
+def score_step(head: Head, x_BSD: Float[Array, "B S D"], batch: Batch, place: Placement) -> TokenScores:
+    """What `scored_profile_step` adds, from the last layer's output."""
+    return token_scores(head.logits, len(head.unembedding[...]), head.final_norm(x_BSD), batch, place)
 
 
 class Mapped(NamedTuple):
@@ -74,8 +92,6 @@ class Mapped(NamedTuple):
     """Jitted; takes the model and what `put` gives, returns `Profiled` with the statistics of all rows."""
     put: Callable[[np.ndarray], Any]
     """Takes an array [B, …] of the batch, of the rows that this process feeds, to the devices."""
-    data_size: int
-    """Parts into which rows are split."""
 
 
 def mapped(step: Step, mesh: Mesh) -> Mapped:
@@ -90,7 +106,7 @@ def mapped(step: Step, mesh: Mesh) -> Mapped:
         split = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         return split(model, batch)
 
-    return Mapped(jax.jit(whole), partial(jax.make_array_from_process_local_data, rows), mesh.shape[DATA])
+    return Mapped(jax.jit(whole), partial(jax.make_array_from_process_local_data, rows))
 
 
 def pmapped(step: Step, mesh: Mesh) -> Mapped:
@@ -101,7 +117,7 @@ def pmapped(step: Step, mesh: Mesh) -> Mapped:
     devices = list(mesh.devices.flat)
     local = _summed(step, Placement(devices[0].platform))
     whole = jax.pmap(local, DATA, in_axes=(None, 0), out_axes=Profiled(None, 0), devices=devices)  # type: ignore
-    return Mapped(whole, lambda rows: rows.reshape(len(devices), -1, *rows.shape[1:]), len(devices))
+    return Mapped(whole, lambda rows: rows.reshape(len(devices), -1, *rows.shape[1:]))
 
 
 def _summed(step: Step, place: Placement) -> Callable[[GptOss, Batch], Profiled]:
@@ -114,7 +130,10 @@ def _summed(step: Step, place: Placement) -> Callable[[GptOss, Batch], Profiled]
     return local
 
 
-def _scores(model: GptOss, final_BSD: Float[Array, "B S D"], batch: Batch, place: Placement) -> TokenScores:
+def token_scores(
+    logits: Callable[[Array], Array], vocab_size: int, final_BSD: Float[Array, "B S D"], batch: Batch, place: Placement
+) -> TokenScores:
+    """The scores of all tokens; `logits` unembeds some of them."""
     B, S, D = final_BSD.shape
     padding = -(B * S) % UNEMBED_BLOCK
     # The logits at a position score the token after it.
@@ -123,11 +142,11 @@ def _scores(model: GptOss, final_BSD: Float[Array, "B S D"], batch: Batch, place
         jnp.pad(final_BSD.reshape(-1, D), ((0, padding), (0, 0))).reshape(-1, UNEMBED_BLOCK, D),
         jnp.pad(targets, (0, padding)).reshape(-1, UNEMBED_BLOCK),
     )
-    first, count = place.local(model.config.vocab_size)
+    first, count = place.local(vocab_size)
 
     def score(block: tuple[Array, Array]) -> tuple[Array, Array]:
         final_MD, target_M = block
-        logits_MV = model.logits(final_MD)
+        logits_MV = logits(final_MD)
         # Of a vocabulary that is split each device adds its part to the softmax's sum.
         largest_M = place.max_experts(logits_MV.max(-1))
         sum_M = place.sum_experts(jnp.exp(logits_MV - largest_M[:, None]).sum(-1))
@@ -135,7 +154,7 @@ def _scores(model: GptOss, final_BSD: Float[Array, "B S D"], batch: Batch, place
         true_M = jnp.take_along_axis(logits_MV, here_M[:, None], axis=-1, mode="fill", fill_value=-jnp.inf)[:, 0]
         probability = jnp.exp(place.max_experts(true_M) - largest_M) / sum_M
         top = place.gather_experts(lax.top_k(logits_MV, min(TOP_LOGITS, count))[0])
-        top = jax.nn.log_softmax(lax.top_k(top, min(TOP_LOGITS, model.config.vocab_size))[0], axis=-1)
+        top = jax.nn.log_softmax(lax.top_k(top, min(TOP_LOGITS, vocab_size))[0], axis=-1)
         entropy = -jnp.sum(jnp.exp(top) * top, axis=-1) / jnp.log(TOP_LOGITS)
         return probability, entropy
 

@@ -100,6 +100,11 @@ def gather_rows(rows: np.ndarray) -> list[np.ndarray]:
     return [np.frombuffer(base64.b64decode(text), rows.dtype).reshape(-1, *rows.shape[1:]) for text in texts]
 
 
+def from_first(data: bytes) -> bytes:
+    """What process 0 has."""
+    return base64.b64decode(exchange(base64.b64encode(data).decode() if is_first() else "")[0])
+
+
 def gather(tree: Any) -> Any:
     """Global arrays as numpy arrays on every process."""
     if jax.process_count() == 1:
@@ -118,11 +123,13 @@ class Share:
     """Whether this process is the first that feeds it."""
     data: tuple[int, ...]
     """The `data` indices of this process' devices."""
+    data_size: int
+    """`data` indices of all."""
 
-    def own(self, rows: np.ndarray, data_size: int) -> np.ndarray:
+    def own(self, rows: np.ndarray) -> np.ndarray:
         """Of the rows [B, …] of a whole batch, those that this process fed, in its order."""
-        by_index = rows.reshape(data_size, -1, rows.shape[-1])
-        return by_index[list(self.data)].reshape(-1, rows.shape[-1])
+        by_index = rows.reshape(self.data_size, -1, *rows.shape[1:])
+        return by_index[list(self.data)].reshape(-1, *rows.shape[1:])
 
 
 def share(mesh: Mesh) -> Share:
@@ -134,7 +141,7 @@ def share(mesh: Mesh) -> Share:
         raise HostsError("--mesh splits the devices of a process unevenly over rows: make data larger or smaller")
     mine = shares[jax.process_index()]
     first = min(p for p, theirs in shares.items() if theirs == mine)
-    return Share(distinct.index(mine), len(distinct), first == jax.process_index(), mine)
+    return Share(distinct.index(mine), len(distinct), first == jax.process_index(), mine, len(owner))
 
 
 @contextmanager

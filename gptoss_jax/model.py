@@ -1,6 +1,6 @@
 """The GPT-OSS network. Letters: see `config`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from . import mesh as sharding
@@ -32,8 +32,24 @@ class Source(Protocol):
     @property
     def config(self) -> Config: ...
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the experts' kernels are stored in four bits."""
+        ...
+
+    @property
+    def four_bits(self) -> str:
+        """The form of `Experts` that four bits are read into without being rearranged."""
+        ...
+
     def load(self, wanted: Weights) -> Weights:
-        """Arrays for shapes, dtypes and shardings; each process reads what its devices hold, and no more."""
+        """Arrays for shapes, dtypes and shardings; each process reads what its devices hold, and no more.
+
+        The path of a parameter of one layer alone has the layer's number in it: layers/3/attention/q_kernel."""
+        ...
+
+    def rows(self, path: str, ids: np.ndarray) -> np.ndarray:
+        """Rows of a parameter outside the layers, in its stored form."""
         ...
 
 
@@ -139,24 +155,56 @@ class GptOss(nnx.Module):
 
     def logits(self, final: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
         """Unembed, in float32; where the vocabulary is split, the logits of the tokens here."""
-        return jnp.einsum("...D,VD->...V", final, self.unembedding[...], preferred_element_type=jnp.float32)
+        return unembed(final, self.unembedding[...])
+
+
+def unembed(final: Float[Array, "*any D"], unembedding: Float[Array, "V D"]) -> Float[Array, "*any V"]:
+    """Logits, in float32."""
+    return jnp.einsum("...D,VD->...V", final, unembedding, preferred_element_type=jnp.float32)
+
+
+class Head(nnx.Module):
+    """What stands behind the layers, alone; names are those of `GptOss`."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.final_norm = RMSNorm(config, rngs=rngs)
+        self.unembedding = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size)))
+
+    def logits(self, final: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
+        return unembed(final, self.unembedding[...])
 
 
 def abstract(config: Config, mesh: Mesh, dtype: Any = jnp.bfloat16, weights: str = "bf16") -> GptOss:
     """The model with shapes, dtypes and shardings in the place of arrays; bytes of MXFP4 stay bytes."""
 
+    shapes = nnx.eval_shape(lambda: GptOss(config, weights, rngs=nnx.Rngs(0)))
+    return sharding.sharded(_typed(shapes, dtype), mesh)
+
+
+def _typed(shapes: Any, dtype: Any) -> Any:
     def typed(leaf: Any) -> Any:
         return leaf if leaf.dtype == jnp.uint8 else jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
 
-    shapes = nnx.eval_shape(lambda: GptOss(config, weights, rngs=nnx.Rngs(0)))
-    return sharding.sharded(jax.tree.map(typed, shapes), mesh)
+    return jax.tree.map(typed, shapes)
 
 
 def load(source: Source, dtype: Any, mesh: Mesh | None = None, weights: str = "bf16") -> GptOss:
     """The model with all weights resident, split over `mesh`, or all on the default device."""
     mesh = sharding.make(source.config, 1, 1, jax.devices()[:1]) if mesh is None else mesh
     shapes = abstract(source.config, mesh, dtype, weights)
-    wanted = sharding.by_path(shapes)
+    return _filled(source, shapes)
+
+
+def load_part(source: Source, make: Callable[[], Any], dtype: Any, prefix: str = "") -> Any:
+    """A part of the model on the default device: the module that `make` makes, with the weights at `prefix`."""
+    device = SingleDeviceSharding(jax.devices()[0])
+    shapes = _typed(nnx.eval_shape(make), dtype)
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
+    return _filled(source, placed, prefix)
+
+
+def _filled(source: Source, shapes: Any, prefix: str = "") -> Any:
+    wanted = {prefix + path: leaf for path, leaf in sharding.by_path(shapes).items()}
     arrays = source.load(wanted)
     return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[path] for path in wanted])
 

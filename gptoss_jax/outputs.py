@@ -1,6 +1,8 @@
 """Outputs appear under their final name only when they are complete."""
 
 import errno
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -11,39 +13,73 @@ from pathlib import Path
 from .errors import OutputError
 from .storage import AnyPath, upload
 
+OLD = "old"  # in a workplace: what stood at the path before
+
 
 @contextmanager
 def new_folder(path: AnyPath, overwrite: bool = False, last: str = "") -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` if the block succeeds.
 
     An existing `path` is refused before anything is written; with `overwrite` it is replaced, at the
-    end. If the block fails the temporary folder is removed, and `path` is as it was. A remote `path` cannot be
-    renamed to: its files are copied, `last` after all others.
+    end. If the block fails the temporary folder is removed, and `path` is as it was; if the process is killed, the
+    next run that writes `path` sees to that. A remote `path` cannot be renamed to: its files are copied, `last`
+    after all others.
     """
-    check_free(path, overwrite)
     if not isinstance(path, Path):
+        check_free(path, overwrite)
         with tempfile.TemporaryDirectory() as name:
             yield Path(name)
             upload(Path(name), path, last)
         return
-    with _new_parents(path), _errors_of(path):
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-        old = partial.with_name(partial.name + "-old")
-        try:
-            yield partial
-            for file in partial.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            partial.chmod(0o777 & ~_umask())
-            check_free(path, overwrite)
-            if path.exists():
-                path.rename(old)  # a folder with content cannot be replaced in one step
-            partial.rename(path)
-        finally:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+    _end_killed(path)
+    check_free(path, overwrite)
+    with _new_parents(path), _errors_of(path), _workplace(path) as workplace:
+        partial = workplace / "new"
+        partial.mkdir()
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        check_free(path, overwrite)
+        if path.exists():
+            path.rename(workplace / OLD)  # a folder with content cannot be replaced in one step
+        partial.rename(path)
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, locked while the block runs: the lock ends with the process, however that ends."""
+    workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    lock = os.open(workplace, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks on folders, as NFS: there no run can end another
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield workplace
+    finally:
+        _end(workplace, path)
+        os.close(lock)
+
+
+def _end_killed(path: Path) -> None:
+    """End the workplaces of runs that were killed while they wrote `path`."""
+    # Eight characters are what tempfile adds.
+    for workplace in path.parent.glob(glob.escape(f".{path.name}.partial-") + "?" * 8):
+        with suppress(OSError):
+            lock = os.open(workplace, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if any(workplace.iterdir()):  # an empty one may have been made just now, and not been locked yet
+                    _end(workplace, path)
+            finally:
+                os.close(lock)
+
+
+def _end(workplace: Path, path: Path) -> None:
+    """Remove a workplace; what was moved out of the way there and has not been replaced comes back."""
+    old = workplace / OLD
+    if os.path.lexists(old) and not os.path.lexists(path):
+        old.rename(path)
+    shutil.rmtree(workplace, ignore_errors=True)
 
 
 def try_folder(path: AnyPath, overwrite: bool = False) -> None:
@@ -118,6 +154,12 @@ def _new_parents(path: Path) -> Iterator[None]:
             with suppress(OSError):  # another program may have put something there
                 parent.rmdir()
         raise
+
+
+def let_go(descriptor: int) -> None:
+    """Have the page cache drop what it holds of a file, and begin to write what is not on the disk yet."""
+    if hasattr(os, "posix_fadvise"):  # macOS has none
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync(file: Path) -> None:

@@ -5,8 +5,8 @@ output before the gate, and w the token's weight (1 unless asked otherwise). Sum
 by addition, in any grouping: over batches, hosts, domains and runs.
 """
 
+import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from .router import Routing, entropy
 
 STATISTICS = "statistics.safetensors"
 GATE_BINS = 200  # of [0, 1]; the published usage tables of gpt-oss-20b have bins of 0.005
+SUMMED_AT_ONCE = 256  # tokens
 MAXIMA = {"norm_max", "activation_max"}  # merged by the larger; all other statistics are sums
 INTEGERS = {"count", "coactivation", "tokens", "gate_histogram", "computed"}
 MAX_DOMAINS = 256  # co-activations by domain are [L, G, E, E]; an id column taken for domains has thousands
@@ -67,6 +68,16 @@ class Statistics:
         """Both together; on the host."""
         return Statistics(**{name: _reducer(name)(mine, getattr(other, name)) for name, mine in vars(self).items()})
 
+    def zeros(self, num_layers: int) -> "Statistics":
+        """Those of all layers before anything is added; 0 is the least that a maximum can be."""
+        return jax.tree.map(lambda x: np.zeros((num_layers, *x.shape[1:]), x.dtype), self)
+
+    def add(self, first_layer: int, other: "Statistics") -> None:
+        """Merge those of some layers, [l, G, …], into these, [L, G, …], in place; on the host."""
+        layers = slice(first_layer, first_layer + len(other.count))
+        for name, mine in vars(self).items():
+            mine[layers] = _reducer(name)(mine[layers], getattr(other, name))
+
     def total(self) -> "Statistics":
         """All domains together: [L, G, …] → [L, …]."""
         return Statistics(**{name: _reducer(name).reduce(mine, axis=1) for name, mine in vars(self).items()})
@@ -88,7 +99,7 @@ class Statistics:
 
         return jax.tree.map(widen, self)
 
-    def check_finite(self) -> None:
+    def check_finite(self, first_layer: int = 0) -> None:
         """StatisticsError names layer and expert of the first NaN or infinity; takes [L, G, …]."""
         finite_LGE = np.isfinite(self.gate_norm_sum)
         for name in ("gate_sum", "norm_sum", "gate_norm_sq_sum", "norm_sq_sum", "norm_max", "activation_max"):
@@ -97,8 +108,8 @@ class Statistics:
         if len(bad):
             layer, _, expert = bad[0]
             raise StatisticsError(
-                f"the statistics of layer {layer}, expert {expert} became NaN or infinite: check this layer's "
-                "tensors in the checkpoint, or use --dtype float32 if values overflow"
+                f"the statistics of layer {first_layer + layer}, expert {expert} became NaN or infinite: check this "
+                "layer's tensors in the checkpoint, or use --dtype float32 if values overflow"
             )
 
 
@@ -126,11 +137,10 @@ def layer_statistics(routing: Routing, mixture: Mixture, batch: Batch, place: Pl
     """
     weights_T = batch.weights.reshape(-1)
     kept_T = weights_T != 0
-    # Sums are products over tokens, which add in blocks: one scattered pair after the other would lose
-    # digits. Domains stand in the left factor, so that one product sums and splits.
+    # Sums are products over some tokens, then over these: one pair after the other would lose digits of float32.
+    # Domains stand in the left factor, so that one product sums and splits.
     domain_TG = jax.nn.one_hot(batch.domains.reshape(-1), batch.num_domains) * kept_T[:, None]
     weighted_TG = domain_TG * weights_T[:, None]
-    exact = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # the others would round to bfloat16 on TPU
     G = batch.num_domains
     first, E = place.local(routing.logits_TE.shape[-1])
     local_Tk = routing.experts_Tk - first
@@ -140,8 +150,12 @@ def layer_statistics(routing: Routing, mixture: Mixture, batch: Batch, place: Pl
         # Selected, not multiplied: NaN · 0 would spread from the expert that made it to all others.
         return jnp.where(chosen_TkE, values_Tk[..., None], 0).sum(1)
 
-    def summed(values_TE: Array) -> Array:
-        return exact("TG,TE->GE", weighted_TG, values_TE)
+    block = math.gcd(len(kept_T), SUMMED_AT_ONCE)
+
+    def summed(values_TX: Array, by_TG: Array = weighted_TG) -> Array:
+        by_nMG, values_nMX = (x.reshape(-1, block, x.shape[1]) for x in (by_TG, values_TX))
+        # The highest precision: others would round to bfloat16 on TPU.
+        return jnp.einsum("nMG,nMX->nGX", by_nMG, values_nMX, precision=lax.Precision.HIGHEST).sum(0)
 
     gates_TE, norms_TE = by_expert(routing.gates_Tk), by_expert(mixture.norms_Tk)
     saliency_TE = gates_TE * norms_TE
@@ -174,9 +188,9 @@ def layer_statistics(routing: Routing, mixture: Mixture, batch: Batch, place: Pl
         .at[domains_T1[:, :, None], here_Tk[:, :, None], experts_T1k]
         .add(together_Tkk, mode="drop"),
         tokens=counts().at[domains_T1[:, 0]].add(kept_T1[:, 0]),
-        gate_rank_sum=exact("TG,Tk->Gk", domain_TG, jnp.where(kept_T[:, None], routing.gates_Tk, 0)),
+        gate_rank_sum=summed(jnp.where(kept_T[:, None], routing.gates_Tk, 0), domain_TG),
         gate_histogram=counts(GATE_BINS).at[domains_T1, bins_Tk].add(kept_T1),
-        router_entropy_sum=exact("TG,T->G", domain_TG, jnp.where(kept_T, entropy(routing.logits_TE), 0)),
+        router_entropy_sum=summed(jnp.where(kept_T, entropy(routing.logits_TE), 0)[:, None], domain_TG)[:, 0],
         computed=place.sum_experts(counts().at[domains_T1[:, 0]].add(mixture.computed_Tk.sum(1))),
     )
 

@@ -1,9 +1,10 @@
 """Paths of this machine, and those that fsspec knows: gs://bucket/folder, s3://…, and others by their scheme."""
 
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,6 +29,17 @@ def place(text: str) -> Any:
     except Exception as error:  # of the scheme's own package: missing, no such bucket, no right to see it
         raise StorageError(f"{text}: cannot be reached ({reason(error)})") from error
     return path
+
+
+def replace_file(file: AnyPath, parts: Sequence[bytes | memoryview]) -> None:
+    """Write a file so that under its name stands what stood there before or the whole of `parts`; storages of
+    objects show nothing else."""
+    new = file.with_name(f".{file.name}.new") if isinstance(file, Path) else file
+    with new.open("wb") as stream:
+        for part in parts:
+            stream.write(part)
+    if isinstance(file, Path):
+        os.replace(str(new), file)
 
 
 @contextmanager

@@ -112,14 +112,14 @@ def record_reads() -> list[int]:
 
 
 def drop_pairs() -> None:
-    """From here on a device computes no more blocks than an even split over its experts fills."""
-    pieces = experts._pieces
+    """From here on a device computes one block of each expert, what an even split over its experts fills."""
+    sort = experts._sort
 
-    def capped(sizes: Any, *args: Any) -> Any:
-        *blocks, ends = pieces(sizes, *args)
-        return *(b[: len(sizes)] for b in blocks), ends
+    def capped(*args: Any) -> Any:
+        pairs = sort(*args)
+        return pairs._replace(blocks_E=jax.numpy.minimum(pairs.blocks_E, 1))
 
-    experts._pieces = capped
+    experts._sort = capped
 
 
 def named(tree: Any) -> list[tuple[str, Any]]:

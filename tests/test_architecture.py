@@ -21,7 +21,9 @@ NETWORK = [
     {"saliency"},
     {"moe"},
     {"model"},
-    {"forward", "stream"},
+    {"forward", "engine"},
+    {"resume"},
+    {"resident", "stream"},
 ]
 
 

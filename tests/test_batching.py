@@ -1,12 +1,13 @@
 """Batches: every token once, in its place; packed blocks against a stream that is cut by hand."""
 
 from collections.abc import Iterator
+from itertools import combinations
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_jax.batching import SHORTEST, Batch, Document, packed, padded, skip_first
+from gptoss_jax.batching import SHORTEST, Batch, Document, packed, padded, side_by_side, skip_first
 
 EOS = 99
 MAX_LENGTH = 150
@@ -99,6 +100,33 @@ def test_padded_batches_are_never_longer_than_the_limit() -> None:
     document = Document(np.ones(10, np.int32), np.ones(10, np.float32))
     (batch,) = padded([document], batch_size=2, max_length=10)
     assert batch.token_ids.shape == (2, 10) and batch.num_tokens == 10
+
+
+@given(documents, batch_sizes)
+def test_side_by_side_every_document_is_whole_and_once(documents: list[Document], batch_size: int) -> None:
+    batches = list(side_by_side(documents, batch_size, MAX_LENGTH, 3))
+    assert_padding_is_empty_and_on_the_right(batches)
+    got = []
+    for row in rows(batches):
+        for segment in sorted({token[4] for token in row}):
+            got.append([token[:4] for token in row if token[4] == segment])
+    expected = [
+        [(t, w, d.domain, i) for i, (t, w) in enumerate(zip(d.token_ids.tolist(), d.weights.tolist(), strict=True))]
+        for d in documents
+    ]
+    assert sorted(got) == sorted(document for document in expected if document)
+
+
+@given(documents, batch_sizes)
+def test_side_by_side_is_one_shape_and_wastes_little(documents: list[Document], batch_size: int) -> None:
+    batches = list(side_by_side(documents, batch_size, MAX_LENGTH, 3))
+    (shape,) = {batch.token_ids.shape for batch in batches}
+    tokens = sum(len(document.token_ids) for document in documents)
+    used = [len(row) for row in rows(batches) if row]
+    assert shape[0] <= batch_size and shape[1] <= MAX_LENGTH and shape[1] - max(1, tokens) < SHORTEST
+    # No two rows would fit into one, and rows without tokens are fewer than batches.
+    assert all(a + b > shape[1] for a, b in combinations(used, 2))
+    assert sum(len(batch.token_ids) for batch in batches) - max(1, len(used)) < len(batches)
 
 
 @given(documents, batch_sizes, lengths, st.booleans())

@@ -20,6 +20,8 @@ from gptoss_jax.router import Routing
 from gptoss_jax.saliency import GATE_BINS, MAXIMA, layer_statistics, means
 
 HERE = Placement("cpu")
+# One expert after the other, and all pieces of the worst case.
+SPELLINGS = [HERE, Placement("cpu", differentiable=True)]
 D, E, K = TINY.hidden_size, TINY.num_experts, TINY.top_k
 
 
@@ -82,15 +84,16 @@ def assert_mixtures_equal(ours: Mixture, theirs: Mixture) -> None:
     np.testing.assert_array_equal(ours.computed_Tk, theirs.computed_Tk)
 
 
+@pytest.mark.parametrize("place", SPELLINGS, ids=["by expert", "by piece"])
 @pytest.mark.parametrize("tokens", [1, 2, 53, 400])
 @pytest.mark.parametrize("choice", CHOICES)
-def test_grouped_experts_equal_a_loop_over_tokens(tokens: int, choice: str):
+def test_grouped_experts_equal_a_loop_over_tokens(tokens: int, choice: str, place: Placement):
     rng = np.random.default_rng(tokens)
     experts, weights = experts_and_float64()
     x = rng.normal(size=(tokens, D)).astype(np.float32)
     valid = rng.random(tokens) < 0.8
     routing = routing_of(CHOICES[choice](tokens, rng), tokens)
-    mixture = jax.jit(lambda e, *args: e(*args, HERE))(experts, jnp.asarray(x), routing, jnp.asarray(valid))
+    mixture = jax.jit(lambda e, *args: e(*args, place))(experts, jnp.asarray(x), routing, jnp.asarray(valid))
     assert_mixtures_equal(mixture, mixture_by_loop(weights, x, routing, valid))
 
 

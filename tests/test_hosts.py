@@ -63,7 +63,7 @@ if moment == "loading":
     wait_in(gptoss_jax.model, "load", 1)
 if moment == "step":
     import gptoss_jax.profile
-    wait_in(gptoss_jax.profile._Timed, "__call__", 2)
+    wait_in(gptoss_jax.engine.Timed, "__call__", 2)
 from gptoss_jax.cli import main
 main()
 """
@@ -344,7 +344,7 @@ def test_shares(owners: list[list[int]], shares: list[Any], monkeypatch: pytest.
     """`owners` is the process of each device, [data, expert]."""
     for process, expected in enumerate(shares):
         monkeypatch.setattr(jax, "process_index", lambda index=process: index)
-        assert hosts.share(mesh_of(owners)) == hosts.Share(*expected)
+        assert hosts.share(mesh_of(owners)) == hosts.Share(*expected, len(owners))
 
 
 def test_uneven_shares() -> None:
@@ -354,7 +354,7 @@ def test_uneven_shares() -> None:
 
 def test_own_rows() -> None:
     rows = np.arange(24).reshape(8, 3)
-    np.testing.assert_array_equal(hosts.Share(1, 2, True, (1, 3)).own(rows, data_size=4), rows[[2, 3, 6, 7]])
+    np.testing.assert_array_equal(hosts.Share(1, 2, True, (1, 3), 4).own(rows), rows[[2, 3, 6, 7]])
 
 
 def test_lengths_that_serve_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,10 +120,10 @@ def test_out_appears_meanwhile(
 ) -> None:
     real = shards._write_shard
 
-    def slow(*args: Any) -> None:
+    def slow(*args: Any) -> str:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "file").write_text("another's")
-        real(*args)
+        return real(*args)
 
     monkeypatch.setattr(shards, "_write_shard", slow)
     status, error = program(*argv, "--out", "out")
@@ -138,6 +138,24 @@ def test_source_that_cannot_be_read(argv: list[Any], monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(shutil, "copyfileobj", denied)
     refused(*argv, "--out", "out", says=("model/", "permission denied"))
+
+
+@pytest.mark.parametrize("command", ["prune"])
+@pytest.mark.parametrize("change", [lambda file: os.utime(file, (0, 0)), lambda file: os.truncate(file, 100)])
+def test_source_changes_half_way(
+    argv: list[Any], model: Path, monkeypatch: pytest.MonkeyPatch, program: Program, change: Callable[[Path], None]
+) -> None:
+    real = shards._write_shard
+
+    def late(*args: Any) -> str:
+        for file in model.glob("*.safetensors"):
+            change(file)
+        return real(*args)
+
+    monkeypatch.setattr(shards, "_write_shard", late)
+    status, error = program(*argv, "--out", "out")
+    assert (status, error.count("\n")) == (2, 1) and "model/model-0000" in error and "changed while it was" in error
+    assert not list(model.parent.glob("*out*"))
 
 
 # Real processes from here on.
@@ -170,10 +188,43 @@ def test_signal(argv: list[Any], stop: signal.Signals, out: list[Any], tmp_path:
     after = tree(tmp_path)
     if stop == signal.SIGKILL:  # which leaves no time for the part to be removed
         assert process.returncode == -stop
+        assert any(".partial-" in name for name in after)
         after = {name: content for name, content in after.items() if ".partial-" not in name}
+        subprocess.run([*PROGRAM, *words([*argv, *out])], cwd=tmp_path, capture_output=True, check=True)
+        assert not any(".partial-" in name for name in tree(tmp_path))
     else:
         assert process.returncode == 128 + stop
     assert after == before
+
+
+# Stops itself while one thread makes pieces and others write and hash them.
+AMIDST = """
+import os, signal, sys
+import convert.shards
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+real, read, stop = convert.shards.Stored.read, [], int(sys.argv.pop())
+
+def stopping(*args):
+    read.append(args)
+    if len(read) == 20:
+        os.kill(os.getpid(), stop)
+    return real(*args)
+
+convert.shards.Stored.read = stopping
+from gptoss_jax.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["prune"])
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_signal_amidst_the_pieces(argv: list[Any], stop: signal.Signals, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    command = [sys.executable, "-c", AMIDST, *words([*argv, "--out", "out"]), str(int(stop))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (128 + stop, "")
+    assert tree(tmp_path) == before
 
 
 # A small or read-only disk of its own, in a mount namespace that ends with the process.

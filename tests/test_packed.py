@@ -14,9 +14,9 @@ from convert import mxfp4
 from convert.from_hf import Checkpoint
 from gptoss_jax import model
 from gptoss_jax.config import TINY
-from gptoss_jax.packed import BLOCK, dequantise
+from gptoss_jax.packed import BLOCK, dequantise, dequantise_pairs
 
-unpack = jax.jit(dequantise, static_argnums=2)
+unpack, unpack_pairs = (jax.jit(function, static_argnums=2) for function in (dequantise, dequantise_pairs))
 
 
 def random_bytes(seed: int, *shape: int, first: int = 0, last: int = 255) -> np.ndarray:
@@ -24,10 +24,13 @@ def random_bytes(seed: int, *shape: int, first: int = 0, last: int = 255) -> np.
 
 
 def dequantised(blocks: np.ndarray, scales: np.ndarray, dtype: type = ml_dtypes.bfloat16) -> np.ndarray:
-    """Values [E, O, I] of a checkpoint's blocks [E, O, I/32, 16], by way of the form in device memory."""
+    """Values [E, O, I] of a checkpoint's blocks [E, O, I/32, 16], by way of either form in device memory."""
     pairs_EIO = np.moveaxis(blocks.reshape(*blocks.shape[:2], -1), -1, 1)
     values_EIO = unpack(jnp.asarray(mxfp4.halves(pairs_EIO)), jnp.asarray(np.moveaxis(scales, -1, 1)), dtype)
-    return np.moveaxis(np.asarray(values_EIO), 1, -1)
+    values_EOI = np.moveaxis(np.asarray(values_EIO), 1, -1)
+    pairs = unpack_pairs(jnp.asarray(blocks.reshape(*blocks.shape[:2], -1)), jnp.asarray(scales), dtype)
+    assert np.asarray(pairs).tobytes() == values_EOI.tobytes()
+    return values_EOI
 
 
 def every_byte(scales: range) -> tuple[np.ndarray, np.ndarray]:

@@ -70,9 +70,20 @@ def assert_equal_columns(ours: dict[str, np.ndarray], expected: dict[str, np.nda
     np.testing.assert_allclose(ours["saliency_mean"], ours["gate_norm_sum"] / np.maximum(1, ours["count"]))
 
 
-@pytest.mark.parametrize("way", [(), ("--batch-size", "5"), ("--pack", "--max-seq-length", "4096")])
+STREAMED = ("--engine", "streamed")
+WAYS = [
+    (),
+    ("--batch-size", "5"),
+    ("--pack", "--max-seq-length", "4096"),
+    STREAMED,
+    (*STREAMED, "--batch-size", "1"),
+    (*STREAMED, "--pack", "--max-seq-length", "256", "--batch-size", "2"),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_statistics_equal_transformers(way: tuple[str, ...], tiny_mxfp4: Path, rows_jsonl: Path, tmp_path: Path):
-    """Padded in batches of any size, or packed: every kept token counts, and none sees another row."""
+    """By either engine, padded in batches of any size, or packed: every kept token counts, none sees another row."""
     profile = run_profile(tiny_mxfp4, rows_jsonl, tmp_path / "out", "--domain-column", "domain", *way)
     rows, documents = rows_and_documents(tiny_mxfp4, rows_jsonl)
     assert_equal_columns(read_columns(profile), oracle_columns(tiny_mxfp4, documents))

@@ -1,11 +1,15 @@
-"""What several commands share: values of options, and the bar of progress."""
+"""What several commands share: values of options, what ran, and the bar of progress."""
 
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
+
+from .. import __version__
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -32,10 +36,24 @@ def mesh_sizes(_: Any, __: Any, text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+def invocation() -> dict[str, Any]:
+    """What profile.json says of any command line, and of what ran it."""
+    from importlib.metadata import version
+
+    # A run that went on is made again by the same words without it.
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    packages = ("jax", "flax", "transformers", "tokenizers", "datasets", "numpy")
+    return {
+        "command": shlex.join(["gptoss-jax", *words]),
+        "versions": {"gptoss-jax": __version__, **{name: version(name) for name in packages}},
+    }
+
+
 @contextmanager
-def progress(total: int, unit: str, shown: bool = True) -> Iterator[Callable[[int], Any]]:
+def progress(total: int, unit: str, shown: bool = True, done: float = 0) -> Iterator[Callable[[float], Any]]:
     """A bar on the terminal with rate and time left; nothing where standard error is no terminal."""
     from tqdm import tqdm
 
-    with tqdm(total=total, unit=unit, unit_scale=True, disable=None if shown else True, dynamic_ncols=True) as bar:
+    hidden = None if shown else True
+    with tqdm(total=total, initial=done, unit=unit, unit_scale=True, disable=hidden, dynamic_ncols=True) as bar:
         yield bar.update

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import UserError
+from ..errors import OutputError, UserError
 from .options import progress, size
 
 CRITERIA = ["reap", "reap_sum", "frequency", "gate", "ean_sum", "ean_mean", "reap_l2", "eaft_reap", "random"]
@@ -47,6 +47,7 @@ def rank(profile: Path, criterion: str, domain: str | None, seed: int, out: Path
 @click.option("--lower-top-k", is_flag=True, help="Allow fewer experts than each token uses now.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the checkpoint.  [default: its name]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output folder, at the end.")
+@click.option("--verify", is_flag=True, help="Read the files again from the disk before they get their final name.")
 def prune(
     model: str,
     ranking: Path | None,
@@ -56,14 +57,16 @@ def prune(
     lower_top_k: bool,
     out: Path | None,
     overwrite: bool,
+    verify: bool,
     form: str,
     max_shard_size: int,
 ) -> None:
     """Write MODEL with only the best experts of each layer.
 
-    MODEL is a folder in Hugging Face form or a hub id.
+    MODEL is a folder in Hugging Face form or a hub id. The file SHA256SUMS in the new folder has the digest of every
+    other: in that folder, sha256sum -c SHA256SUMS says at any time whether a byte has changed.
     """
-    from convert import card
+    from convert import card, checksums
     from convert import prune as cut
     from convert.sources import open_hf
 
@@ -87,9 +90,14 @@ def prune(
     outputs.check_apart(out, checkpoint.folder, or_inside=True)
     quantize = checkpoint.quantized if form == "same" else form == "mxfp4"
     with outputs.new_folder(out, overwrite) as folder:
+        text = card.card(checkpoint, kept, domain=domain, model=model, quantized=quantize, source=source.name)
+        (folder / "README.md").write_text(text, encoding="utf-8")
         groups = cut.plan(checkpoint, kept, quantize)
         with progress(sum(t.nbytes for group in groups for t in group), "B") as advance:
             cut.write(checkpoint, kept, folder, groups, quantize, max_shard_size, advance)
-        text = card.card(checkpoint, kept, domain=domain, model=model, quantized=quantize, source=source.name)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        if verify:
+            with progress(sum(file.stat().st_size for file in folder.iterdir()), "B") as advance:
+                changed = checksums.differing(folder, advance)
+            if changed:
+                raise OutputError(f"{out / changed[0]}: reads back otherwise than it was written: try another disk")
     click.echo(f"{name}: {len(kept[0])} of {config.num_experts} experts a layer: {out}")

@@ -1,7 +1,9 @@
 """The command `prune`: what is cut, what is copied, and that the cut model is the masked full model."""
 
+import hashlib
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from convert import checksums, mxfp4, shards
+from convert import prune as cut_module
+from convert.mapping import LAYER
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from gptoss_jax.errors import CheckpointError, OutputError, RankingError
@@ -200,7 +205,7 @@ def test_keys_that_the_source_lacks_are_not_added(sources: dict[str, Path], rank
 @SOURCES
 def test_other_files_are_copied_byte_for_byte(sources: dict[str, Path], prune: Prune, source: str) -> None:
     def others(folder: Path) -> dict[str, bytes]:
-        written = {"config.json", "expert_mapping.json", "README.md", "model.safetensors.index.json"}
+        written = {"config.json", "expert_mapping.json", "README.md", "model.safetensors.index.json", "SHA256SUMS"}
         files = [p for p in folder.iterdir() if p.name not in written and p.suffix != ".safetensors"]
         return {p.name: p.read_bytes() for p in files}
 
@@ -208,6 +213,118 @@ def test_other_files_are_copied_byte_for_byte(sources: dict[str, Path], prune: P
     assert set(OTHER_FILES) | {"tokenizer.json", "generation_config.json", "chat_template.jinja"} <= set(
         others(sources[source])
     )
+
+
+def sums(folder: Path) -> str:
+    """What SHA256SUMS should be, the obvious way."""
+    files = sorted(contents(folder).items())
+    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files if name != "SHA256SUMS")
+
+
+@FORMS
+def test_every_file_has_its_digest(prune: Prune, source: str, form: str) -> None:
+    assert (prune(source, form) / "SHA256SUMS").read_text() == sums(prune(source, form))
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="no sha256sum here")
+def test_sha256sum_reads_the_digests(prune: Prune, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(prune("mxfp4"), tmp_path / "copy"))
+    check = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=copy).returncode == 0
+    with open(next(copy.glob("*.safetensors")), "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    assert subprocess.run(check, cwd=copy, capture_output=True).returncode == 1
+
+
+def test_digests_of_the_source_are_not_copied(prune: Prune, tmp_path: Path) -> None:
+    file = tmp_path / "keep.json"
+    file.write_text(json.dumps([[0, 1, 2]] * TINY.num_layers))
+    out = run(prune("mxfp4"), tmp_path / "out", "--keep-sets", file)
+    assert (out / "SHA256SUMS").read_text() == sums(out)
+
+
+def test_verify_changes_nothing_in_what_is_written(
+    sources: dict[str, Path], prune: Prune, ranking: Path, tmp_path: Path
+) -> None:
+    out = run(sources["mxfp4"], tmp_path / "out", "--ranking", ranking, "--keep", KEEP, "--verify")
+    assert contents(out) == contents(prune("mxfp4"))
+
+
+@pytest.mark.parametrize("damaged", ["model-00001-of-00001.safetensors", "config.json", "LICENSE"])
+def test_verify_finds_a_byte_that_differs(
+    sources: dict[str, Path], ranking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    real = checksums.write
+
+    def damaging(folder: Path, known: Any) -> None:
+        real(folder, known)
+        data = bytearray((folder / damaged).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / damaged).write_bytes(data)
+
+    monkeypatch.setattr(checksums, "write", damaging)
+    options = ["--ranking", ranking, "--keep", KEEP]
+    with pytest.raises(OutputError, match=f"out/{damaged}: reads back otherwise"):
+        run(sources["mxfp4"], tmp_path / "out", *options, "--verify")
+    assert not list(tmp_path.iterdir())
+    run(sources["mxfp4"], tmp_path / "out", *options)  # which does not look
+
+
+def test_verify_finds_a_shard_that_was_written_otherwise(
+    sources: dict[str, Path], ranking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Digests are of what was to be written, not of what can be read afterwards."""
+    real = shards._write_shard
+
+    def losing(file: Any, *args: Any) -> str:
+        found = real(file, *args)
+        file.seek(-1, 1)
+        file.write(b"\xff")
+        return found
+
+    monkeypatch.setattr(shards, "_write_shard", losing)
+    with pytest.raises(OutputError, match=r"model-00001-of-00001\.safetensors: reads back otherwise"):
+        run(sources["mxfp4"], tmp_path / "out", "--ranking", ranking, "--keep", KEEP, "--verify")
+
+
+def test_a_remote_source_gives_the_same_files(
+    sources: dict[str, Path], prune: Prune, ranking: Path, tmp_path: Path
+) -> None:
+    from upath import UPath
+
+    remote = UPath("memory://pruned/mxfp4")
+    remote.mkdir(parents=True)
+    for name, data in contents(sources["mxfp4"]).items():
+        (remote / name).write_bytes(data)
+    try:
+        result = CliRunner().invoke(
+            cli,
+            ["prune", str(remote), "--ranking", str(ranking), "--keep", str(KEEP), "--out", str(tmp_path / "out")],
+            catch_exceptions=False,
+        )
+    finally:
+        remote.fs.rm("/pruned", recursive=True)
+    assert result.exit_code == 0, result.output
+    weights = {name: data for name, data in contents(prune("mxfp4")).items() if name.endswith(".safetensors")}
+    assert weights and weights.items() <= contents(tmp_path / "out").items()
+
+
+@pytest.mark.parametrize("path", ["moe/experts/gate_up_kernel", "moe/experts/down_kernel"])
+def test_decoding_by_bytes_is_decoding_and_rearranging(path: str) -> None:
+    """All bytes under all scales, NaN's and infinity's included."""
+    (tensor,) = (row for row in LAYER if row.path == path)
+    shape = (2, *tensor.blocks_shape(TINY)[1:])
+    rng = np.random.default_rng(3)
+    for scale in range(256):
+        blocks = np.resize(rng.permutation(256).astype(np.uint8), shape)
+        scales = rng.integers(0, 256, shape[:-1], np.uint8)
+        scales[0] = scale
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = tensor.mxfp4_to_hf(mxfp4.decode(blocks, scales), TINY)
+        found = cut_module.decode_to_hf(blocks, scales, tensor, TINY)
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert found.tobytes() == expected.tobytes()
 
 
 def test_weights_in_other_forms_stay_behind(sources: dict[str, Path], ranking: Path, tmp_path: Path) -> None:
@@ -324,7 +441,8 @@ def test_keep_sets_give_the_same_model(sources: dict[str, Path], prune: Prune, t
     file.write_text(json.dumps({"lists": shuffled, "layers": layers, "keep": {"keep": shuffled, "why": []}}[form]))
     out = run(sources["mxfp4"], tmp_path / "out", "--keep-sets", file)
     expected, found = contents(prune("mxfp4")), contents(out)
-    assert expected.pop("README.md") != found.pop("README.md")  # which name the files that they came from
+    for name in ("README.md", "SHA256SUMS"):  # the card names the file that the sets came from
+        assert expected.pop(name) != found.pop(name)
     assert found == expected
 
 

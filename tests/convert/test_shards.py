@@ -1,8 +1,11 @@
 """Shards as this program writes and reads them, against the safetensors library."""
 
+import errno
+import hashlib
 import json
+import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convert import shards
 from convert.shards import DTYPES, INDEX, SINGLE, Planned, find_tensors, write_shards
+from gptoss_jax.errors import CheckpointError
 
 SHAPES = {
     "a": ("BF16", (6, 4)),
@@ -173,6 +178,112 @@ def test_row_ranges_are_slices(tmp_path: Path, name: str) -> None:
             part = stored.read(first, count)
             assert part.shape == (count, *stored.shape[1:])
             assert np.array_equal(part, whole[first : first + count])
+
+
+def test_digests_are_those_of_the_files(tmp_path: Path) -> None:
+    digests = write_shards(tmp_path, [[planned(name) for name in group] for group in GROUPS], 100)
+    files = tmp_path.glob("*.safetensors")
+    assert digests == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    assert len(digests) > 1
+
+
+def long(pieces: Callable[[], Iterator[np.ndarray]], rows: int) -> list[list[Planned]]:
+    return [[Planned("long", "U8", (rows, 3), pieces)]]
+
+
+def test_waiting_for_the_disk_on_the_way_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled: list[int] = []
+    monkeypatch.setattr(shards, "settle", lambda descriptor: settled.append(os.fstat(descriptor).st_size))
+    monkeypatch.setattr(shards, "SETTLED_BYTES", 30)
+    values = np.random.default_rng(0).integers(0, 256, (100, 3), np.uint8)
+    write_shards(tmp_path, long(lambda: (values[i : i + 1] for i in range(100)), 100), 10**9)
+    assert find_tensors(tmp_path)["long"].read().tobytes() == values.tobytes()
+    assert len(settled) == 1 + 300 // 30
+
+
+def test_few_pieces_are_in_memory_at_a_time(tmp_path: Path) -> None:
+    made, written, most = 0, 0, 0
+
+    def pieces() -> Iterator[np.ndarray]:
+        nonlocal made, most
+        for _ in range(100):
+            made += 1
+            most = max(most, made - written)
+            yield np.zeros((1, 3), np.uint8)
+
+    def progress(nbytes: int) -> None:
+        nonlocal written
+        written += nbytes // 3
+
+    write_shards(tmp_path, long(pieces, 100), 10**9, progress)
+    assert (made, written) == (100, 100)
+    assert most <= shards.AHEAD + 2  # one more is being made, one written
+
+
+def test_an_error_in_a_piece_is_what_is_raised(tmp_path: Path) -> None:
+    def pieces() -> Iterator[np.ndarray]:
+        yield np.zeros((1, 3), np.uint8)
+        raise CheckpointError("the second")
+
+    with pytest.raises(CheckpointError, match="the second"):
+        write_shards(tmp_path, long(pieces, 9), 10**9)
+
+
+def test_an_error_of_the_disk_on_the_way_is_what_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it comes from the last wait, after which nothing else is asked of that thread."""
+
+    def failing(_: int) -> None:
+        raise OSError(errno.EIO, "no good")
+
+    monkeypatch.setattr(shards, "settle", failing)
+    with pytest.raises(OSError, match="no good"):
+        write_shards(tmp_path, long(lambda: iter([np.zeros((1, 3), np.uint8)]), 1), 10**9)
+
+
+def touched(file: Path) -> None:
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+
+
+def grown(file: Path) -> None:
+    with file.open("ab") as stream:
+        stream.write(b"x")
+
+
+def shrunk(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("change", [touched, grown, shrunk, Path.unlink])
+def test_a_file_that_changes_after_its_header_was_read(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    stored = find_tensors(write(tmp_path / "out"))["a"]
+    stored.read()
+    change(stored.file)
+    with pytest.raises(CheckpointError, match=rf"{stored.file.name}: (changed while|cannot be read)"):
+        stored.read()
+
+
+def test_a_file_that_ends_early(tmp_path: Path) -> None:
+    stored = find_tensors(write(tmp_path / "out"))["f"]
+    os.truncate(stored.file, stored.offset)
+    with pytest.raises(CheckpointError, match="ended inside f"):
+        stored.read()
+
+
+def test_a_remote_file_that_changes_its_size(tmp_path: Path) -> None:
+    from upath import UPath
+
+    (file,) = write(tmp_path / "out").glob("*.safetensors")
+    remote = UPath("memory://changing/model.safetensors")
+    remote.parent.mkdir(parents=True)
+    remote.write_bytes(file.read_bytes())
+    try:
+        stored = find_tensors(remote.parent)["a"]
+        assert np.array_equal(stored.read(), values("a"))
+        remote.write_bytes(file.read_bytes() + b"x")
+        with pytest.raises(CheckpointError, match="changed while it was read"):
+            stored.read()
+    finally:
+        remote.fs.rm("/changing", recursive=True)
 
 
 def test_progress_sums_to_the_bytes_written(tmp_path: Path) -> None:

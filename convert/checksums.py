@@ -1,0 +1,41 @@
+"""SHA256SUMS: the digest of every file of a checkpoint, in the form that `sha256sum --check` reads."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gptoss_jax.outputs import let_go
+
+FILE = "SHA256SUMS"
+PIECE_BYTES = 4 << 20
+
+
+def write(folder: Path, known: Mapping[str, str]) -> None:
+    """Write the digests of all files; those `known` by name are taken as given, and not read again."""
+    names = sorted(file.name for file in folder.iterdir() if file.is_file())
+    lines = [f"{known.get(name) or digest(folder / name)}  {name}\n" for name in names]
+    (folder / FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def differing(folder: Path, progress: Callable[[int], Any] = lambda nbytes: None) -> list[str]:
+    """Names of the files whose bytes, read again from the disk, have another digest than was written."""
+    lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
+    wanted = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
+    for name in wanted:
+        with open(folder / name, "rb") as file:
+            # The page cache would give back what was written, not what arrived. It keeps what is not on the disk.
+            os.fsync(file.fileno())
+            let_go(file.fileno())
+    return [name for name, expected in wanted.items() if digest(folder / name, progress) != expected]
+
+
+def digest(file: Path, progress: Callable[[int], Any] = lambda nbytes: None) -> str:
+    """SHA-256 of a file; `progress` gets the bytes of each piece read."""
+    found = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(PIECE_BYTES):
+            found.update(piece)
+            progress(len(piece))
+    return found.hexdigest()
