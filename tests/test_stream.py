@@ -1,4 +1,5 @@
 """The streamed engine against the resident one: the same statistics, one layer in memory at a time."""
+# ruff: noqa: F401, F811
 
 import json
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from gptoss_jax.errors import MemoryLimitError
 from gptoss_jax.memory import GIB
 from gptoss_jax.model import GptOss, Layer
 
+from .bad_input import Refused, program, refused
 from .test_profile import decided
 
 WEIGHTS = ["gate_up", "down"]
@@ -212,6 +214,23 @@ def test_auto_goes_by_memory_and_says_why(
     assert choice.engine == expected and choice.reason
     if not changed:
         assert f"{free}.0 GiB of free memory" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--engine", "resident", "--memory-gib", 1), "all weights at once"),
+        (("--engine", "streamed", "--memory-gib", 1), "two layers"),
+        (("--engine", "streamed", "--memory-gib", 4, "--batch-size", 4096), "at most"),
+        (("--engine", "streamed", "--mesh", "data=1,expert=1"), "--mesh means nothing"),
+        (("--engine", "streamed", "--map", "pmap"), "--map pmap means nothing"),
+        (("--engine", "streamed", "--weights", "mxfp4"), "--weights mxfp4 means nothing"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_said(
+    options: tuple[Any, ...], says: str, tiny_mxfp4: Path, rows_jsonl: Path, refused: Refused
+) -> None:
+    refused("profile", tiny_mxfp4, "--data", rows_jsonl, *options, "--out", "out", says=(says,))
 
 
 def test_available_memory_is_some() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import HostsError, MeshError, UserError
+from ..errors import HostsError, MemoryLimitError, MeshError, UserError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -30,13 +30,20 @@ def choose(source: "Source", options: dict[str, Any]) -> Choice:
 
     from .. import memory
 
-    if options["engine"] != "auto":
-        return Choice(options["engine"], "asked for")
+    if options["engine"] == "streamed":
+        return Choice("streamed", "asked for")
     if jax.device_count() > 1 or options["mesh"] or options["mapping"] == "pmap" or options["weights"] != "bf16":
-        return Choice("resident", "weights are held by all devices together")
+        return Choice("resident", "options of the resident engine are given, or there are several devices")
     needed = memory.resident_bytes(source.config, options["weights"], options["dtype"])
     limit = options["memory_gib"] * GIB if options["memory_gib"] else memory.available()
     fits = needed <= limit
+    if options["engine"] == "resident":
+        if options["memory_gib"] and not fits:
+            raise MemoryLimitError(
+                f"--memory-gib {limit / GIB:.3g} is too little for all weights at once, which need {needed / GIB:.1f}: "
+                "use --engine streamed"
+            )
+        return Choice("resident", "asked for")
     relation = "fits into" if fits else "is more than"
     what = "--memory-gib" if options["memory_gib"] else "free memory"
     amounts = f"all weights at once need {needed / GIB:.1f} GiB, which {relation} the {limit / GIB:.1f} GiB of {what}"
@@ -59,7 +66,12 @@ def place(source: "Source", engine: str, options: dict[str, Any]) -> tuple["Mesh
         length = options["max_seq_length"]
         activation_bytes = int(options["activation_gib"] * GIB)
         tokens = memory.streamed_tokens(config, weights, options["dtype"], limit, activation_bytes, length)
-        options["batch_size"] = options["batch_size"] or tokens // length
+        rows = max(1, tokens // length)
+        if limit and (options["batch_size"] or 0) > rows:
+            raise MemoryLimitError(
+                f"--batch-size {options['batch_size']} is too much for --memory-gib {limit / GIB:.3g}: at most {rows}"
+            )
+        options["batch_size"] = options["batch_size"] or rows
         return mesh, hosts.share(mesh)
     pmap = options["mapping"] == "pmap"
     if pmap and jax.process_count() > 1:
