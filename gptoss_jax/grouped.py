@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, Int
 
 from .mesh import LANES, Placement, mosaic_precision
 
-# Rows of a block, which holds one expert's rows only and wastes half of its last block on average. On CPU the
-# rate of 20b's shape levels off at 128 (docs/measurements.md); on GPU a product must fill the chip.
-CPU_BLOCK, GPU_BLOCK = 128, 1024
-# On TPU a block is a tile of the kernel: an eighth of an expert's rows wastes a sixteenth of the work.
-TPU_BLOCKS = (128, 256)
+# Rows of a block, which holds one expert's rows only and wastes half of its last block on average: an eighth of an
+# expert's rows wastes a sixteenth of the work. On CPU the rate of 20b's shape levels off at 256
+# (docs/measurements.md); on TPU a block is a tile of the kernel; on GPU a product must fill the chip.
+BLOCKS = (128, 256)
+GPU_BLOCK = 1024
 # Rows that pass the kernel in one call, and so are in memory at once: 0.7 GiB with all that is made of them
 # at 20b's and 120b's sizes.
 TPU_PIECE = 16384
@@ -69,12 +69,12 @@ class Grouped(NamedTuple):
 
 def choose(place: Placement, rows_per_expert: int, num_experts: int) -> Grouped:
     """The product for a platform and an even load of so many experts here; the one place where it is chosen."""
+    block = max([b for b in BLOCKS if 8 * b <= rows_per_expert], default=BLOCKS[0])
     if place.platform == "tpu":
-        block = max([b for b in TPU_BLOCKS if 8 * b <= rows_per_expert], default=TPU_BLOCKS[0])
         rows = UNEVEN * num_experts * visited_rows(rows_per_expert, block)
         pieces = math.ceil(rows / TPU_PIECE)
         return Grouped(block, math.ceil(rows / pieces / block), partial(_megablox, interpret=place.interpret))
-    largest = GPU_BLOCK if place.platform == "gpu" else CPU_BLOCK
+    largest = GPU_BLOCK if place.platform == "gpu" else block
     return Grouped(min(largest, max(8, rows_per_expert)), 1, _one_block, by_expert=not place.differentiable)
 
 

@@ -1,4 +1,6 @@
-"""The experts of one layer of 20b's shape beside one large product, by tokens a step and size of block.
+"""The experts of one layer of 20b's shape beside one large product, by form, tokens a step and size of block.
+
+Four-bit kernels are unpacked in the measured time.
 
     python -m experiments.bench.experts
 
@@ -15,22 +17,30 @@ import numpy as np
 from flax import nnx
 
 from gptoss_jax import grouped as spelling
+from gptoss_jax import mesh as sharding
 from gptoss_jax.config import GPT_OSS_20B
 from gptoss_jax.experts import Experts
 from gptoss_jax.mesh import here
 from gptoss_jax.router import Routing
 
 E, D, F, K = GPT_OSS_20B.num_experts, GPT_OSS_20B.hidden_size, GPT_OSS_20B.expert_hidden_size, GPT_OSS_20B.top_k
-BLOCKS = (64, 128, 256, 512)
-TOKENS = (2048, 8192)
+BLOCKS = (128, 256, 512)
+CASES = [("bf16", 8192), ("blocks", 2048), ("blocks", 8192), ("blocks", 16384)]
 ROUNDS = 5
 
 
-def random_experts() -> Experts:
-    """Weights of one layer, bfloat16; values repeat, which no product minds."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Experts(GPT_OSS_20B, rngs=nnx.Rngs(0))))
-    some = np.random.default_rng(0).standard_normal(1 << 20, np.float32) * 0.02
-    return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(np.resize(some, x.shape), jnp.bfloat16), state))
+def random_experts(weights: str) -> Experts:
+    """Weights of one layer; values repeat, which no product minds."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Experts(GPT_OSS_20B, weights, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    floats = rng.standard_normal(1 << 20, np.float32) * 0.02
+    codes, scales = (rng.integers(*ends, 1 << 20, np.uint8) for ends in ((0, 256), (119, 122)))
+
+    def values(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
+        some = scales if "exponents" in sharding.path_of(path) else codes if x.dtype == jnp.uint8 else floats
+        return jnp.asarray(np.resize(some, x.shape), x.dtype if x.dtype == jnp.uint8 else jnp.bfloat16)
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(values, state))
 
 
 def grouped(experts: Experts, tokens: int, block: int) -> tuple[Callable[[], Any], float]:
@@ -40,20 +50,21 @@ def grouped(experts: Experts, tokens: int, block: int) -> tuple[Callable[[], Any
     gates, chosen = jax.lax.top_k(logits, K)
     routing = Routing(logits, chosen, jax.nn.softmax(gates))
     x = jax.random.normal(key, (tokens, D), jnp.bfloat16)
-    spelling.CPU_BLOCK = block
+    spelling.BLOCKS = (block,)
     step = jax.jit(lambda e, *args: e(*args, here())).lower(experts, x, routing, jnp.ones(tokens, bool)).compile()
     return lambda: step(experts, x, routing, jnp.ones(tokens, bool)), tokens * K * 6.0 * D * F
 
 
 def main() -> None:
     """Print the table."""
-    experts = random_experts()
+    forms = {weights: random_experts(weights) for weights in ("bf16", "blocks")}
     x = jnp.ones((2048, D), jnp.bfloat16)
-    kernel = experts.gate_up_kernel[0].reshape(-1, D)
+    kernel = forms["bf16"].gate_up_kernel[0].reshape(-1, D)
     product = jax.jit(lambda x, w: jnp.einsum("MD,ID->MI", x, w, preferred_element_type=jnp.float32))
     cases = {"one product of 2,048 rows": (lambda: product(x, kernel), 4.0 * 2048 * D * F)}
-    for tokens in TOKENS:
-        cases |= {f"experts, {tokens:,} tokens, blocks of {b}": grouped(experts, tokens, b) for b in BLOCKS}
+    for form, tokens in CASES:
+        name = f"{'four bits' if form == 'blocks' else form}, {tokens:,} tokens"
+        cases |= {f"{name}, blocks of {b}": grouped(forms[form], tokens, b) for b in BLOCKS}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for round_ in range(ROUNDS + 1):
         for name, (run, _) in cases.items():
