@@ -41,10 +41,10 @@ DTYPES = {
 }
 # What JSON of another form, or none, raises on the way to names and numbers.
 UNSOUND = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-AT_ONCE = min(4, os.cpu_count() or 1)  # shards that are written: more take memory, and the disk's turn comes later
-AHEAD = 3  # pieces of a shard that wait for the next thread: each runs for a while before it must wait for another
-# Written between two requests to let go. New memory of the page cache for all of a file can take longer than to write
-# it, above all in virtual machines, and other programs' files would leave for it.
+AT_ONCE = min(4, os.cpu_count() or 1)  # shards being written: SHA-256 takes the bytes of each in their order
+AHEAD = 2  # pieces of a shard that wait between two threads, so that neither stops at once when the other does
+# Of a shard, what the page cache is given before it is asked to let go. To find memory for whole files takes longer
+# than to write them where the cache is full or the machine virtual, and pushes out what other programs read.
 HELD_BYTES = 16 << 20
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
 

@@ -50,15 +50,17 @@ class Progress:
 
     def write(self, name: str, data: Any) -> None:
         """Keep the bytes of a buffer under `name`, in the place of what stood there."""
+        first = not self.exists()
         try:
-            if not self.exists():
+            if first:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._put(RUN, json.dumps(self.settings).encode())
             self._put(name, data)
         except Exception as error:  # remote storages have classes of their own
-            if not self.exists():
+            if first:
                 self.remove()
-            raise OutputError(f"{self.folder}: {reason(error)}: free some space or mend it") from error
+            why = getattr(error, "strerror", None) or reason(error)
+            raise OutputError(f"{self.folder}: {why}: free some space or mend it") from error
 
     def _put(self, name: str, data: Any) -> None:
         payload = memoryview(data).cast("B")

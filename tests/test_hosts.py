@@ -27,10 +27,12 @@ from experiments import checkpoints, tokenizers
 from gptoss_jax import hosts, links
 from gptoss_jax.config import TINY
 from gptoss_jax.errors import HostsError
+from gptoss_jax.resume import Progress
 
 from .bad_input import Refused, poke, program, refused, tree
 from .conftest import conversation
 from .test_profile import run_profile
+from .test_resume import made
 
 # What the `expert` axis splits is divisible by 8, and the other dimensions differ from one another.
 CONFIG = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
@@ -61,9 +63,9 @@ if moment == "start":
 if moment == "loading":
     import gptoss_jax.model
     wait_in(gptoss_jax.model, "load", 1)
-if moment == "step":
+if moment in ("step", "late step"):
     import gptoss_jax.profile
-    wait_in(gptoss_jax.engine.Timed, "__call__", 2)
+    wait_in(gptoss_jax.engine.Timed, "__call__", 2 if moment == "step" else 6)
 from gptoss_jax.cli import main
 main()
 """
@@ -125,7 +127,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
                 variables |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
             line = [*argv, *where, *(own or {}).get(i, ())]
             processes.append(Process(tmp_path / str(i), line, variables, (moments or {}).get(i, "")))
-        return processes
+        return processes[-len(ids) :]
 
     yield start
     for process in processes:
@@ -232,6 +234,33 @@ def test_others_stop(
         else:
             assert f"process {lost} of {len(ids)} was lost, process {number} stops" in process.refused(STOP)
     assert [tree(process.cwd) for process in processes] == [{}] * len(ids)
+
+
+def test_killed_processes_go_on(model: Path, rows: Path, run: Run, tmp_path: Path) -> None:
+    """Process 0 keeps what is finished. Without --batch-size the others take it from there, too."""
+    argv = ["profile", model, "--data", rows, *OPTIONS, "--eaft", "--mesh", "data=2,expert=2", "--resume"]
+    out, kept = tmp_path / "0" / "profile", Progress(tmp_path / "0" / "profile")
+
+    def results() -> dict[str, Any]:
+        artifacts = made(out)
+        artifacts.pop("report.md")
+        del artifacts["profile.json"]["command"], artifacts["profile.json"]["options"]["coordinator"]
+        return artifacts
+
+    processes = run(*argv, "--batch-size", 6, devices=2)
+    assert [process.end() for process in processes] == [(0, "")] * 2
+    expected = results()
+    shutil.rmtree(out)
+    first, second = run(*argv, "--batch-size", 6, devices=2, moments={0: "late step"})
+    first.wait_for_moment()
+    first.popen.kill()
+    assert "process 0 of 2 was lost" in second.refused(STOP)
+    assert kept.state().units and not out.exists()
+    for _ in range(2):  # the second time it is complete, though process 1 has nothing of it
+        first, second = run(*argv, devices=2)
+        assert [first.end(), second.end()] == [(0, "")] * 2
+        assert results() == expected
+        assert [file.name for file in first.cwd.iterdir()] == ["profile"] and tree(second.cwd) == {}
 
 
 def test_one_process_fails(model: Path, rows: Path, run: Run, tmp_path: Path) -> None:

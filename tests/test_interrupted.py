@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ def stopping(module, name, first):
         time.sleep(60)
     setattr(module, name, call)
 
-stopping(convert.shards, "_write_shard", convert.shards._write_shard)
+write = convert.shards._write_shard
+stopping(convert.shards, "_write_shard", lambda *args: list(write(*args)))
 stopping(gptoss_jax.profile, "run", lambda *args: None)
 from gptoss_jax.cli import main
 main()
@@ -70,20 +71,36 @@ def second_fails(real: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+@pytest.fixture
+def undone(program: Program, refused: Refused, tmp_path: Path) -> Refused:
+    """As `refused`, but for what profile has finished, which is kept."""
+
+    def call(*argv: Any, says: tuple[str, ...]) -> str:
+        if argv[0] != "profile":
+            return refused(*argv, says=says)
+        before = tree(tmp_path)
+        status, error = program(*argv)
+        (kept,) = tmp_path.glob("*.progress")
+        shutil.rmtree(kept)
+        assert (status, error.count("\n")) == (2, 1) and tree(tmp_path) == before, error
+        assert [text for text in (*says, "the same command with --resume goes on") if text not in error] == [], error
+        return error
+
+    return call
+
+
 @ALL
-def test_no_space_at_the_end(
-    argv: list[Any], out: list[Any], monkeypatch: pytest.MonkeyPatch, refused: Refused
-) -> None:
+def test_no_space_at_the_end(argv: list[Any], out: list[Any], monkeypatch: pytest.MonkeyPatch, undone: Refused) -> None:
     monkeypatch.setattr(os, "fsync", no_space)
-    refused(*argv, *out, says=(str(out[1]), "no space left", "--out"))
+    undone(*argv, *out, says=(str(out[1]), "no space left", "--out"))
 
 
 @pytest.mark.parametrize("command", ["profile", "prune"])
-def test_no_space_half_way(argv: list[Any], out: list[Any], monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+def test_no_space_half_way(argv: list[Any], out: list[Any], monkeypatch: pytest.MonkeyPatch, undone: Refused) -> None:
     monkeypatch.setattr(shards, "_write_shard", second_fails(shards._write_shard))
     monkeypatch.setattr(pq, "write_table", second_fails(pq.write_table))
     small = ["--max-shard-size", "100KB"] if argv[0] == "prune" else []
-    refused(*argv, *out, *small, says=(str(out[1]), "no space left", "--out"))
+    undone(*argv, *out, *small, says=(str(out[1]), "no space left", "--out"))
 
 
 @pytest.mark.parametrize("command", ["prune"])
@@ -107,11 +124,11 @@ def test_parents_of_a_failed_output(tiny_mxfp4: Path, tmp_path: Path, refused: R
 
 
 @pytest.mark.parametrize("command", ["profile", "prune"])
-def test_replacing_fails(argv: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refused: Refused) -> None:
+def test_replacing_fails(argv: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, undone: Refused) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "file").write_text("mine")
     monkeypatch.setattr(Path, "rename", second_fails(Path.rename))
-    refused(*argv, "--out", "old", "--overwrite", says=("old", "no space left"))
+    undone(*argv, "--out", "old", "--overwrite", says=("old", "no space left"))
 
 
 @pytest.mark.parametrize("command", ["prune"])
@@ -120,7 +137,7 @@ def test_out_appears_meanwhile(
 ) -> None:
     real = shards._write_shard
 
-    def slow(*args: Any) -> str:
+    def slow(*args: Any) -> Iterator[int]:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "file").write_text("another's")
         return real(*args)
@@ -147,7 +164,7 @@ def test_source_changes_half_way(
 ) -> None:
     real = shards._write_shard
 
-    def late(*args: Any) -> str:
+    def late(*args: Any) -> Iterator[int]:
         for file in model.glob("*.safetensors"):
             change(file)
         return real(*args)
@@ -239,13 +256,18 @@ def on_disk(options: str, folder: Path, argv: list[Any]) -> subprocess.Completed
     return subprocess.run([*namespace, *PROGRAM, *words(argv)], cwd=folder, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("command", "size"), [("profile", "8k"), ("prune", "300k"), ("rank", "0k")])
-def test_small_disk(argv: list[Any], size: str, tmp_path: Path) -> None:
-    if size == "0k":  # which would be no limit
-        size = "4k,nr_inodes=1"
+SMALL = [
+    ("profile", "8k", "disk/out.progress: No space left on device: free some"),  # before it has kept anything
+    ("prune", "300k", "disk/out: no space left on the device"),
+    ("rank", "4k,nr_inodes=1", "disk/out: no space left on the device"),  # 0k would be no limit
+]
+
+
+@pytest.mark.parametrize(("command", "size", "says"), SMALL)
+def test_small_disk(argv: list[Any], size: str, says: str, tmp_path: Path) -> None:
     done = on_disk(f"size={size}", tmp_path, [*argv, "--out", "disk/out"])
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-    assert "disk/out: no space left on the device" in done.stderr
+    assert says in done.stderr
 
 
 @pytest.mark.parametrize("command", ["prune", "rank"])

@@ -149,3 +149,11 @@ def test_where_folders_have_no_locks_nothing_is_removed(tmp_path: Path, monkeypa
     with new_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("new")
     assert tree(tmp_path) == before | {"out": None, "out/file": b"new"}
+
+
+def test_a_folder_that_was_just_made_stays(tmp_path: Path) -> None:
+    """Its run may not have come to lock it yet."""
+    (tmp_path / ".out.partial-abcdefgh").mkdir()
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("new")
+    assert tree(tmp_path) == {".out.partial-abcdefgh": None, "out": None, "out/file": b"new"}

@@ -52,7 +52,9 @@ def run(model: str, out: str, overwrite: bool, resume: bool, options: dict[str, 
             outputs.check_apart(target, place(options["data"]))
     kept = Progress(target)
     began = hosts.exchange((kept.begun() or (not overwrite and standing)) if resume and writes else {})[0]
-    choice = _adopt(began, options) if began else engines.choose(source, options)
+    choice = engines.choose(source, options)
+    if began:
+        choice = _adopt(began, choice, options)
     mesh, share = engines.place(source, choice.engine, options)
     with local_folder(source.folder) as folder:
         tokenizer = harmony.load_tokenizer(folder)
@@ -94,11 +96,11 @@ def _standing(target: "AnyPath") -> dict[str, Any]:
         return {}
 
 
-def _adopt(began: dict[str, Any], options: dict[str, Any]) -> engines.Choice:
+def _adopt(began: dict[str, Any], choice: engines.Choice, options: dict[str, Any]) -> engines.Choice:
     """Take from a run that began what the user leaves open: memory may have it decided otherwise today."""
     options["batch_size"] = options["batch_size"] or began["--batch-size"]
-    if options["engine"] != "auto":
-        return engines.Choice(options["engine"], "asked for")
+    if options["engine"] != "auto" or choice.engine == began["--engine"]:
+        return choice
     return engines.Choice(began["--engine"], "as the run began")
 
 

@@ -1,10 +1,10 @@
 """Shards as this program writes and reads them, against the safetensors library."""
 
-import errno
 import hashlib
 import json
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 from convert import shards
 from convert.shards import DTYPES, INDEX, SINGLE, Planned, find_tensors, write_shards
 from gptoss_jax.errors import CheckpointError
+from gptoss_jax.outputs import let_go
 
 SHAPES = {
     "a": ("BF16", (6, 4)),
@@ -191,14 +192,20 @@ def long(pieces: Callable[[], Iterator[np.ndarray]], rows: int) -> list[list[Pla
     return [[Planned("long", "U8", (rows, 3), pieces)]]
 
 
-def test_waiting_for_the_disk_on_the_way_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settled: list[int] = []
-    monkeypatch.setattr(shards, "settle", lambda descriptor: settled.append(os.fstat(descriptor).st_size))
-    monkeypatch.setattr(shards, "SETTLED_BYTES", 30)
-    values = np.random.default_rng(0).integers(0, 256, (100, 3), np.uint8)
-    write_shards(tmp_path, long(lambda: (values[i : i + 1] for i in range(100)), 100), 10**9)
-    assert find_tensors(tmp_path)["long"].read().tobytes() == values.tobytes()
-    assert len(settled) == 1 + 300 // 30
+def test_letting_go_on_the_way_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = 0
+
+    def counted(descriptor: int) -> None:
+        nonlocal times
+        times += 1
+        let_go(descriptor)
+
+    monkeypatch.setattr(shards, "let_go", counted)
+    monkeypatch.setattr(shards, "HELD_BYTES", 30)
+    rows = np.random.default_rng(0).integers(0, 256, (100, 3), np.uint8)
+    write_shards(tmp_path, long(lambda: (rows[i : i + 1] for i in range(100)), 100), 10**9)
+    assert find_tensors(tmp_path)["long"].read().tobytes() == rows.tobytes()
+    assert times == 300 // 30
 
 
 def test_few_pieces_are_in_memory_at_a_time(tmp_path: Path) -> None:
@@ -217,7 +224,7 @@ def test_few_pieces_are_in_memory_at_a_time(tmp_path: Path) -> None:
 
     write_shards(tmp_path, long(pieces, 100), 10**9, progress)
     assert (made, written) == (100, 100)
-    assert most <= shards.AHEAD + 2  # one more is being made, one written
+    assert most <= shards.AHEAD + 1  # and the one that is written
 
 
 def test_an_error_in_a_piece_is_what_is_raised(tmp_path: Path) -> None:
@@ -229,15 +236,38 @@ def test_an_error_in_a_piece_is_what_is_raised(tmp_path: Path) -> None:
         write_shards(tmp_path, long(pieces, 9), 10**9)
 
 
-def test_an_error_of_the_disk_on_the_way_is_what_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when it comes from the last wait, after which nothing else is asked of that thread."""
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+@pytest.mark.parametrize("max_shard_bytes", [1, 100, 10**9])
+def test_shards_do_not_depend_on_how_many_are_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, max_shard_bytes: int
+) -> None:
+    monkeypatch.setattr(shards, "AT_ONCE", 3)
+    expected = {file.name: file.read_bytes() for file in write(tmp_path / "three", max_shard_bytes).iterdir()}
+    monkeypatch.setattr(shards, "AT_ONCE", at_once)
+    assert {file.name: file.read_bytes() for file in write(tmp_path / "out", max_shard_bytes).iterdir()} == expected
 
-    def failing(_: int) -> None:
-        raise OSError(errno.EIO, "no good")
 
-    monkeypatch.setattr(shards, "settle", failing)
-    with pytest.raises(OSError, match="no good"):
-        write_shards(tmp_path, long(lambda: iter([np.zeros((1, 3), np.uint8)]), 1), 10**9)
+def test_an_error_in_one_shard_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread makes further pieces, and no file is open."""
+    made = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal made
+        while True:
+            made += 1
+            yield np.zeros((1, 3), np.uint8)
+
+    def failing() -> Iterator[np.ndarray]:
+        for _ in range(10):
+            yield np.zeros((1, 3), np.uint8)
+        raise CheckpointError("the eleventh")
+
+    monkeypatch.setattr(shards, "AT_ONCE", 2)
+    groups = [[Planned(name, "U8", (10**6, 3), p)] for name, p in (("a", endless), ("b", failing))]
+    with pytest.raises(CheckpointError, match="the eleventh"):
+        write_shards(tmp_path, groups, 1)
+    assert made <= 11 + shards.AHEAD
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
 
 
 def touched(file: Path) -> None:

@@ -1,0 +1,139 @@
+"""SIGKILL at random moments of profile and prune, which then go on: is what they end with what one run makes?
+
+    python -m experiments.bench.kills --kills 100
+
+A run is killed one to three times, at moments that are uniform over the seconds of an unbroken run, from the start of
+the process on, and then ends by itself: profile with --resume, prune by the same command. After each kill nothing
+half-made may stand under the final name; at the end all bytes are compared with the unbroken run's, but for what
+profile measures of itself.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from .. import checkpoints, demo, tokenizers
+
+FIGURES = ("seconds", "compile_seconds", "tokens_per_s", "peak_rss_bytes")
+THROUGHPUT = b"- Forward throughput"
+# 0.8 GB: to write half of its experts takes about as long as to start the program.
+WIDE = replace(demo.CONFIG, hidden_size=2048, expert_hidden_size=2048, num_experts=32)
+COLUMNS = ("before", "within", "after", "compared", "differing", "half", "left over")
+
+
+def prepare(folder: Path) -> dict[str, list[str]]:
+    """Make the inputs; the commands by their names."""
+    for name, config in {"model": demo.CONFIG, "wide": WIDE}.items():
+        (folder / name).mkdir()
+        checkpoints.write_random(folder / name, config, max_shard_bytes=50 * 10**6)
+        tokenizers.write_small(folder / name, config.vocab_size)
+    demo.write_rows(folder / "rows.jsonl")
+    (folder / "keep.json").write_text(json.dumps([list(range(0, WIDE.num_experts, 2))] * WIDE.num_layers))
+    data = ["--data", "../rows.jsonl", "--domain-column", "domain", "--max-seq-length", "128", "--eaft"]
+    profile = ["profile", "../model", *data, "--out", "out", "--resume", "--engine"]
+    return {
+        "profile, streamed": [*profile, "streamed", "--batch-size", "1"],
+        "profile, resident": [*profile, "resident", "--batch-size", "2"],
+        "prune": ["prune", "../wide", "--keep-sets", "../keep.json", "--out", "out"],
+    }
+
+
+def start(words: list[str], place: Path) -> "subprocess.Popen[bytes]":
+    """The program, in a folder of its own."""
+    command = [sys.executable, "-m", "gptoss_jax.cli", *words]
+    path = {"PYTHONPATH": os.getcwd()} | {"TRANSFORMERS_VERBOSITY": "error"}
+    return subprocess.Popen(command, cwd=place, env=os.environ | path, stdout=subprocess.DEVNULL)
+
+
+def complete(words: list[str], place: Path) -> float:
+    """Seconds of a run that nobody kills."""
+    begin = time.perf_counter()
+    status = start(words, place).wait()
+    assert status == 0, f"gptoss-jax {' '.join(words)}: exit status {status}"
+    return time.perf_counter() - begin
+
+
+def made(out: Path) -> dict[str, str]:
+    """The SHA-256 of each file, without what a run measures of itself."""
+    digests = {}
+    for file in out.iterdir():
+        data = file.read_bytes()
+        if file.name == "profile.json":
+            data = json.dumps({k: v for k, v in json.loads(data).items() if k not in FIGURES}).encode()
+        if file.name == "report.md":
+            data = b"".join(line for line in data.splitlines() if not line.startswith(THROUGHPUT))
+        digests[file.name] = hashlib.sha256(data).hexdigest()
+    return digests
+
+
+def versions(place: Path) -> dict[str, int]:
+    """When each file was written: what differs shows that a process has begun its work."""
+    return {str(path): path.lstat().st_mtime_ns for path in place.rglob("*")}
+
+
+def round_of_kills(words: list[str], place: Path, moments: list[float], expected: dict[str, str]) -> Counter[str]:
+    """Kill so many runs, one after the other, then have one end and compare."""
+    counts: Counter[str] = Counter()
+    place.mkdir()
+    for moment in moments:
+        before, process = versions(place), start(words, place)
+        try:
+            assert process.wait(moment) == 0
+            break  # it was faster than the unbroken one
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        finished = (place / "out").exists()
+        counts["after" if finished else "within" if versions(place) != before else "before"] += 1
+        if finished:
+            counts["half"] += made(place / "out") != expected
+            break
+    if not (place / "out").exists() or "--resume" in words:
+        complete(words, place)
+    counts["compared"] += 1
+    counts["differing"] += made(place / "out") != expected
+    counts["left over"] += [path.name for path in place.iterdir()] != ["out"]
+    shutil.rmtree(place)
+    return counts
+
+
+@click.command()
+@click.option("--kills", default=100, show_default=True, help="Of all commands together, at least.")
+@click.option("--seed", default=0, show_default=True)
+def main(kills: int, seed: int) -> None:
+    """Print one row of the table for each command."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        commands = prepare(folder)
+        click.echo(f"| command | unbroken, s | kills | {' | '.join(COLUMNS)} |")
+        click.echo("|---|" + "---:|" * (2 + len(COLUMNS)))
+        for command, words in commands.items():
+            place = folder / "place"
+            place.mkdir()
+            complete(words, place)  # a first time, with everything still to be read from the disk
+            shutil.rmtree(place)
+            place.mkdir()
+            seconds, expected = complete(words, place), made(place / "out")
+            shutil.rmtree(place)
+            counts: Counter[str] = Counter()
+            while (done := sum(counts[column] for column in COLUMNS[:3])) < kills / len(commands):
+                moments = [rng.uniform(0, seconds) for _ in range(rng.randint(1, 3))]
+                counts += round_of_kills(words, place, moments, expected)
+            cells = " | ".join(str(counts[column]) for column in COLUMNS)
+            click.echo(f"| {command} | {seconds:.1f} | {done} | {cells} |")
+
+
+if __name__ == "__main__":
+    main()
