@@ -36,6 +36,8 @@ class Progress:
         self.settings = json.loads(json.dumps(settings))  # as they come back
         theirs = self.begun()
         if theirs is None:
+            if self.folder.is_dir() and not all(file.name.startswith(".") for file in self.folder.iterdir()):
+                raise ResumeError(f"{self.folder}: is no unfinished run: remove that folder, or give another --out")
             return
         if not resume:
             raise ResumeError(
@@ -101,7 +103,7 @@ class Progress:
 
     def state(self) -> "State":
         """What was kept last, of the first process, or the state of a run that begins."""
-        kept = self.read(STATE) if hosts.is_first() and self.exists() else None
+        kept = self.read(STATE) if hosts.is_first() else None
         data = hosts.from_first(b"" if kept is None else kept.tobytes())
         try:
             return State.from_bytes(data) if data else State()
@@ -109,7 +111,7 @@ class Progress:
             raise self.damaged(STATE) from error
 
     def remove(self) -> None:
-        """The output is complete. The settings go last: what lies beside them is of that run."""
+        """The output is complete. The settings go last: where they are missing, nothing is of a run."""
         with suppress(Exception):  # what is left is in nobody's way
             files: list[Any] = [*self.folder.iterdir()]
             for file in sorted(files, key=lambda file: file.name == RUN):

@@ -77,7 +77,7 @@ WAYS = [
     ("--pack", "--max-seq-length", "4096"),
     STREAMED,
     (*STREAMED, "--batch-size", "1"),
-    (*STREAMED, "--pack", "--max-seq-length", "256", "--batch-size", "2"),
+    (*STREAMED, "--pack", "--max-seq-length", "4096"),
 ]
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from gptoss_jax import resume
+from gptoss_jax import outputs, resume
 from gptoss_jax.resume import Progress
 
 from .bad_input import Program, Refused, model, program, refused, shard_of
 from .test_interrupted import PROGRAM, no_space, words
-from .test_resume import ENGINES, at_unit, finish, line, made, steps, stop, units, whole
+from .test_resume import ENGINES, Killed, at_unit, finish, line, made, steps, stop, units, whole
 
 
 def killed(argv: list[Any], folder: Path, delay: float) -> int:
@@ -159,6 +159,13 @@ def no_answer(*_: Any) -> None:
     raise RuntimeError("503")
 
 
+def half_of_it(folder: Path, target: UPath, last: str) -> None:
+    copy = target / "report.md"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes((folder / "report.md").read_bytes()[:100])
+    raise Killed
+
+
 def test_progress_in_a_remote_storage(program: Program, tiny_mxfp4: Path, rows_jsonl: Path, tmp_path: Path) -> None:
     argv = line("streamed", tiny_mxfp4, rows_jsonl, "--eaft", "--activation-gib", 0)
     expected = whole(program, tmp_path, argv)
@@ -174,6 +181,10 @@ def test_progress_in_a_remote_storage(program: Program, tiny_mxfp4: Path, rows_j
             status, error = program(*argv, "--resume")
         assert (status, error.count("\n")) == (2, 1) and "there.progress: 503" in error and "goes on" in error
         stop(program, [*argv, "--resume"], after=8)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(outputs, "upload", half_of_it)
+            program(*argv, "--resume")
+        assert (bucket / "runs/there").exists() and kept.exists()
         assert program(*argv, "--resume") == (0, "")
         assert not kept.exists()
         found = made(bucket / "runs/there")

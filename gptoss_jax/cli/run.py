@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,7 +43,11 @@ def run(model: str, out: str, overwrite: bool, resume: bool, options: dict[str, 
     if options["coordinator"]:
         hosts.start(options["coordinator"], options["num_processes"], options["process_id"], _settings())
     writes = hosts.is_first()
+    kept = Progress(target)
     standing = hosts.exchange(_standing(target) if resume and writes else {})[0]
+    began = hosts.exchange((kept.begun() or (not overwrite and standing)) if resume and writes else {})[0]
+    # Files of a remote output come one after the other, the one that is asked for here last.
+    overwrite = overwrite or bool(began and not standing and not isinstance(target, Path))
     if writes and (overwrite or not standing):
         outputs.try_folder(target, overwrite)
     source = open_source(model)
@@ -50,8 +55,6 @@ def run(model: str, out: str, overwrite: bool, resume: bool, options: dict[str, 
         outputs.check_apart(target, source.folder, or_inside=True)
         if options["data"]:
             outputs.check_apart(target, place(options["data"]))
-    kept = Progress(target)
-    began = hosts.exchange((kept.begun() or (not overwrite and standing)) if resume and writes else {})[0]
     choice = engines.choose(source, options)
     if began:
         choice = _adopt(began, choice, options)
