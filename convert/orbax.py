@@ -179,6 +179,7 @@ def write(
     # In a thread, which is waited for when a signal ends this one: Orbax has more of them, that would go on
     # writing while the folder is being removed.
     with _system_errors(), ThreadPoolExecutor(1) as thread:
+        thread.submit(root.parent.exists).result()  # a signal while its thread starts would leave that unwaited for
         for group in _groups(wanted):
             arrays = source.load(group)
             thread.submit(_save, root, unflatten_dict(arrays, sep="/")).result()
