@@ -323,10 +323,8 @@ def test_what_the_user_leaves_open_stays(
     steps.clear()
     for _ in range(2):  # the second time it is complete
         assert program(*argv, "--resume") == (0, "")
-        found = made(tmp_path / "out")
-        assert "free memory" in expected["profile.json"].pop("engine_reason", "free memory")
-        assert found["profile.json"].pop("engine_reason") == "as the run began"
-        assert found == expected and steps == ["layer_step"] * 5
+        assert made(tmp_path / "out") == expected and steps == ["layer_step"] * 5
+    assert "free memory" in expected["profile.json"]["engine_reason"]
 
 
 # From any moment.

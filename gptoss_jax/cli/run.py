@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Options that do not change what is computed: a run may go on with others.
 FREE = ("data", "memory_gib", "activation_gib", "coordinator", "process_id")
+REASON = "engine_reason"  # in profile.json, and beside the settings of an unfinished run
 
 
 def run(model: str, out: str, overwrite: bool, resume: bool, options: dict[str, Any]) -> None:
@@ -72,7 +73,7 @@ def run(model: str, out: str, overwrite: bool, resume: bool, options: dict[str, 
     if standing and not (finished or overwrite):
         raise OutputError(f"{target}: exists already, and is not of this run: give another --out")
     if writes:
-        kept.begin(settings, resume)
+        kept.begin({**settings, REASON: choice.reason}, resume)
     measured = None
     with _keeping(kept):
         if not finished:
@@ -88,12 +89,12 @@ def run(model: str, out: str, overwrite: bool, resume: bool, options: dict[str, 
 
 
 def _standing(target: "AnyPath") -> dict[str, Any]:
-    """Settings of the finished profile that stands there, by their names in `_computed`, and the hash of all."""
+    """Of the finished profile that stands there: the hash of its settings, and what `_adopt` takes."""
     from .. import artifacts
 
     try:
         info = json.loads((target / artifacts.INFO).read_text(encoding="utf-8"))
-        own = {"--engine": info["engine"], "--batch-size": info["options"]["batch_size"]}
+        own = {"--engine": info["engine"], "--batch-size": info["options"]["batch_size"], REASON: info[REASON]}
         return {"settings_hash": info["settings_hash"], **own}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
@@ -102,9 +103,9 @@ def _standing(target: "AnyPath") -> dict[str, Any]:
 def _adopt(began: dict[str, Any], choice: engines.Choice, options: dict[str, Any]) -> engines.Choice:
     """Take from a run that began what the user leaves open: memory may have it decided otherwise today."""
     options["batch_size"] = options["batch_size"] or began["--batch-size"]
-    if options["engine"] != "auto" or choice.engine == began["--engine"]:
+    if options["engine"] not in ("auto", began["--engine"]):
         return choice
-    return engines.Choice(began["--engine"], "as the run began")
+    return engines.Choice(began["--engine"], began[REASON])
 
 
 def _said(measured: "Measured", domains: list[str], choice: engines.Choice) -> str:
@@ -233,7 +234,7 @@ def _info(
         "mesh": dict(mesh.shape),
         "processes": jax.process_count(),
         "engine": choice.engine,
-        "engine_reason": choice.reason,
+        REASON: choice.reason,
         "rows": len(rows),
         "truncated_rows": truncated,
         "empty_rows": empty,
