@@ -101,13 +101,14 @@ class Checkpoint(Tensors):
         row = {t.path: t for t in (LAYER if layer else OUTER)}
         name, _, form = inner.rpartition("_")
         tensor = row[f"{name}_kernel" if form in FOUR_BITS else inner]
-        if not layer:
-            return self._read(tensor.hf_name, tensor, form, ranges).astype(dtype, copy=False)
-        layers = range(*ranges[0]) if layer == ALL else [int(layer)]
-        ranges = ranges[1:] if layer == ALL else ranges
-        whole = _aligned((len(layers), *(stop - start for start, stop in ranges)), dtype)
-        for number, index in enumerate(layers):
-            whole[number] = self._read(layer_name(index, tensor), tensor, form, ranges)
+        if layer == ALL:
+            names = [layer_name(index, tensor) for index in range(*ranges[0])]
+            ranges = ranges[1:]
+        else:
+            names = [layer_name(int(layer), tensor) if layer else tensor.hf_name]
+        whole = _aligned((len(names), *(stop - start for start, stop in ranges)), dtype)
+        for one, name in zip(whole, names, strict=True):
+            self._read(name, tensor, form, ranges, one)
         return whole if layer == ALL else whole[0]
 
     def rows(self, path: str, ids: np.ndarray) -> np.ndarray:
@@ -130,42 +131,45 @@ class Checkpoint(Tensors):
             digest.update(f"\n{name} {t.dtype} {t.shape}\n".encode() + head)
         return digest.hexdigest()
 
-    def _read(self, name: str, tensor: Tensor, form: str, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
-        """A part of one layer's parameter; reads the rows of `ranges[0]` where these are rows of the tensor."""
+    def _read(self, name: str, tensor: Tensor, form: str, ranges: Sequence[tuple[int, int]], into: np.ndarray) -> None:
+        """Fill `into` with a part of one parameter; reads the rows of `ranges[0]` where these are the tensor's."""
         (first, last), *others = ranges
-        if form in FOUR_BITS:
-            return self._read_four_bits(name, tensor, form, first, last - first)
-        if not self.is_quantized(tensor):
-            shape = tensor.model_shape(self.config)
-            stored = self.tensors[name]
-            rows = stored.shape[0] // shape[0]  # of the tensor for each one of the parameter, as heads have
-            columns = None
-            if others and others[0] != (0, shape[1]):
-                width = stored.shape[1] // shape[1]
-                columns = others[0][0] * width, others[0][1] * width
-            values = stored.read(first * rows, (last - first) * rows, columns)
-            check_finite(values, name, tensor, first)
-            return tensor.to_model(values, self.config)
-        # An expert at a time into its place: decoding has temporaries of several times its result.
-        whole = np.empty((last - first, *tensor.model_shape(self.config)[1:]), mxfp4.BF16)
-        for expert in range(first, last):
-            values = self.values(name, tensor, expert, 1)
-            check_finite(values, name, tensor, expert)
-            whole[expert - first] = tensor.mxfp4_to_model(values, self.config)[0]
-        return whole
+        if form in FOUR_BITS or self.is_quantized(tensor):
+            # An expert at a time: what is made on the way is several times its size, and new memory takes longer to
+            # get than these bytes to be read.
+            for expert in range(first, last):
+                read = self._four_bits if form in FOUR_BITS else self._decoded
+                into[expert - first] = read(name, tensor, form, expert)
+            return
+        shape = tensor.model_shape(self.config)
+        stored = self.tensors[name]
+        rows = stored.shape[0] // shape[0]  # of the tensor for each one of the parameter, as heads have
+        columns = None
+        if others and others[0] != (0, shape[1]):
+            width = stored.shape[1] // shape[1]
+            columns = others[0][0] * width, others[0][1] * width
+        values = stored.read(first * rows, (last - first) * rows, columns)
+        check_finite(values, name, tensor, first)
+        into[...] = tensor.to_model(values, self.config)
 
-    def _read_four_bits(self, name: str, tensor: Tensor, form: str, first: int, count: int) -> np.ndarray:
-        """Codes or scales in one of the layouts of `gptoss_jax.packed`: outputs first as stored, or inputs first."""
+    def _decoded(self, name: str, tensor: Tensor, form: str, expert: int) -> np.ndarray:
+        """One expert's rows of a kernel that is stored in MXFP4."""
+        values = self.values(name, tensor, expert, 1)
+        check_finite(values, name, tensor, expert)
+        return tensor.mxfp4_to_model(values, self.config)[0]
+
+    def _four_bits(self, name: str, tensor: Tensor, form: str, expert: int) -> np.ndarray:
+        """One expert's codes or scales in a layout of `gptoss_jax.packed`: outputs first as stored, or inputs first."""
         if not self.quantized:
             raise CheckpointError(f"{self.folder}: its experts are BF16: --weights mxfp4 needs a checkpoint in MXFP4")
-        stored = self.tensors[f"{name}_{FOUR_BITS[form]}"].read(first, count)
+        stored = self.tensors[f"{name}_{FOUR_BITS[form]}"].read(expert, 1)
         rows = stored.reshape(*stored.shape[:2], -1)  # of one output each, blocks of 16 bytes joined
         outputs_first = tensor.mxfp4_to_model(rows, self.config)
         if form in ("blocks", "exponents"):
-            return outputs_first.reshape(rows.shape)
+            return outputs_first.reshape(rows.shape[1:])
         inputs_first = np.ascontiguousarray(np.moveaxis(outputs_first, -1, 1))
         inputs_first = inputs_first.reshape(*inputs_first.shape[:2], -1)
-        return mxfp4.halves(inputs_first) if form == "packed" else inputs_first
+        return (mxfp4.halves(inputs_first) if form == "packed" else inputs_first)[0]
 
     def _check(self) -> None:
         expected: dict[str, tuple[str, tuple[int, ...]]] = {}

@@ -62,14 +62,23 @@ class Timed:
     def __call__(self, batch_shape: tuple[int, ...], *arguments: Any) -> Any:
         """The step's results, when they are there; MeshError where a step does not fit."""
         start = time.perf_counter()
-        if batch_shape not in self.compiled:
-            with _room_for(batch_shape):
-                self.compiled[batch_shape] = self.step.lower(*arguments).compile()
+        self._compile(batch_shape, *arguments)
         ready = time.perf_counter()
         result = jax.block_until_ready(self.compiled[batch_shape](*arguments))
         self.clock.compile_seconds += ready - start
         self.clock.seconds += time.perf_counter() - ready
         return result
+
+    def prepare(self, batch_shape: tuple[int, ...], *arguments: Any) -> None:
+        """Compile for a shape before its arguments are there; `jax.ShapeDtypeStruct` may stand for arrays."""
+        start = time.perf_counter()
+        self._compile(batch_shape, *arguments)
+        self.clock.compile_seconds += time.perf_counter() - start
+
+    def _compile(self, batch_shape: tuple[int, ...], *arguments: Any) -> None:
+        if batch_shape not in self.compiled:
+            with _room_for(batch_shape):
+                self.compiled[batch_shape] = self.step.lower(*arguments).compile()
 
 
 @contextmanager

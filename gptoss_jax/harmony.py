@@ -31,14 +31,17 @@ FIXED_DATE = "{% macro strftime_now(format) %}" + CONVERSATION_DATE + "{% endmac
 
 def load_tokenizer(folder: Path) -> Any:
     """The checkpoint's own tokenizer, as transformers reads it."""
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast  # GPT-OSS's class; to find a class out would load PyTorch
 
     if not (folder / "tokenizer.json").exists():
         raise TokenizerError(f"{folder}: holds no tokenizer.json: copy the tokenizer of the original model there")
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:
         raise TokenizerError(f"{folder}: the tokenizer cannot be read: {reason(error)}") from error
+    if "auto_map" in tokenizer.init_kwargs:
+        raise TokenizerError(f"{folder}: the tokenizer has code of its own, which is never run: copy the original's")
+    return tokenizer
 
 
 def render(messages: list[Any], tokenizer: Any) -> str:

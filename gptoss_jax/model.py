@@ -197,10 +197,14 @@ def load(source: Source, dtype: Any, mesh: Mesh | None = None, weights: str = "b
 
 def load_part(source: Source, make: Callable[[], Any], dtype: Any, prefix: str = "") -> Any:
     """A part of the model on the default device: the module that `make` makes, with the weights at `prefix`."""
+    return _filled(source, abstract_part(make, dtype), prefix)
+
+
+def abstract_part(make: Callable[[], Any], dtype: Any) -> Any:
+    """That part with shapes, dtypes and shardings in the place of arrays."""
     device = SingleDeviceSharding(jax.devices()[0])
     shapes = _typed(nnx.eval_shape(make), dtype)
-    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-    return _filled(source, placed, prefix)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
 
 
 def _filled(source: Source, shapes: Any, prefix: str = "") -> Any:

@@ -1,6 +1,6 @@
 """The engine for models larger than memory: all rows pass one layer, then the next. Letters: see `config`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from .batching import Batch
 from .config import SLIDING
 from .engine import Clock, Timed, Unit
 from .forward import layer_step, score_step
-from .model import Head, Layer, Source, load_part
+from .model import Head, Layer, Source, abstract_part, load_part
 from .resume import Progress
 
 
@@ -49,8 +49,14 @@ class Streamed:
         score = Timed(jax.jit(partial(score_step, place=place)), self.clock)
         first, done = divmod(done, len(batches))
         last = self.config.num_layers - 1
-        for index, layer in self._layers(first):
-            head = self._load(partial(Head, self.config), "") if scored and index == last else None
+
+        def compile() -> None:
+            shape = batches[done].token_ids.shape
+            x_BSD = jax.ShapeDtypeStruct((*shape, self.config.hidden_size), self.dtype)
+            step.prepare(shape, abstract_part(self._layer, self.dtype), x_BSD, batches[done], np.asarray(True))
+
+        for index, layer in self._layers(first, meanwhile=compile):
+            head = self._load(self._head, "") if scored and index == last else None
             sliding = np.asarray(self.config.layer_types[index] == SLIDING)
             for number, batch in list(enumerate(batches))[done if index == first else 0 :]:
                 shape = batch.token_ids.shape
@@ -65,19 +71,25 @@ class Streamed:
                 yield Unit(jax.tree.map(lambda x: x[None], statistics).to_host(), index, tokens, scores)
                 self.hidden.drop(index, number)
 
-    def _layers(self, first: int) -> Iterator[tuple[int, Layer]]:
+    def _layers(self, first: int, meanwhile: Callable[[], None]) -> Iterator[tuple[int, Layer]]:
         with ThreadPoolExecutor(1) as reader:
             indices = range(first, self.config.num_layers)
-            make = partial(Layer, self.config, self.weights)
-            coming = reader.submit(self._load, make, f"layers/{first}/")
+            coming = reader.submit(self._load, self._layer, f"layers/{first}/")
+            meanwhile()
             for index in indices:
                 layer = coming.result()
                 if index + 1 in indices:
-                    coming = reader.submit(self._load, make, f"layers/{index + 1}/")
+                    coming = reader.submit(self._load, self._layer, f"layers/{index + 1}/")
                 yield index, layer
 
-    def _load(self, make: Any, prefix: str) -> Any:
-        return load_part(self.source, lambda: make(rngs=nnx.Rngs(0)), self.dtype, prefix)
+    def _layer(self) -> Layer:
+        return Layer(self.config, self.weights, rngs=nnx.Rngs(0))
+
+    def _head(self) -> Head:
+        return Head(self.config, rngs=nnx.Rngs(0))
+
+    def _load(self, make: Callable[[], Any], prefix: str) -> Any:
+        return load_part(self.source, make, self.dtype, prefix)
 
     def _embed(self, batch: Batch) -> np.ndarray:
         return self.source.rows("embedding", batch.token_ids).astype(self.dtype)

@@ -307,7 +307,7 @@ TOKENIZERS = [
     case("tokenizer is another object", content("tokenizer.json", b"{}"), "tokenizer"),
     case("its config is no JSON", content("tokenizer_config.json", b"{"), "tokenizer"),
     case("larger vocabulary", lambda m: tokenizers.write_small(m, 900), "vocab_size is 320", "do not belong together"),
-    case("code of its own", code_of_its_own, "tokenizer"),
+    case("code of its own", code_of_its_own, "code of its own", "copy"),
     case("no end of text", special(eos_token=...), "eos_token"),
     case("end of text behind the vocabulary", special(eos_token="<|new|>"), "vocab_size"),
 ]

@@ -120,7 +120,11 @@ def test_a_layer_is_read_while_the_one_before_it_runs_and_no_sooner(
         return part
 
     monkeypatch.setattr(stream, "load_part", recording)
-    for index, layer in streamed(tiny_mxfp4, tmp_path / "out")._layers(0):
+
+    def compile() -> None:
+        assert read[0].wait(60)
+
+    for index, layer in streamed(tiny_mxfp4, tmp_path / "out")._layers(0, meanwhile=compile):
         assert isinstance(layer, Layer)
         assert all(event.wait(60) for event in read[: index + 2])
         assert not any(event.is_set() for event in read[index + 2 :])

@@ -3,6 +3,7 @@
 JAX and the other large packages are imported inside the commands, so that --help answers at once.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -74,4 +75,5 @@ def _exit(status: Any, say: Callable[[], Any] = lambda: None) -> None:
         hosts.leave(status, say)
     else:
         say()
+    gc.freeze()  # the interpreter would look a second long for garbage among what the packages hold, and then end
     sys.exit(status)
