@@ -14,11 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from .mesh import LANES, Placement, mosaic_precision
 
-# Rows of a block, which holds one expert's rows only and wastes half of its last block on average: an eighth of an
-# expert's rows wastes a sixteenth of the work. On CPU the rate of 20b's shape levels off at 256
+# Rows of a block, which holds one expert's rows only and wastes half of its last block on average: a fifth of an
+# expert's rows wastes a tenth of the work. On CPU 192 rows of 20b's shape took less time than 128, 256 or 512
 # (docs/measurements.md); on TPU a block is a tile of the kernel; on GPU a product must fill the chip.
-BLOCKS = (128, 256)
-GPU_BLOCK = 1024
+BLOCKS = {"cpu": (128, 192), "tpu": (128, 256), "gpu": (1024,)}
 # Rows that pass the kernel in one call, and so are in memory at once: 0.7 GiB with all that is made of them
 # at 20b's and 120b's sizes.
 TPU_PIECE = 16384
@@ -69,13 +68,13 @@ class Grouped(NamedTuple):
 
 def choose(place: Placement, rows_per_expert: int, num_experts: int) -> Grouped:
     """The product for a platform and an even load of so many experts here; the one place where it is chosen."""
-    block = max([b for b in BLOCKS if 8 * b <= rows_per_expert], default=BLOCKS[0])
+    blocks = BLOCKS[place.platform]
+    block = max([b for b in blocks if 5 * b <= rows_per_expert], default=blocks[0])
     if place.platform == "tpu":
         rows = UNEVEN * num_experts * visited_rows(rows_per_expert, block)
         pieces = math.ceil(rows / TPU_PIECE)
         return Grouped(block, math.ceil(rows / pieces / block), partial(_megablox, interpret=place.interpret))
-    largest = GPU_BLOCK if place.platform == "gpu" else block
-    return Grouped(min(largest, max(8, rows_per_expert)), 1, _one_block, by_expert=not place.differentiable)
+    return Grouped(min(block, max(8, rows_per_expert)), 1, _one_block, by_expert=not place.differentiable)
 
 
 def visited_rows(rows_per_expert: int, block: int) -> int:

@@ -117,7 +117,7 @@ def test_experts_equal_a_loop_over_tokens(tokens: int, place: str, choice: Choic
 @choices
 def test_pieces_together_equal_a_loop_over_tokens(choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two blocks a piece: most pieces of an uneven split are skipped."""
-    monkeypatch.setattr(grouped, "TPU_PIECE", 2 * grouped.BLOCKS[0])
+    monkeypatch.setattr(grouped, "TPU_PIECE", 2 * grouped.BLOCKS["tpu"][0])
     assert grouped.choose(PLACES["tpu"], 200 * TINY.top_k // TINY.num_experts, TINY.num_experts).blocks == 2
     assert_experts_equal_the_loop(run_by_pieces, 200, PLACES["tpu"], choice)
 

@@ -24,7 +24,7 @@ from gptoss_jax.mesh import here
 from gptoss_jax.router import Routing
 
 E, D, F, K = GPT_OSS_20B.num_experts, GPT_OSS_20B.hidden_size, GPT_OSS_20B.expert_hidden_size, GPT_OSS_20B.top_k
-BLOCKS = (128, 256, 512)
+BLOCKS = (128, 192, 256, 512)
 CASES = [("bf16", 8192), ("blocks", 2048), ("blocks", 8192), ("blocks", 16384)]
 ROUNDS = 5
 
@@ -50,7 +50,7 @@ def grouped(experts: Experts, tokens: int, block: int) -> tuple[Callable[[], Any
     gates, chosen = jax.lax.top_k(logits, K)
     routing = Routing(logits, chosen, jax.nn.softmax(gates))
     x = jax.random.normal(key, (tokens, D), jnp.bfloat16)
-    spelling.BLOCKS = (block,)
+    spelling.BLOCKS = {"cpu": (block,)}
     step = jax.jit(lambda e, *args: e(*args, here())).lower(experts, x, routing, jnp.ones(tokens, bool)).compile()
     return lambda: step(experts, x, routing, jnp.ones(tokens, bool)), tokens * K * 6.0 * D * F
 
