@@ -72,8 +72,10 @@ class Streamed:
                 self.hidden.drop(index, number)
 
     def _layers(self, first: int, meanwhile: Callable[[], None]) -> Iterator[tuple[int, Layer]]:
+        indices = range(first, self.config.num_layers)
+        if not indices:  # the run was stopped behind its last unit
+            return
         with ThreadPoolExecutor(1) as reader:
-            indices = range(first, self.config.num_layers)
             coming = reader.submit(self._load, self._layer, f"layers/{first}/")
             meanwhile()
             for index in indices:

@@ -24,7 +24,7 @@ from gptoss_jax.mesh import here
 from gptoss_jax.router import Routing
 
 E, D, F, K = GPT_OSS_20B.num_experts, GPT_OSS_20B.hidden_size, GPT_OSS_20B.expert_hidden_size, GPT_OSS_20B.top_k
-BLOCKS = (128, 192, 256, 512)
+BLOCKS = (128, 192, 256)
 CASES = [("bf16", 8192), ("blocks", 2048), ("blocks", 8192), ("blocks", 16384)]
 ROUNDS = 5
 
