@@ -94,7 +94,7 @@ class Streamed:
         return load_part(self.source, make, self.dtype, prefix)
 
     def _embed(self, batch: Batch) -> np.ndarray:
-        return self.source.rows("embedding", batch.token_ids).astype(self.dtype)
+        return self.source.rows("embedding", batch.token_ids).astype(self.dtype, copy=False)
 
 
 class _Hidden:
