@@ -137,9 +137,11 @@ class Checkpoint(Tensors):
         if form in FOUR_BITS or self.is_quantized(tensor):
             # An expert at a time: what is made on the way is several times its size, and new memory takes longer to
             # get than these bytes to be read.
-            for expert in range(first, last):
-                read = self._four_bits if form in FOUR_BITS else self._decoded
-                into[expert - first] = read(name, tensor, form, expert)
+            for one, expert in zip(into, range(first, last), strict=True):
+                if form in FOUR_BITS:
+                    one[...] = self._four_bits(name, tensor, form, expert)
+                else:
+                    one[...] = self._decoded(name, tensor, expert)
             return
         shape = tensor.model_shape(self.config)
         stored = self.tensors[name]
@@ -152,7 +154,7 @@ class Checkpoint(Tensors):
         check_finite(values, name, tensor, first)
         into[...] = tensor.to_model(values, self.config)
 
-    def _decoded(self, name: str, tensor: Tensor, form: str, expert: int) -> np.ndarray:
+    def _decoded(self, name: str, tensor: Tensor, expert: int) -> np.ndarray:
         """One expert's rows of a kernel that is stored in MXFP4."""
         values = self.values(name, tensor, expert, 1)
         check_finite(values, name, tensor, expert)

@@ -61,24 +61,19 @@ class Timed:
 
     def __call__(self, batch_shape: tuple[int, ...], *arguments: Any) -> Any:
         """The step's results, when they are there; MeshError where a step does not fit."""
+        self.prepare(batch_shape, *arguments)
         start = time.perf_counter()
-        self._compile(batch_shape, *arguments)
-        ready = time.perf_counter()
         result = jax.block_until_ready(self.compiled[batch_shape](*arguments))
-        self.clock.compile_seconds += ready - start
-        self.clock.seconds += time.perf_counter() - ready
+        self.clock.seconds += time.perf_counter() - start
         return result
 
     def prepare(self, batch_shape: tuple[int, ...], *arguments: Any) -> None:
-        """Compile for a shape before its arguments are there; `jax.ShapeDtypeStruct` may stand for arrays."""
+        """Compile for a shape that is new; `jax.ShapeDtypeStruct` may stand for arrays that are still to come."""
         start = time.perf_counter()
-        self._compile(batch_shape, *arguments)
-        self.clock.compile_seconds += time.perf_counter() - start
-
-    def _compile(self, batch_shape: tuple[int, ...], *arguments: Any) -> None:
         if batch_shape not in self.compiled:
             with _room_for(batch_shape):
                 self.compiled[batch_shape] = self.step.lower(*arguments).compile()
+        self.clock.compile_seconds += time.perf_counter() - start
 
 
 @contextmanager

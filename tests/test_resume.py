@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from experiments.bench.kills import FIGURES, THROUGHPUT
 from gptoss_jax import engine, forward, memory, resume
 from gptoss_jax.engine import Unit
 from gptoss_jax.errors import ResumeError
@@ -25,7 +26,6 @@ from .bad_input import Program, Refused, program, refused
 from .test_interrupted import no_space
 
 ENGINES = pytest.mark.parametrize("name", ["streamed", "resident"])
-FIGURES = {"seconds", "compile_seconds", "tokens_per_s", "peak_rss_bytes"}  # of profile.json: measured
 COMPILED: dict[Any, dict[Any, Any]] = {}
 mapped = functools.cache(forward.mapped)
 
@@ -38,15 +38,21 @@ class Killed(BaseException):
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the steps that ran. Each is compiled once for all tests."""
     ran: list[str] = []
-    real = engine.Timed.__call__
+    real_call, real_prepare = engine.Timed.__call__, engine.Timed.prepare
+
+    def function(step: engine.Timed) -> Any:
+        return getattr(step.step.__wrapped__, "func", step.step)
 
     def call(self: engine.Timed, *arguments: Any) -> Any:
-        function = getattr(self.step.__wrapped__, "func", self.step)
-        self.compiled = COMPILED.setdefault(function, {})
-        ran.append(function.__name__)
-        return real(self, *arguments)
+        ran.append(function(self).__name__)
+        return real_call(self, *arguments)
+
+    def prepare(self: engine.Timed, *arguments: Any) -> None:
+        self.compiled = COMPILED.setdefault(function(self), {})
+        real_prepare(self, *arguments)
 
     monkeypatch.setattr(engine.Timed, "__call__", call)
+    monkeypatch.setattr(engine.Timed, "prepare", prepare)
     monkeypatch.setattr(forward, "mapped", mapped)
     monkeypatch.setattr(resume, "SHARE", 0)  # what the resident engine has finished is kept after every unit
     return ran
@@ -66,7 +72,7 @@ def made(folder: Any) -> dict[str, Any]:
     """All artifacts, without what is measured."""
     files = {file.name: file.read_bytes() for file in folder.iterdir()}
     files["profile.json"] = {k: v for k, v in json.loads(files["profile.json"]).items() if k not in FIGURES}
-    files["report.md"] = [x for x in files["report.md"].splitlines() if not x.startswith(b"- Forward throughput")]
+    files["report.md"] = [x for x in files["report.md"].splitlines() if not x.startswith(THROUGHPUT)]
     return files
 
 

@@ -25,7 +25,7 @@ import click
 
 from .. import checkpoints, demo, tokenizers
 
-FIGURES = ("seconds", "compile_seconds", "tokens_per_s", "peak_rss_bytes")
+FIGURES = ("seconds", "compile_seconds", "tokens_per_s", "peak_rss_bytes")  # of profile.json: measured
 THROUGHPUT = b"- Forward throughput"
 # 0.8 GB: to write half of its experts takes about as long as to start the program.
 WIDE = replace(demo.CONFIG, hidden_size=2048, expert_hidden_size=2048, num_experts=32)
