@@ -19,6 +19,7 @@ from .. import measure
 from .today import write_rows
 
 GIB = 1 << 30
+CASES = "10x512,32x512,64x512,160x512"  # one batch that is small, one, two and five that are full
 
 
 def case(model: Path, texts: Path | None, rows: int, length: int, options: list[str]) -> str:
@@ -42,7 +43,7 @@ def case(model: Path, texts: Path | None, rows: int, length: int, options: list[
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
-@click.option("--rows", "cases", default="10x512,32x512,64x512,160x512", show_default=True, help="Rows × tokens, in turn.")
+@click.option("--rows", "cases", default=CASES, show_default=True, help="Rows × tokens, in turn.")
 @click.option("--texts", type=click.Path(path_type=Path, exists=True), help="Question sets.  [default: Python's docs]")
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Times that all cases run.")
 @click.option("--ours", default="", help='Further options of profile, e.g. "--memory-gib 4".')
