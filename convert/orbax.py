@@ -104,7 +104,7 @@ class OrbaxCheckpoint:
         layer, inner = split_path(path)
         if layer.isdigit():
             # Outside a mesh: one layer of the stack, on one device.
-            array = jax.device_put(self.read(f"layers/{inner}", (int(layer),)).astype(wanted.dtype), wanted.sharding)
+            array = jax.device_put(self._layer(f"layers/{inner}", int(layer), wanted), wanted.sharding)
         elif path in self._arrays:
             array = self._restored(path, wanted)
         elif self.quantized:
@@ -114,6 +114,13 @@ class OrbaxCheckpoint:
         if array.dtype != jnp.uint8 and not _all_finite(array):
             raise CheckpointError(f"{self.folder}: {path} holds NaN or infinity: convert the model again")
         return array
+
+    def _layer(self, path: str, layer: int, wanted: jax.ShapeDtypeStruct) -> Any:
+        if path in self._arrays or not self.quantized:
+            return self.read(path, (layer,)).astype(wanted.dtype)
+        name = path.removesuffix("_kernel")
+        packed, scales = (self.read(f"{name}_{part}", (slice(layer, layer + 1),)) for part in ("packed", "scales"))
+        return _kernels(jnp.asarray(packed), jnp.asarray(scales), wanted.shape[1:-1], wanted.dtype)[0]
 
     def _restored(self, path: str, wanted: jax.ShapeDtypeStruct) -> jax.Array:
         options = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))

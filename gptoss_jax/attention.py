@@ -6,6 +6,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from . import splash
+from .batching import Batch
+from .cache import Cache
 from .config import Config
 from .mesh import Placement
 from .rope import rotate
@@ -14,6 +16,8 @@ from .rope import rotate
 BLOCK = 128
 # Scores in memory at once, at least one row's: on CPU 4 MiB in float32, which caches hold; a GPU wants large products.
 SCORES_AT_ONCE = {"cpu": 1 << 20, "gpu": 1 << 26}
+# Where gradients are taken every block keeps its scores, and many small ones took twice the time of few large ones.
+GRADIENT_BLOCK, GRADIENT_SCORES = 512, 1 << 25
 
 
 class Attention(nnx.Module):
@@ -37,22 +41,30 @@ class Attention(nnx.Module):
         self,
         x_BSD: Float[Array, "B S D"],
         rope: tuple[Float[Array, "B S half"], Float[Array, "B S half"]],
-        segment_ids_BS: Int[Array, "B S"],
+        batch: Batch,
         sliding: Bool[Array, ""],
         place: Placement,
-    ) -> Float[Array, "B S D"]:
-        """With `sliding` a query sees `sliding_window` tokens, itself included; else all before it."""
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B S D"], Cache | None]:
+        """With `sliding` a query sees `sliding_window` tokens, itself included; else all before it.
+
+        With a cache, keys and values go into it too, and one token alone sees what stands there.
+        """
         q_BSHh = rotate(project(x_BSD, self.q_kernel[...], self.q_bias[...]), *rope)
         k_BSKh = rotate(project(x_BSD, self.k_kernel[...], self.k_bias[...]), *rope)
         v_BSKh = project(x_BSD, self.v_kernel[...], self.v_bias[...])
-        sequences = q_BSHh, k_BSKh, v_BSKh, self.sinks[...], segment_ids_BS
-        if place.platform == "tpu":
+        sequences = q_BSHh, k_BSKh, v_BSKh, self.sinks[...], batch.segment_ids
+        if cache is not None:
+            cache = cache.store(k_BSKh, v_BSKh, batch.positions, batch.segment_ids)
+        if cache is not None and x_BSD.shape[1] == 1:
+            mixed_BSHh = attend_to_cache(q_BSHh[:, 0], cache, self.sinks[...])[:, None]
+        elif place.platform == "tpu" and not place.differentiable:
             mixed_BSHh = splash.attend(*sequences, sliding, self.sliding_window, place.interpret)
         else:
             window = jnp.where(sliding, self.sliding_window, x_BSD.shape[1])
             mixed_BSHh = attend(*sequences, window, place)
         o_kernel_DI = self.o_kernel[...].reshape(x_BSD.shape[-1], -1)
-        return project(mixed_BSHh.reshape(*x_BSD.shape[:2], -1), o_kernel_DI, self.o_bias[...], place)
+        return project(mixed_BSHh.reshape(*x_BSD.shape[:2], -1), o_kernel_DI, self.o_bias[...], place), cache
 
 
 def project(
@@ -92,9 +104,9 @@ def attend(
     """
     B, S, H, h = q_BSHh.shape
     K = k_BSKh.shape[2]
-    M = min(BLOCK, S)
+    M = min(GRADIENT_BLOCK if place.differentiable else BLOCK, S)
     blocks = -(-S // M)
-    at_once = SCORES_AT_ONCE[place.platform] // (H * M * M)
+    at_once = (GRADIENT_SCORES if place.differentiable else SCORES_AT_ONCE[place.platform]) // (H * M * M)
     R = max(rows for rows in range(1, B + 1) if B % rows == 0 and rows <= max(1, at_once))
 
     def by_block(x: Array) -> Array:
@@ -137,6 +149,25 @@ def attend(
     mixed = lax.map(one_block, jnp.arange(B // R * blocks))
     mixed = jnp.moveaxis(mixed.reshape(B // R, blocks, R, M, H, h), 2, 1)
     return mixed.reshape(B, blocks * M, H, h)[:, :S]
+
+
+def attend_to_cache(q_BHh: Float[Array, "B H h"], cache: Cache, sinks_H: Float[Array, " H"]) -> Float[Array, "B H h"]:
+    """Softmax attention in float32 of one query a row to all that its cache holds; `attend` says the rest."""
+    B, H, h = q_BHh.shape
+    K = cache.keys.shape[1]
+    scores_BKqC = jnp.einsum(
+        "BKqh,BKCh->BKqC", q_BHh.reshape(B, K, H // K, h), cache.keys, preferred_element_type=jnp.float32
+    )
+    visible_BC = cache.positions >= 0
+    scores_BKqC = jnp.where(visible_BC[:, None, None], scores_BKqC * h**-0.5, -jnp.inf)
+    sinks_Kq = sinks_H.astype(jnp.float32).reshape(1, K, H // K, 1)
+    top = jnp.maximum(scores_BKqC.max(-1, keepdims=True), sinks_Kq)
+    weights_BKqC = jnp.exp(scores_BKqC - top)
+    total = weights_BKqC.sum(-1, keepdims=True) + jnp.exp(sinks_Kq - top)
+    mixed = jnp.einsum(
+        "BKqC,BKCh->BKqh", weights_BKqC.astype(q_BHh.dtype), cache.values, preferred_element_type=jnp.float32
+    )
+    return (mixed / total).astype(q_BHh.dtype).reshape(B, H, h)
 
 
 def _document_starts(segment_ids_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:

@@ -107,7 +107,8 @@ class Experts(nnx.Module):
 
         def run(x_ND: Array, experts: Array) -> Array:
             def by_row(bias_EO: Array) -> Array:
-                bias = bias_EO.at[experts].get(mode="fill").astype(jnp.float32)
+                # 0 where there is no expert: from NaN there, gradients of all kernels would be NaN.
+                bias = bias_EO.at[experts].get(mode="fill", fill_value=0).astype(jnp.float32)
                 return jnp.repeat(bias, spelling.block, axis=0)
 
             groups = jnp.where(experts < len(down_bias), experts + offset, len(gate_up.array))

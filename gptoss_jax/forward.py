@@ -26,7 +26,7 @@ UNEMBED_BLOCK = 128
 
 # Operands of float32 stay float32 on TPU and GPU too, where the default rounds them to bfloat16 or
 # TF32; for bfloat16 operands the setting changes nothing.
-_float32_is_float32 = jax.default_matmul_precision("highest")
+float32_is_float32 = jax.default_matmul_precision("highest")
 
 
 class TokenScores(NamedTuple):
@@ -50,19 +50,19 @@ Step = Callable[[GptOss, Batch, Placement], Profiled]
 
 
 @jax.jit
-@_float32_is_float32
+@float32_is_float32
 def forward_step(model: GptOss, batch: Batch) -> Output:
     """Logits [B, S, V] and, stacked over layers, hidden states, routing and statistics; on one device."""
     return model(batch, sharding.here())
 
 
-@_float32_is_float32
+@float32_is_float32
 def profile_step(model: GptOss, batch: Batch, place: Placement) -> Profiled:
     """The statistics; no unembedding is computed."""
     return Profiled(model(batch, place).layers.statistics)
 
 
-@_float32_is_float32
+@float32_is_float32
 def scored_profile_step(model: GptOss, batch: Batch, place: Placement) -> Profiled:
     """The statistics, and the scores of every token; [B, S, V] never exists."""
     output = model(batch, place)
@@ -70,7 +70,7 @@ def scored_profile_step(model: GptOss, batch: Batch, place: Placement) -> Profil
     return Profiled(output.layers.statistics, scores)
 
 
-@_float32_is_float32
+@float32_is_float32
 def layer_step(
     layer: Layer, x_BSD: Float[Array, "B S D"], batch: Batch, sliding: Bool[Array, ""], config: Config, place: Placement
 ) -> tuple[Float[Array, "B S D"], Statistics]:
@@ -79,7 +79,7 @@ def layer_step(
     return x_BSD, output.statistics
 
 
-@_float32_is_float32
+@float32_is_float32
 def score_step(head: Head, x_BSD: Float[Array, "B S D"], batch: Batch, place: Placement) -> TokenScores:
     """What `scored_profile_step` adds, from the last layer's output."""
     return token_scores(head.logits, len(head.unembedding[...]), head.final_norm(x_BSD), batch, place)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 from jaxtyping import Array, Float, Int
 
@@ -22,6 +23,7 @@ BLOCKS = {"cpu": (128, 192), "tpu": (128, 256), "gpu": (1024,)}
 # at 20b's and 120b's sizes.
 TPU_PIECE = 16384
 UNEVEN = 1.1  # what a device's experts may get, over an even share, before there is a piece more
+ALL_BLOCKS = 1 << 30  # of a step, in one call
 # Bytes of an expert's kernel in one tile. It is held twice, beside two tiles of rows and of results, and a
 # kernel may take 16 MiB of VMEM.
 TPU_TILE_BYTES = 4 << 20
@@ -61,7 +63,7 @@ class Grouped(NamedTuple):
 
     def pieces(self, num_pairs: int, num_experts: int) -> tuple[int, int]:
         """Calls for the worst split of so many pairs over so many experts, and blocks of each."""
-        blocks = num_pairs // self.block + num_experts
+        blocks = min(num_pairs, num_pairs // self.block + num_experts)
         per_piece = min(self.blocks, blocks)
         return -(-blocks // per_piece), per_piece
 
@@ -70,11 +72,14 @@ def choose(place: Placement, rows_per_expert: int, num_experts: int) -> Grouped:
     """The product for a platform and an even load of so many experts here; the one place where it is chosen."""
     blocks = BLOCKS[place.platform]
     block = max([b for b in blocks if 5 * b <= rows_per_expert], default=blocks[0])
+    if place.differentiable:
+        return Grouped(min(block, max(8, rows_per_expert)), ALL_BLOCKS, _each_with_its_own)
     if place.platform == "tpu":
         rows = UNEVEN * num_experts * visited_rows(rows_per_expert, block)
         pieces = math.ceil(rows / TPU_PIECE)
         return Grouped(block, math.ceil(rows / pieces / block), partial(_megablox, interpret=place.interpret))
-    return Grouped(min(block, max(8, rows_per_expert)), 1, _one_block, by_expert=not place.differentiable)
+    # Of few pairs, as when one token is generated, only the experts that were chosen are looked at.
+    return Grouped(min(block, max(8, rows_per_expert)), 1, _one_block, by_expert=rows_per_expert > 1)
 
 
 def visited_rows(rows_per_expert: int, block: int) -> int:
@@ -85,7 +90,23 @@ def visited_rows(rows_per_expert: int, block: int) -> int:
 def _one_block(x_NI: Float[Array, "N I"], kernels: Kernels, group_ids: Int[Array, " 1"]) -> Float[Array, "N O"]:
     # preferred_element_type decides a factor of 4 on CPU: bfloat16 results are rounded one by one there.
     axes = "NI,IO->NO" if kernels.inputs_first else "NI,OI->NO"
-    return jnp.einsum(axes, x_NI, kernels.array[group_ids[0]], preferred_element_type=jnp.float32)
+    array = kernels.array
+    if len(array) > 1:
+        # XLA's CPU backend slices no bfloat16: without the barrier it makes all kernels float32 first.
+        array, group_ids = lax.optimization_barrier((array, group_ids))
+    return jnp.einsum(axes, x_NI, array[group_ids[0]], preferred_element_type=jnp.float32)
+
+
+def _each_with_its_own(
+    x_NI: Float[Array, "N I"], kernels: Kernels, group_ids: Int[Array, " blocks"]
+) -> Float[Array, "N O"]:
+    """One product for all blocks, each with a copy of its kernel: what has a gradient on every platform."""
+    x_bMI = x_NI.reshape(len(group_ids), -1, x_NI.shape[1])
+    # Clipped, not filled: of a kernel of NaN, blocks that do not exist would have gradients of NaN.
+    kernels_b = kernels.array.at[group_ids].get(mode="clip")
+    axes = "bMI,bIO->bMO" if kernels.inputs_first else "bMI,bOI->bMO"
+    out_bMO = jnp.einsum(axes, x_bMI, kernels_b, preferred_element_type=jnp.float32)
+    return out_bMO.reshape(len(x_NI), -1)
 
 
 def _megablox(

@@ -44,8 +44,11 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def render(messages: list[Any], tokenizer: Any) -> str:
-    """Harmony text of a list of messages by the tokenizer's chat template; DataError where it fails."""
+def render(messages: list[Any], tokenizer: Any, effort: str = "medium", generate: bool = False) -> str:
+    """Harmony text of a list of messages by the tokenizer's chat template; DataError where it fails.
+
+    `effort` is the reasoning's; with `generate` the text ends where the assistant is to speak.
+    """
     if not tokenizer.chat_template:
         raise TokenizerError("the tokenizer has no chat template: add chat_template.jinja to the model's folder")
     if not all(isinstance(message, dict) for message in messages):
@@ -53,7 +56,9 @@ def render(messages: list[Any], tokenizer: Any) -> str:
     messages = [_without_absent(message) for message in messages]
     try:
         template = FIXED_DATE + tokenizer.get_chat_template()
-        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+        return tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, reasoning_effort=effort, add_generation_prompt=generate
+        )
     # Templates are programs of the checkpoint: whatever they raise is about these messages.
     except Exception as error:
         raise DataError(f"the chat template refuses these messages: {reason(error)}") from None
@@ -65,6 +70,15 @@ def _without_absent(value: Any) -> Any:
         present = {name: x for name, x in value.items() if x is not None and not (name == "tool_calls" and x == [])}
         return {name: _without_absent(x) for name, x in present.items()}
     return [_without_absent(x) for x in value] if isinstance(value, list) else value
+
+
+def reply_parts(text: str) -> list[tuple[str, str]]:
+    """Channel and content of each message of a reply, which goes on where its prompt ends; the last may be a part."""
+    parts = []
+    for match in MESSAGE.finditer("<|start|>assistant" + text):
+        channel = CHANNEL.search(match["header"])
+        parts.append((channel[1] if channel else "", match["content"]))
+    return parts
 
 
 def kept_spans(text: str, channel_weights: Mapping[str, float] | None = None) -> list[tuple[int, int, float]]:
@@ -104,12 +118,7 @@ def encode(
             [row.text for row in some], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         for row, token_ids, offsets in zip(some, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            ids = np.array(token_ids, np.int32)
-            if ids.max(initial=0) >= vocab_size:
-                raise TokenizerError(
-                    f"the tokenizer gives token {ids.max()}, the model's vocab_size is {vocab_size}: "
-                    "tokenizer and model do not belong together"
-                )
+            ids = _checked(token_ids, vocab_size)
             spans = [(0, len(row.text), 1.0)] if keep_all else kept_spans(row.text, channel_weights)
             weights = _weights(np.array(offsets, np.int64).reshape(-1, 2), spans)
             part = slice(None)
@@ -118,6 +127,21 @@ def encode(
             truncated = part != slice(None)
             documents.append(Document(ids[part].copy(), weights[part].copy(), domains.index(row.domain), truncated))
     return documents
+
+
+def token_ids(text: str, tokenizer: Any, vocab_size: int) -> np.ndarray:
+    """Tokens of a text, int32; no special tokens are added."""
+    return _checked(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], vocab_size)
+
+
+def _checked(token_ids: Sequence[int], vocab_size: int) -> np.ndarray:
+    ids = np.array(token_ids, np.int32)
+    if ids.max(initial=0) >= vocab_size:
+        raise TokenizerError(
+            f"the tokenizer gives token {ids.max()}, the model's vocab_size is {vocab_size}: "
+            "tokenizer and model do not belong together"
+        )
+    return ids
 
 
 def _weights(offsets: np.ndarray, spans: Sequence[tuple[int, int, float]]) -> np.ndarray:

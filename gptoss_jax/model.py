@@ -15,6 +15,7 @@ from . import mesh as sharding
 from . import rope
 from .attention import Attention
 from .batching import Batch
+from .cache import Cache
 from .config import SLIDING, Config
 from .mesh import Placement
 from .moe import MoE
@@ -60,6 +61,7 @@ class LayerOutput(NamedTuple):
     """The layer's output, the residual stream after it."""
     routing: Routing
     statistics: Statistics
+    cache: Cache | None = None
 
 
 class Output(NamedTuple):
@@ -102,13 +104,16 @@ class Layer(nnx.Module):
         sliding: Bool[Array, ""],
         place: Placement,
         index: Int[Array, ""] | None = None,
+        cache: Cache | None = None,
     ) -> tuple[Float[Array, "B S D"], LayerOutput]:
-        """`index` is this layer's, where its experts' weights are left in the stack of all layers."""
+        """`index` is this layer's, where its experts' weights are left in the stack of all layers; `cache` holds what
+        it keeps of the tokens before these, where these go on."""
         normed_BSD = self.attention_norm(x_BSD)
-        x_BSD = x_BSD + self.attention(normed_BSD, rope_tables, batch.segment_ids, sliding, place)
+        attended_BSD, cache = self.attention(normed_BSD, rope_tables, batch, sliding, place, cache)
+        x_BSD = x_BSD + attended_BSD
         mixture, routing, statistics = self.moe(self.moe_norm(x_BSD), batch, place, index)
         x_BSD = x_BSD + mixture
-        return x_BSD, LayerOutput(x_BSD, routing, statistics)
+        return x_BSD, LayerOutput(x_BSD, routing, statistics, cache)
 
 
 class GptOss(nnx.Module):
@@ -133,13 +138,15 @@ class GptOss(nnx.Module):
 
         # A scan copies each layer's slice of what it scans. The experts are nearly all of the weights, and
         # stay where they are: the layer picks from the whole stack the experts that its tokens chose.
+        # Where gradients are taken they are scanned: that of each layer would have the size of the stack.
         graph, *states = nnx.split(self.layers, nnx.PathContains("experts"), ...)
-        experts, scanned = states
+        in_place = 0 if place.differentiable else 1
+        held, scanned = states[:in_place], states[in_place:]
 
-        def one_layer(x_BSD: Array, slices: tuple[nnx.State, Array, Array]) -> tuple[Array, LayerOutput]:
-            state, sliding, index = slices
-            layer = nnx.merge(graph, experts, state)
-            return layer(x_BSD, batch, rope_tables, sliding, place, index)
+        def one_layer(x_BSD: Array, slices: tuple[list[nnx.State], Array, Array]) -> tuple[Array, LayerOutput]:
+            states, sliding, index = slices
+            layer = nnx.merge(graph, *held, *states)
+            return layer(x_BSD, batch, rope_tables, sliding, place, index if held else None)
 
         indices_L = jnp.arange(self.config.num_layers)
         x_BSD, layers = lax.scan(one_layer, self.embed(batch.token_ids, place), (scanned, sliding_L, indices_L))

@@ -15,7 +15,7 @@ ROOMS = ("gptoss_jax", "convert", "experiments")
 NETWORK = [
     {"errors"},
     {"config"},
-    {"mesh", "rope", "packed", "batching"},
+    {"mesh", "rope", "packed", "batching", "cache"},
     {"router", "grouped", "splash"},
     {"attention", "experts"},
     {"saliency"},

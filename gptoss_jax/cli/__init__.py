@@ -16,6 +16,7 @@ import click
 from .. import __version__
 from ..errors import UserError
 from .convert import convert
+from .generate import generate
 from .plan import plan
 from .profile import profile
 from .prune import prune, rank
@@ -29,7 +30,7 @@ def cli() -> None:
     """Profile, understand and prune the experts of GPT-OSS in JAX."""
 
 
-for command in (profile, rank, prune, convert, plan):
+for command in (profile, rank, prune, generate, convert, plan):
     cli.add_command(command)
 
 

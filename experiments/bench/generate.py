@@ -1,0 +1,93 @@
+"""Our generation beside transformers' `generate` on the same CPU, checkpoint and prompts.
+
+    python -m experiments.bench.generate MODEL
+
+Greedy, float32, both in one process, in turns; no stop ends a row. A rate is of all new tokens over the whole call,
+prompts included, after a call that compiles and warms up. Ours is also timed at the end of long contexts. Needs the test
+extra.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import click
+import numpy as np
+
+from convert.sources import open_source
+from gptoss_jax import generate
+from gptoss_jax.generate import STEPS_AT_ONCE, Sampling
+
+PROMPT, NEW = 100, 128  # tokens
+BATCHES = (1, 16)
+CONTEXTS = (256, 1024, 4096)
+GREEDY = Sampling(temperature=0.0)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def beside_transformers(model: Path, network: generate.Network, batch_size: int, rounds: int) -> str:
+    """One line of the table; both must say the same."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = open_source(str(model)).config
+    prompts = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, PROMPT)).astype(np.int32)
+    theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    ids = torch.tensor(prompts).long()
+    fixed = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+    def run_ours() -> np.ndarray:
+        return np.concatenate(list(generate.generate(network, config, list(prompts), NEW, GREEDY, ())), axis=1)
+
+    def run_theirs() -> np.ndarray:
+        with torch.inference_mode():
+            return theirs.generate(ids, attention_mask=torch.ones_like(ids), **fixed)[:, PROMPT:].numpy()
+
+    equal = np.array_equal(run_ours(), run_theirs())
+    pairs = [(seconds(run_ours), seconds(run_theirs)) for _ in range(rounds)]
+    rates = [batch_size * NEW / median(side) for side in zip(*pairs, strict=True)]
+    ratios = sorted(b / a for a, b in pairs)
+    spread = f"{median(ratios):.2f} × ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    return f"| {batch_size} | {rates[0]:,.0f} | {rates[1]:,.0f} | {spread} | {'equal' if equal else 'DIFFERENT'} |"
+
+
+def at_context(model: Path, network: generate.Network, batch_size: int, context: int, rounds: int) -> str:
+    """One line: new tokens a second, by the last chunk of a call, whose rows are then `context` long."""
+    config = open_source(str(model)).config
+    rng = np.random.default_rng(0)
+    prompts = list(rng.integers(0, config.vocab_size, (batch_size, context - 2 * STEPS_AT_ONCE)).astype(np.int32))
+
+    def last_chunk() -> float:
+        chunks = generate.generate(network, config, prompts, 2 * STEPS_AT_ONCE, GREEDY, ())
+        next(chunks)
+        return seconds(lambda: next(chunks))
+
+    last_chunk()
+    each = median(last_chunk() for _ in range(rounds)) / STEPS_AT_ONCE
+    return f"| {batch_size} | {context:,} | {batch_size / each:,.0f} | {each * 1e3:.2f} |"
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Pairs of runs.")
+def main(model: Path, rounds: int) -> None:
+    """Print both tables."""
+    network = generate.load(open_source(str(model)), "float32")
+    beside = [beside_transformers(model, network, size, rounds) for size in BATCHES]
+    long = [at_context(model, network, size, context, rounds) for size in BATCHES for context in CONTEXTS]
+    click.echo(
+        "| rows | ours, tokens/s | transformers, tokens/s | ours over theirs | tokens |\n|---:|---:|---:|---:|---|"
+    )
+    click.echo("\n".join(beside))
+    click.echo("\n| rows | context | tokens/s | ms a step |\n|---:|---:|---:|---:|")
+    click.echo("\n".join(long))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Text from a model: a prefill of all prompts at once, then one token a step for all rows. Letters: see `config`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from . import cache, rope
+from . import mesh as sharding
+from .batching import Batch
+from .cache import Cache
+from .config import SLIDING, Config, read_json
+from .errors import DataError, TokenizerError
+from .forward import float32_is_float32
+from .model import Head, Layer, Source, load_part
+
+CAPACITY_STEP = 128  # tokens: caches grow by so many, so that few lengths are compiled
+STEPS_AT_ONCE = 16  # tokens between two looks at what was generated
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen from its logits."""
+
+    temperature: float = 1.0
+    """0 takes the most probable token."""
+    top_k: int = 0
+    """Of the most probable so many; 0 of all."""
+    top_p: float = 1.0
+    """Of the most probable that together reach this probability."""
+    seed: int = 0
+
+
+class Network(NamedTuple):
+    """The model with a module for each layer: a step of one token would copy its weights out of a stack."""
+
+    embedding: Float[Array, "V D"]
+    layers: tuple[Layer, ...]
+    head: Head
+
+
+class State(NamedTuple):
+    """Rows between two steps."""
+
+    logits: Float[Array, "B V"]
+    """Of the next token."""
+    positions: Int[Array, " B"]
+    """Of the next token."""
+    done: Bool[Array, " B"]
+    caches: tuple[Cache, ...]
+
+
+def load(source: Source, dtype: Any) -> Network:
+    """The network with all weights on the default device."""
+    config = source.config
+
+    def layer() -> Layer:
+        return Layer(config, rngs=nnx.Rngs(0))
+
+    embedding = load_part(source, lambda: {"embedding": jnp.zeros((config.vocab_size, config.hidden_size))}, dtype)
+    layers = tuple(load_part(source, layer, dtype, f"layers/{i}/") for i in range(config.num_layers))
+    return Network(embedding["embedding"], layers, load_part(source, lambda: Head(config, rngs=nnx.Rngs(0)), dtype))
+
+
+@float32_is_float32
+def step(
+    network: Network, tokens: tuple[Array, Array, Array], caches: Sequence[Cache], config: Config
+) -> tuple[Float[Array, "B S D"], tuple[Cache, ...]]:
+    """Token ids, positions and segments, each [B, S], through all layers: the last one's output, and the caches."""
+    token_ids, positions, segment_ids = tokens
+    # Statistics are not returned and so are not computed; no token counts in them.
+    batch = Batch(token_ids, positions, segment_ids, jnp.zeros(token_ids.shape), jnp.zeros_like(token_ids))
+    tables, place = rope.tables(config, positions), sharding.here()
+    x_BSD = network.embedding[token_ids]
+    after: list[Any] = []
+    for layer, kind, before in zip(network.layers, config.layer_types, caches, strict=True):
+        x_BSD, output = layer(x_BSD, batch, tables, jnp.array(kind == SLIDING), place, cache=before)
+        after.append(output.cache)
+    return x_BSD, tuple(after)
+
+
+@partial(jax.jit, static_argnames=("config", "capacity"))
+def prefill(
+    network: Network, token_ids: Int[Array, "B S"], lengths: Int[Array, " B"], config: Config, capacity: int
+) -> State:
+    """Prompts, padded on the right, through the network; room for `capacity` tokens a row."""
+    B, S = token_ids.shape
+    kinds, dtype = config.layer_types, network.embedding.dtype
+    caches = [cache.empty(config, B, capacity, kind, dtype) for kind in kinds]
+    positions = jnp.broadcast_to(jnp.arange(S), (B, S))
+    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
+    x_BSD, caches = step(network, (token_ids, positions, segment_ids), caches, config)
+    last_BD = x_BSD[jnp.arange(B), lengths - 1]
+    return State(logits_of(network.head, last_BD), lengths, jnp.zeros(B, bool), caches)
+
+
+@partial(jax.jit, static_argnames=("sampling", "config", "stop_ids", "steps"), donate_argnames="state")
+def decode(
+    network: Network, state: State, sampling: Sampling, config: Config, stop_ids: tuple[int, ...], steps: int
+) -> tuple[State, Int[Array, "B steps"]]:
+    """The next tokens of all rows, −1 behind a row's stop."""
+
+    def one_token(state: State, _: None) -> tuple[State, Array]:
+        token_B = sample(state.logits, state.positions, sampling)
+        emitted_B = jnp.where(state.done, -1, token_B)
+        full_B = state.positions + 1 >= config.max_position
+        done_B = state.done | full_B | jnp.isin(token_B, jnp.array(stop_ids, jnp.int32))
+        # Rows that are done go on in segment 0, as padding, whose experts do not run.
+        tokens = (token_B[:, None], state.positions[:, None], jnp.where(done_B, 0, 1)[:, None])
+        x_B1D, caches = step(network, tokens, state.caches, config)
+        positions = jnp.where(done_B, state.positions, state.positions + 1)
+        return State(logits_of(network.head, x_B1D[:, 0]), positions, done_B, caches), emitted_B
+
+    state, tokens_NB = lax.scan(one_token, state, length=steps)
+    return state, tokens_NB.T
+
+
+def logits_of(head: Head, x_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
+    return float32_is_float32(head.logits)(head.final_norm(x_BD))
+
+
+def sample(logits_BV: Float[Array, "B V"], positions_B: Int[Array, " B"], sampling: Sampling) -> Int[Array, " B"]:
+    """A token a row. What is drawn depends on the seed, the row and the position, not on the steps at once."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1)
+    B, V = logits_BV.shape
+    kept = sampling.top_k if 0 < sampling.top_k < V else V
+    ordered_BK, ids_BK = logits_BV / sampling.temperature, None
+    if kept < V or sampling.top_p < 1:
+        ordered_BK, ids_BK = lax.top_k(ordered_BK, kept)
+        before_BK = jnp.cumsum(jax.nn.softmax(ordered_BK, axis=-1), axis=-1)
+        before_BK = jnp.pad(before_BK, ((0, 0), (1, 0)))[:, :-1]
+        # The first one always stays: nothing stands before it.
+        ordered_BK = jnp.where(before_BK < sampling.top_p, ordered_BK, -jnp.inf)
+    keys_B = jax.vmap(
+        lambda row, position: jax.random.fold_in(jax.random.fold_in(jax.random.key(sampling.seed), row), position)
+    )(jnp.arange(B), positions_B)
+    drawn_B = jax.vmap(jax.random.categorical)(keys_B, ordered_BK)
+    return drawn_B if ids_BK is None else ids_BK[jnp.arange(B), drawn_B]
+
+
+def generate(
+    network: Network,
+    config: Config,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop_ids: Sequence[int],
+) -> Iterator[np.ndarray]:
+    """The next tokens of all rows, [B, up to STEPS_AT_ONCE] at a time, −1 behind a row's end.
+
+    A row ends with the first of `stop_ids`, with `max_new_tokens`, or where the model's context is full. DataError
+    where a prompt is empty or leaves no room in the context.
+    """
+    check_room(prompts, config)
+    longest = max(map(len, prompts))
+    token_ids = np.zeros((len(prompts), _rounded(longest)), np.int32)
+    for row, prompt in zip(token_ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    capacity = min(_rounded(longest + max_new_tokens), config.max_position)
+    state = prefill(network, token_ids, lengths, config, capacity)
+    for first in range(0, max_new_tokens, STEPS_AT_ONCE):
+        state, tokens_BN = decode(network, state, sampling, config, tuple(stop_ids), STEPS_AT_ONCE)
+        yield np.asarray(tokens_BN)[:, : max_new_tokens - first]
+        if bool(state.done.all()):
+            return
+
+
+def check_room(prompts: Sequence[np.ndarray], config: Config) -> None:
+    """DataError where a prompt is empty or fills the context."""
+    for number, prompt in enumerate(prompts, 1):
+        if not 0 < len(prompt) < config.max_position:
+            raise DataError(
+                f"prompt {number} has {len(prompt)} tokens, the model's context is {config.max_position}: give at "
+                "least one token, and leave room for what is generated"
+            )
+
+
+def read_stop_ids(folder: Path, tokenizer: Any) -> list[int]:
+    """The ids that end a reply: those of generation_config.json, or where there is none the tokenizer's."""
+    file = folder / "generation_config.json"
+    raw = read_json(file) if file.exists() else {"eos_token_id": tokenizer.eos_token_id}
+    ids = raw.get("eos_token_id") if isinstance(raw, dict) else None
+    ids = ids if isinstance(ids, list) else [ids]
+    if not ids or not all(isinstance(i, int) and i >= 0 for i in ids):
+        raise TokenizerError(f"{file}: eos_token_id is {ids!r}, expected ids: copy the file of the original model")
+    return ids
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // CAPACITY_STEP) * CAPACITY_STEP

@@ -1,0 +1,260 @@
+"""Generation against transformers', and against the forward that sees all tokens at once."""
+# ruff: noqa: F401, F811
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from convert.from_hf import Checkpoint
+from convert.sources import open_source
+from gptoss_jax import batching, generate, model
+from gptoss_jax.batching import Document
+from gptoss_jax.cli import cli
+from gptoss_jax.cli.generate import _show
+from gptoss_jax.config import TINY
+from gptoss_jax.errors import DataError, TokenizerError
+from gptoss_jax.forward import forward_step
+from gptoss_jax.generate import Sampling, sample
+from tests.oracle import load as load_reference
+from tests.oracle import relative
+
+from .bad_input import Refused, program, refused
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def prompts(*lengths: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, TINY.vocab_size, n).astype(np.int32) for n in lengths]
+
+
+def generated(
+    folder: Path, rows: list[np.ndarray], count: int, stop_ids: tuple[int, ...] = (), **sampling: Any
+) -> np.ndarray:
+    source = open_source(str(folder))
+    network = generate.load(source, "float32")
+    how = replace(GREEDY, **sampling)
+    return np.concatenate(list(generate.generate(network, source.config, rows, count, how, stop_ids)), axis=1)
+
+
+@pytest.mark.parametrize("form", ["tiny_mxfp4", "tiny_bf16"])
+def test_greedy_tokens_equal_transformers(form: str, request: pytest.FixtureRequest) -> None:
+    """128 tokens after prompts shorter and longer than the window, in one batch."""
+    folder = request.getfixturevalue(form)
+    rows = prompts(3, 40, 1)
+    ours = generated(folder, rows, 128)
+    reference = load_reference(folder)
+    for row, prompt in zip(ours, rows, strict=True):
+        ids = torch.tensor(prompt[None]).long()
+        with torch.no_grad():
+            theirs = reference.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=128,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        np.testing.assert_array_equal(row, theirs[0, len(prompt) :].numpy())
+
+
+def test_logits_of_each_step_equal_those_of_all_tokens_at_once(tiny_mxfp4: Path) -> None:
+    """Rows of different length, some behind their ring's first turn."""
+    source, rows = Checkpoint(tiny_mxfp4), prompts(5, 30, 12)
+    network = generate.load(source, "float32")
+    lengths = np.array([4, 29, 11], np.int32)
+    token_ids = np.zeros((3, 40), np.int32)
+    for row, prompt in zip(token_ids, rows, strict=True):
+        row[: len(prompt) - 1] = prompt[:-1]
+    state = generate.prefill(network, token_ids, lengths, source.config, 64)
+    after, caches = generate.step(
+        network,
+        (jnp.array([[row[-1]] for row in rows]), jnp.asarray(lengths)[:, None], jnp.ones((3, 1), jnp.int32)),
+        state.caches,
+        source.config,
+    )
+    whole = model.load(source, "float32")
+    for row, prompt in enumerate(rows):
+        (batch,) = batching.padded([Document(prompt, np.ones(len(prompt), np.float32))], 1, 64)
+        logits = np.asarray(forward_step(whole, batch).logits)[0, : len(prompt)]
+        assert relative(state.logits[row], logits[-2]) < 1e-5
+        assert relative(generate.logits_of(network.head, after[row]), logits[-1:]) < 1e-5
+        assert sorted(caches[0].positions[row].tolist())[-1] == len(prompt) - 1
+
+
+def test_a_row_ends_with_its_stop_and_others_go_on(tiny_mxfp4: Path) -> None:
+    rows = prompts(7, 20)
+    free = generated(tiny_mxfp4, rows, 40)
+    stop = int(free[0, 9])
+    assert stop not in free[0, :9]
+    stopped = generated(tiny_mxfp4, rows, 40, stop_ids=(stop,))
+    np.testing.assert_array_equal(stopped[0, :10], free[0, :10])
+    assert (stopped[0, 10:] == -1).all()
+    end = np.flatnonzero(free[1] == stop)[0] + 1 if stop in free[1] else 40
+    np.testing.assert_array_equal(stopped[1, :end], free[1, :end])
+
+
+def test_a_row_ends_where_the_context_is_full(tiny_mxfp4: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_mxfp4, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 24}), encoding="utf-8")
+    tokens = generated(folder, prompts(4, 20), 40)
+    assert (tokens >= 0).sum(1).tolist() == [20, 4]
+
+
+def test_what_a_row_draws_does_not_depend_on_the_others_steps(
+    tiny_mxfp4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = prompts(6, 18)
+    drawn = generated(tiny_mxfp4, rows, 20, temperature=1.0, seed=3)
+    np.testing.assert_array_equal(generated(tiny_mxfp4, rows[:1], 20, temperature=1.0, seed=3), drawn[:1])
+    assert (generated(tiny_mxfp4, rows, 20, temperature=1.0, seed=4) != drawn).any()
+    monkeypatch.setattr(generate, "STEPS_AT_ONCE", 7)
+    np.testing.assert_array_equal(generated(tiny_mxfp4, rows, 20, temperature=1.0, seed=3), drawn)
+
+
+PROBABILITIES = np.array([0.4, 0.05, 0.3, 0.15, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "allowed"),
+    [
+        (Sampling(), [0, 1, 2, 3, 4]),
+        (Sampling(top_k=2), [0, 2]),
+        (Sampling(top_p=0.6), [0, 2]),  # 0.4 is not enough, 0.7 is
+        (Sampling(top_p=0.01), [0]),
+        (Sampling(top_k=3, top_p=0.75), [0, 2]),  # of the three's 0.85
+        (Sampling(temperature=0.5, top_p=0.7), [0, 2]),
+        (Sampling(temperature=0.0), [0]),
+    ],
+)
+def test_tokens_are_drawn_as_often_as_they_are_probable(sampling: Sampling, allowed: list[int]) -> None:
+    count = 4000
+    logits = jnp.tile(jnp.log(PROBABILITIES), (count, 1)).astype(jnp.float32)
+    drawn = np.asarray(sample(logits, jnp.zeros(count, jnp.int32), sampling))
+    expected = np.zeros(5)
+    expected[allowed] = PROBABILITIES[allowed] ** (1 / (sampling.temperature or 1))
+    expected /= expected.sum()
+    frequency = np.bincount(drawn, minlength=5) / count
+    assert set(np.flatnonzero(frequency)) == set(allowed)
+    np.testing.assert_allclose(frequency, expected, atol=4 * np.sqrt(0.25 / count))
+
+
+def test_prompts_that_leave_no_room_are_refused(tiny_mxfp4: Path) -> None:
+    source = Checkpoint(tiny_mxfp4)
+    network = generate.load(source, "float32")
+    for length in (0, TINY.max_position):
+        rows = [np.zeros(3, np.int32), np.zeros(length, np.int32)]
+        with pytest.raises(DataError, match=rf"prompt 2 has {length} tokens, the model's context is 131072"):
+            next(generate.generate(network, source.config, rows, 4, GREEDY, ()))
+
+
+def test_stop_ids_are_those_of_the_generation_config(tiny_mxfp4: Path, tmp_path: Path) -> None:
+    class Tokenizer:
+        eos_token_id = 7
+
+    assert len(generate.read_stop_ids(tiny_mxfp4, Tokenizer())) == 3
+    assert generate.read_stop_ids(tmp_path, Tokenizer()) == [7]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "x"}', encoding="utf-8")
+    with pytest.raises(TokenizerError, match="eos_token_id"):
+        generate.read_stop_ids(tmp_path, Tokenizer())
+
+
+@pytest.mark.parametrize("form", ["tiny_mxfp4", "tiny_bf16"])
+def test_orbax_checkpoints_say_the_same(form: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(form)
+    words = ["convert", str(folder), "--to", "orbax", "--out", str(tmp_path / "orbax")]
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    rows = prompts(9, 3)
+    np.testing.assert_array_equal(generated(tmp_path / "orbax", rows, 12), generated(folder, rows, 12))
+
+
+def say(model: Path, *options: str) -> Result:
+    return CliRunner().invoke(cli, ["generate", str(model), "--max-new-tokens", "20", *options], catch_exceptions=False)
+
+
+def test_the_command_shows_what_was_generated(tiny_mxfp4: Path, tmp_path: Path) -> None:
+    """Alone, as it comes, and in a batch with others: the same words."""
+    alone = [
+        say(tiny_mxfp4, "--prompt", text, "--temperature", "0", "--dtype", "float32") for text in ("Hi", "What is 2?")
+    ]
+    assert all(result.exit_code == 0 and result.stdout.strip() for result in alone)
+    short = say(tiny_mxfp4, "--prompt", "Hi", "--temperature", "0", "--dtype", "float32", "--max-new-tokens", "1")
+    assert "1 of 1 replies did not end" in short.stderr and alone[0].stdout.startswith(short.stdout.strip())
+    both = say(tiny_mxfp4, "--prompt", "Hi", "--prompt", "What is 2?", "--temperature", "0", "--dtype", "float32")
+    assert both.stdout == "".join(f"--- {n}\n{result.stdout}" for n, result in enumerate(alone, 1))
+    file = tmp_path / "messages.jsonl"
+    lines = [[{"role": "user", "content": "Hi"}], {"messages": [{"role": "user", "content": "What is 2?"}]}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    read = say(tiny_mxfp4, "--messages", str(file), "--temperature", "0", "--dtype", "float32")
+    assert read.stdout == both.stdout
+
+
+REPLY = "<|channel|>analysis<|message|>2 − 1 é<|end|><|start|>assistant<|channel|>final<|message|>one<|return|>"
+PIECES = re.findall(rb"<\|\w+\|>|.", REPLY.encode())  # harmony's marks, and bytes
+
+
+class Spelling:
+    """A tokenizer whose tokens are these, by their place."""
+
+    @staticmethod
+    def decode(ids: list[int]) -> str:
+        return b"".join(PIECES[i] for i in ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_channels_are_told_apart_while_they_come(at_once: int, capsys: pytest.CaptureFixture) -> None:
+    ids = np.arange(len(PIECES))
+    chunks = (ids[None, start : start + at_once] for start in range(0, len(ids), at_once))
+    _show(chunks, 1, Spelling())
+    assert capsys.readouterr().out == "[analysis]\n2 − 1 é\n\n[final]\none\n"
+
+
+REFUSED = {
+    "neither prompt nor messages": ((), "either --prompt or --messages"),
+    "both": (("--prompt", "a", "--messages", "m.json"), "either --prompt or --messages"),
+    "a temperature below 0": (("--prompt", "a", "--temperature", "-1"), "--temperature"),
+    "a temperature that is no number": (("--prompt", "a", "--temperature", "nan"), "nan is no number"),
+    "no probability": (("--prompt", "a", "--top-p", "0"), "--top-p"),
+    "more than all": (("--prompt", "a", "--top-p", "1.1"), "--top-p"),
+    "a negative number": (("--prompt", "a", "--top-k", "-1"), "--top-k"),
+    "no tokens": (("--prompt", "a", "--max-new-tokens", "0"), "--max-new-tokens"),
+    "a file that is not there": (("--messages", "nowhere.json"), "nowhere.json: no list of messages can be read"),
+    "another effort": (("--prompt", "a", "--reasoning-effort", "some"), "--reasoning-effort"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_options_get_one_line(case: str, tiny_mxfp4: Path, refused: Refused) -> None:
+    options, says = REFUSED[case]
+    refused("generate", tiny_mxfp4, *options, says=(says,))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "3", '{"messages": []}', '[{"role": 1}]', '["a"]', '[{"role": "bogus", "content": "x"}]']
+)
+def test_bad_messages_get_one_line(text: str, tiny_mxfp4: Path, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "m.json").write_text(text, encoding="utf-8")
+    refused("generate", tiny_mxfp4, "--messages", tmp_path / "m.json", says=("messages",))
+
+
+def test_a_model_without_a_template_is_refused(tiny_mxfp4: Path, tmp_path: Path, refused: Refused) -> None:
+    folder = shutil.copytree(tiny_mxfp4, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    refused("generate", folder, "--prompt", "a", says=("add chat_template.jinja",))
+
+
+def test_a_prompt_beyond_the_context_is_refused(tiny_mxfp4: Path, tmp_path: Path, refused: Refused) -> None:
+    folder = shutil.copytree(tiny_mxfp4, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 24}), encoding="utf-8")
+    refused("generate", folder, "--prompt", "long " * 30, says=("the model's context is 24",))

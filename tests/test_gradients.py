@@ -1,0 +1,44 @@
+"""Gradients of every weight against transformers' in float32."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+import torch
+
+from convert.from_hf import Checkpoint
+from convert.mapping import all_tensors
+from gptoss_jax import batching, grouped, model
+from gptoss_jax import mesh as sharding
+from gptoss_jax.batching import Batch, Document
+from gptoss_jax.config import TINY
+from gptoss_jax.mesh import Placement
+from tests.oracle import load as load_reference
+from tests.oracle import relative
+
+IDS = np.random.default_rng(2).integers(0, TINY.vocab_size, 45).astype(np.int32)
+
+
+@pytest.mark.parametrize("blocks", [grouped.ALL_BLOCKS, 3])
+def test_gradients_of_all_weights_equal_transformers(
+    tiny_bf16: Path, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the mean loss of a row behind which there is padding; experts in one call or in several."""
+    monkeypatch.setattr(grouped, "ALL_BLOCKS", blocks)
+    reference = load_reference(tiny_bf16)
+    ids = torch.tensor(IDS[None]).long()
+    reference(ids, labels=ids).loss.backward()
+    theirs = {name: parameter.grad.numpy() for name, parameter in reference.named_parameters()}
+
+    def loss(network: model.GptOss, batch: Batch) -> jax.Array:
+        logits = network(batch, Placement("cpu", differentiable=True)).logits[:, :44]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, IDS[None, 1:]).mean()
+
+    network = model.load(Checkpoint(tiny_bf16), "float32")
+    (batch,) = batching.padded([Document(IDS, np.ones(45, np.float32))], 1, 64)
+    ours = sharding.by_path(jax.jit(jax.grad(loss))(network, batch))
+    for name, tensor, layer in all_tensors(TINY):
+        gradient = ours[tensor.path] if layer is None else ours[f"layers/{tensor.path}"][layer]
+        assert relative(gradient, tensor.to_model(theirs[name], TINY)) < 1e-4, name
