@@ -7,9 +7,10 @@ means 2^(s − 127). Every value is exact in bfloat16.
 import ml_dtypes
 import numpy as np
 
+from gptoss_jax.packed import LARGEST_EXPONENT
+
 FP4_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 SCALE_BIAS = 127
-LARGEST_EXPONENT = 2  # of FP4: 6 = 1.5 · 2²
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 _SIGNED = np.concatenate([FP4_VALUES, -FP4_VALUES])

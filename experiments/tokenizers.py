@@ -4,6 +4,7 @@ import gzip
 import json
 import pydoc_data.topics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,16 @@ CHAT_TEMPLATE = """\
 """
 
 
-def write_small(folder: Path, vocab_size: int) -> None:
-    """A byte-level BPE trained on the Python documentation that comes with every interpreter."""
+def write_small(folder: Path, vocab_size: int, texts: Sequence[str] = ()) -> None:
+    """A byte-level BPE trained on texts, or on the Python documentation that comes with every interpreter.
+
+    Digits stand alone: a small model adds digit by digit.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_of_words])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
@@ -71,7 +76,7 @@ def write_small(folder: Path, vocab_size: int) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([text for _, text in sorted(pydoc_data.topics.topics.items())], trainer)
+    tokenizer.train_from_iterator(texts or [text for _, text in sorted(pydoc_data.topics.topics.items())], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     ids = {name: tokenizer.token_to_id(name) for name in NAMED.values()}
     _write_companions(folder, CHAT_TEMPLATE, [ids["<|return|>"], ids["<|endoftext|>"], ids["<|call|>"]])

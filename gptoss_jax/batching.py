@@ -74,7 +74,7 @@ def padded(
     groups = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     for number, length in enumerate(agree([padded_length(group[-1]) for group in groups])):
         rows = groups[number] if number < len(groups) else []
-        yield _stack([[row] for row in rows], batch_size, length, num_domains)
+        yield stack([[row] for row in rows], batch_size, length, num_domains)
 
 
 def side_by_side(
@@ -97,7 +97,7 @@ def side_by_side(
             insort(room, (free - len(document.token_ids), number))
     rows_each = -(-len(rows) // -(-len(rows) // batch_size))
     for start in range(0, len(rows), rows_each):
-        yield _stack(rows[start : start + rows_each], rows_each, length, num_domains)
+        yield stack(rows[start : start + rows_each], rows_each, length, num_domains)
 
 
 def packed(
@@ -128,7 +128,7 @@ def packed(
     if row:
         rows.append(row)
     for start in range(0, len(rows), batch_size):
-        yield _stack(rows[start : start + batch_size], batch_size, length, num_domains, cross_document)
+        yield stack(rows[start : start + batch_size], batch_size, length, num_domains, cross_document)
 
 
 def _with_eos(document: Document, eos_token_id: int) -> Document:
@@ -144,13 +144,14 @@ def _split(document: Document, at: int) -> tuple[Document, Document]:
     return Document(ids[:at], weights[:at], domain), Document(ids[at:], weights[at:], domain)
 
 
-def _stack(
+def stack(
     rows: Sequence[Sequence[Document]],
     batch_size: int,
     length: int,
     num_domains: int,
     cross_document: bool = False,
 ) -> Batch:
+    """Rows of documents, side by side, as a batch of `batch_size` rows of `length` tokens."""
     shape = (batch_size, length)
     batch = Batch(
         token_ids=np.zeros(shape, np.int32),

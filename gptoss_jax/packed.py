@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Integer, UInt8, UInt32
 
 BLOCK = 32  # values that share a scale
+LARGEST_EXPONENT = 2  # of four bits: 6 = 1.5 · 2²
 
 
 def dequantise(
@@ -39,6 +40,17 @@ def dequantise_pairs(
     else:
         values = jnp.stack([_values(codes & 15) * factors, _values(codes >> 4) * factors], axis=-1).astype(dtype)
     return values.reshape(*scales.shape[:-1], -1)
+
+
+def round_to_mxfp4(values: Float[Array, "*any I"]) -> Float[Array, "*any I"]:
+    """Each value as MXFP4 holds it, by the rule of `convert.mxfp4.encode`: the nearest, ties to even."""
+    grouped = values.reshape(*values.shape[:-1], -1, BLOCK)
+    largest = jnp.abs(grouped).max(-1, keepdims=True)
+    exponent = jnp.where(largest > 0, jnp.frexp(largest)[1] - 1 - LARGEST_EXPONENT, 0)
+    magnitude = jnp.minimum(jnp.ldexp(jnp.abs(grouped), -exponent), 6)
+    step = jnp.where(magnitude < 2, 0.5, jnp.where(magnitude < 4, 1, 2))
+    rounded = jnp.ldexp(jnp.round(magnitude / step) * step, exponent)
+    return (jnp.sign(grouped) * rounded).reshape(values.shape).astype(values.dtype)
 
 
 def _values(codes: Integer[Array, "*any"]) -> Float[Array, "*any"]:

@@ -1,0 +1,206 @@
+"""The families of tasks that nano learns. reasoning-gym makes the instances and scores the answers; the short reasoning
+is written here, from what the generator says of each instance.
+
+An instance is for training, calibration or evaluation by the SHA-256 of its question, so that none is in two of them.
+"""
+
+import hashlib
+import pydoc_data.topics
+import random
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+SPLITS = ("train", "calibration", "evaluation")
+HELD_OUT = 16  # of so many instances one is for calibration and one for evaluation
+ENGLISH = "english"
+PARAGRAPH = 80, 600  # characters that a paragraph has at least, and that are taken of it at most
+
+
+class Instance(NamedTuple):
+    """A question and what is to be learnt of it."""
+
+    family: str
+    question: str
+    thinking: str
+    """The reasoning; empty where there is none."""
+    answer: str
+    entry: dict[str, Any]
+    """As the generator gave it; what its scorer wants."""
+
+    @property
+    def split(self) -> str:
+        """train, calibration or evaluation."""
+        number = int.from_bytes(hashlib.sha256(self.question.encode()).digest()[:8], "big") % HELD_OUT
+        return {0: "calibration", 1: "evaluation"}.get(number, "train")
+
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation, as the chat template takes it."""
+        reply = {"role": "assistant", "content": self.answer}
+        return [
+            {"role": "user", "content": self.question},
+            reply | ({"thinking": self.thinking} if self.thinking else {}),
+        ]
+
+
+class Family(NamedTuple):
+    """One generator of reasoning-gym at a level that nano can learn."""
+
+    dataset: str
+    options: dict[str, Any]
+    think: Callable[[dict[str, Any]], str]
+    """The reasoning, from an entry."""
+
+
+def chain_steps(entry: dict[str, Any]) -> str:
+    """12 + 34 - 5 → 12 + 34 = 46; 46 - 5 = 41"""
+    first, *rest = entry["metadata"]["expression"].split()
+    total, steps = int(first), []
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        after = total + int(term) * (1 if sign == "+" else -1)
+        steps.append(f"{total} {sign} {term} = {after}")
+        total = after
+    return "; ".join(steps)
+
+
+def equation_steps(entry: dict[str, Any]) -> str:
+    """7 - 3*x = -5 → -3*x = -5 - 7 = -12; x = -12 / -3 = 4"""
+    left, right = entry["metadata"]["equation"].split(" = ")
+    x = entry["metadata"]["variable"]
+    before, factor, behind = re.fullmatch(rf"(?:(\d+) (?=- ))?((?:- ?)?(?:\d+\*)?){x}((?: [+-] \d+)?)", left).groups()  # type: ignore[union-attr]
+    factor = factor.replace(" ", "")
+    constant = before or behind.replace(" ", "").removeprefix("+")
+    total, steps = int(right), []
+    if constant:
+        total -= int(constant)
+        sign = "-" if int(constant) > 0 else "+"
+        steps.append(f"{factor}{x} = {right} {sign} {abs(int(constant))} = {total}")
+    if factor:
+        by = -1 if factor == "-" else int(factor[:-1])
+        steps.append(f"{x} = {total} / {by} = {total // by}")
+    return "; ".join(steps) or f"{x} = {right}"
+
+
+def form_of_syllogism(entry: dict[str, Any]) -> str:
+    """The statements with letters in the place of terms, and whether the third follows."""
+    meta = entry["metadata"]
+    letters: dict[str, str] = {}
+    forms = []
+    for statement in (meta["premise1"], meta["premise2"], meta["conclusion"]):
+        quantifier, subject, negated, predicate = re.fullmatch(r"(\w+) (\w+) are (not )?(\w+)", statement).groups()  # type: ignore[union-attr]
+        for term in (subject, predicate):
+            letters.setdefault(term, chr(ord("A") + len(letters)))
+        forms.append(f"{quantifier} {letters[subject]} are {negated or ''}{letters[predicate]}")
+    return f"{forms[0]}. {forms[1]}. {forms[2]}? {'It follows' if meta['is_valid'] else 'It does not follow'}."
+
+
+def spelt(entry: dict[str, Any]) -> str:
+    """plan → p l a n; n a l p"""
+    word = entry["metadata"]["word"]
+    return f"{' '.join(word)}; {' '.join(reversed(word))}"
+
+
+def interval(entry: dict[str, Any]) -> str:
+    """Hours and minutes apart, then borrowed."""
+    (h1, m1), (h2, m2) = (
+        tuple(map(int, entry["metadata"][key].split()[1].split(":")[:2])) for key in ("start_time", "end_time")
+    )
+    h2 += 24 * (h2 < h1)  # midnight
+    steps = f"{h2} - {h1} = {h2 - h1} h, {m2} - {m1} = {m2 - m1} min"
+    return steps + (f"; {h2 - h1 - 1} h, {m2 - m1 + 60} min" if m2 < m1 else "")
+
+
+def legs(entry: dict[str, Any]) -> str:
+    """Legs of each kind, then running sums."""
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+    products = [(count, ANIMALS[name]) for name, count in entry["metadata"]["animals"].items()]
+    total, *rest = (count * each for count, each in products)
+    sums = []
+    for value in rest:
+        sums.append(f"{total} + {value} = {total + value}")
+        total += value
+    return "; ".join([f"{count} * {each} = {count * each}" for count, each in products] + sums)
+
+
+def euclid(entry: dict[str, Any]) -> str:
+    """Remainders until nothing is left: 48 36 12 0"""
+    a, b = sorted(entry["metadata"]["numbers"], reverse=True)
+    steps = [a]
+    while b:
+        steps.append(b)
+        a, b = b, a % b
+    return " ".join(map(str, [*steps, 0]))
+
+
+def kin(entry: dict[str, Any]) -> str:
+    """The sentences of the story that name the two."""
+    meta = entry["metadata"]
+    story = entry["question"].split("\n\n")[0]
+    couples = re.findall(r"(?:\w+ is married to \w+\.(?: They have [^.]*\.)?)", story)
+    told = [c for c in couples if {meta["person1"], meta["person2"]} & set(re.findall(r"\w+", c))]
+    return f"{' '.join(told)} So {meta['person1']} to {meta['person2']}."
+
+
+FAMILIES = {
+    "arithmetic": Family("chain_sum", {"min_terms": 2, "max_terms": 3, "max_digits": 2}, chain_steps),
+    "algebra": Family("simple_equations", {"max_terms": 2, "max_value": 20}, equation_steps),
+    "logic": Family("syllogism", {"invalid_ratio": 0.5, "inversion_probability": 0.3}, form_of_syllogism),
+    "strings": Family("spell_backward", {"min_word_len": 3, "max_word_len": 6}, spelt),
+    "times": Family("time_intervals", {"task_types": ["time"]}, interval),
+    "legs": Family("leg_counting", {"min_animals": 2, "max_animals": 3, "max_instances": 9}, legs),
+    "divisors": Family("gcd", {"max_value": 99}, euclid),
+    "kinship": Family("family_relationships", {"min_family_size": 4, "max_family_size": 7}, kin),
+}
+
+
+@cache
+def generator(family: str) -> Any:
+    """The generator of reasoning-gym; its entries depend on their number alone."""
+    import reasoning_gym
+
+    return reasoning_gym.create_dataset(FAMILIES[family].dataset, seed=0, size=1, **FAMILIES[family].options)
+
+
+def instance(family: str, number: int) -> Instance:
+    """One of a family's instances by its number; equal on every machine."""
+    if family == ENGLISH:
+        return _paragraph(number)
+    entry = generator(family)[number]
+    return Instance(family, entry["question"].strip(), FAMILIES[family].think(entry), entry["answer"], entry)
+
+
+def draw(rng: random.Random, split: str, families: list[str]) -> Iterator[Instance]:
+    """Instances of one split without end, families in turn; their order is decided by `rng` alone."""
+    while True:
+        for family in families:
+            found = None
+            while found is None or found.split != split:
+                found = instance(family, rng.randrange(1 << 40))
+            yield found
+
+
+def score(example: Instance, answer: str) -> bool:
+    """Whether the family's own scorer takes the answer for right."""
+    return generator(example.family).score_answer(answer, example.entry) == 1.0
+
+
+@cache
+def _paragraphs() -> list[tuple[str, str]]:
+    """Plain English that comes with every interpreter: topics of Python's reference and their paragraphs."""
+    shortest, longest = PARAGRAPH
+    return [
+        (topic, " ".join(paragraph.split())[:longest])
+        for topic, text in sorted(pydoc_data.topics.topics.items())
+        for paragraph in text.split("\n\n")
+        if len(paragraph) >= shortest and paragraph[0].isalpha()
+    ]
+
+
+def _paragraph(number: int) -> Instance:
+    paragraphs = _paragraphs()
+    topic, text = paragraphs[number % len(paragraphs)]
+    # Its first words stand in the question, so that no two questions are one.
+    question = f"What does Python's reference say of {topic}, beginning with {' '.join(text.split()[:4])}?"
+    return Instance(ENGLISH, question, "", text, {})

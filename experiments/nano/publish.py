@@ -1,0 +1,35 @@
+"""A trained model as a checkpoint in Hugging Face form, BF16 and then MXFP4."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from convert.mapping import Named, all_tensors
+from convert.shards import Planned, write_shards
+from gptoss_jax import mesh as sharding
+from gptoss_jax.model import GptOss
+
+MAX_SHARD = 1 << 30
+
+
+def write_bf16(folder: Path, model: GptOss, tokenizer: Path) -> None:
+    """The weights in BF16, config.json, and the files of the tokenizer's folder."""
+    config = model.config
+    arrays = {path: np.asarray(x) for path, x in sharding.by_path(nnx.state(model)).items()}
+
+    def values(entry: Named) -> Iterator[np.ndarray]:
+        _, tensor, layer = entry
+        array = arrays[tensor.path] if layer is None else arrays[f"layers/{tensor.path}"][layer]
+        yield np.ascontiguousarray(tensor.to_hf(array, config)).astype(ml_dtypes.bfloat16)
+
+    planned = [[Planned(e.name, "BF16", e.tensor.hf_shape(config), partial(values, e))] for e in all_tensors(config)]
+    write_shards(folder, planned, MAX_SHARD)
+    (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+    for file in tokenizer.iterdir():
+        shutil.copy(file, folder / file.name)

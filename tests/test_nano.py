@@ -1,0 +1,178 @@
+"""nano's data and training: nothing is in two splits, and a stopped training ends as an unbroken one."""
+
+import json
+import random
+import re
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from convert import mxfp4
+from convert.from_hf import Checkpoint
+from experiments import tokenizers
+from experiments.nano import evaluate, families, network, publish, train
+from experiments.nano.corpus import Corpus, prompt_and_reply
+from experiments.nano.families import ENGLISH, FAMILIES, SPLITS, draw, score
+from experiments.nano.network import Recipe
+from gptoss_jax import harmony, model
+from gptoss_jax import mesh as sharding
+from gptoss_jax.config import TINY
+from gptoss_jax.errors import ResumeError
+from gptoss_jax.packed import round_to_mxfp4
+
+ALL = [*FAMILIES, ENGLISH]
+# TINY's tokenizer has 320 tokens, so that conversations are long.
+RECIPE = Recipe(steps=6, rows=2, length=512, warmup=2, decay=0.5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizers.write_small(folder, TINY.vocab_size)
+    return folder
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_no_instance_is_in_two_splits(family: str) -> None:
+    questions = [{e.question for e in islice(draw(random.Random(1), s, [family]), 200)} for s in SPLITS]
+    assert all(len(some) > 15 for some in questions)
+    assert not (questions[0] & questions[1] or questions[0] & questions[2] or questions[1] & questions[2])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_scorer_takes_the_answer_and_no_other(family: str) -> None:
+    for example in islice(draw(random.Random(2), "train", [family]), 100):
+        assert example.thinking and score(example, example.answer)
+        assert not score(example, f"not {example.answer}")
+
+
+@pytest.mark.parametrize(
+    ("family", "thinking"),
+    [
+        ("arithmetic", r"-?\d+ [+-] \d+ = {answer}$"),
+        ("algebra", r"= {answer}$"),
+        ("logic", "It (does not )?follows?[.]$"),
+        ("strings", "; {spaced}$"),
+        ("times", r"\d+ h, (\d+ - \d+ = )?\d+ min$"),
+        ("legs", r" = {answer}$"),
+        ("divisors", r"\b{answer} 0$"),
+        ("kinship", r"So \w+ to \w+[.]$"),
+    ],
+)
+def test_the_reasoning_ends_with_what_the_answer_says(family: str, thinking: str) -> None:
+    for example in islice(draw(random.Random(3), "train", [family]), 200):
+        answer = re.escape(example.answer)
+        spaced = re.escape(" ".join(example.answer))
+        assert re.search(thinking.format(answer=answer, spaced=spaced), example.thinking), example
+
+
+def test_every_step_of_a_sum_holds() -> None:
+    """Every equation that reasoning states is true."""
+    seen = 0
+    for example in islice(draw(random.Random(4), "train", ["arithmetic", "legs", "times"]), 300):
+        for left, right in re.findall(r"(-?\d+ [-+*] -?\d+) = (-?\d+)", example.thinking):
+            assert eval(left) == int(right), example.thinking
+            seen += 1
+    assert seen > 400
+
+
+def test_the_template_renders_what_training_reads(tokenizer: Path) -> None:
+    """Both ways: the prompt of generation is the head of the training text, and its reply is read back in channels."""
+    loaded = harmony.load_tokenizer(tokenizer)
+    for example in islice(draw(random.Random(5), "train", ALL), 40):
+        prompt, reply = prompt_and_reply(example, loaded)
+        assert prompt + reply == harmony.render(example.messages(), loaded)
+        assert prompt.endswith("<|start|>assistant") and "Reasoning: medium" in prompt
+        expected = [("analysis", example.thinking)] * bool(example.thinking) + [("final", example.answer)]
+        assert harmony.reply_parts(reply) == expected
+        assert evaluate.final(reply) == example.answer
+        low, short = prompt_and_reply(example, loaded, "low")
+        assert "Reasoning: low" in low and harmony.reply_parts(short) == expected[-1:]
+
+
+def test_a_step_has_the_same_batch_again_and_whole_conversations(tokenizer: Path) -> None:
+    corpus = Corpus(tokenizer, rows=3, length=400)
+    first, again, other = corpus.batch(7), corpus.batch(7), corpus.batch(8)
+    for one, two in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert (first.token_ids != other.token_ids).any()
+    texts = [
+        corpus.tokenizer.decode(first.token_ids[b][first.segment_ids[b] == n])
+        for b in range(3)
+        for n in range(1, first.segment_ids[b].max() + 1)
+    ]
+    assert len(texts) > 2
+    assert all(t.startswith("<|start|>system") and t.endswith("<|return|>") for t in texts)
+    learnt = corpus.tokenizer.decode(first.token_ids[0][(first.weights[0] > 0) & (first.segment_ids[0] == 1)])
+    assert learnt == texts[0].partition("<|start|>assistant")[2]
+
+
+def test_rounding_is_that_of_the_encoder() -> None:
+    values = np.random.default_rng(0).normal(size=(50, 96)).astype(np.float32) * np.logspace(-30, 3, 50)[:, None]
+    values[3], values[4, :32] = 0, np.linspace(-6, 6, 32)
+    values[5, :16] = np.arange(16) / 4  # halfway between neighbours, up to 4
+    values = values.astype(np.float32)
+    expected = mxfp4.decode(*mxfp4.encode(values))
+    np.testing.assert_array_equal(np.asarray(round_to_mxfp4(jnp.asarray(values))), expected.astype(np.float32))
+
+
+def trained(folder: Path, tokenizer: Path, recipe: Recipe = RECIPE) -> model.GptOss:
+    return train.train(folder, Corpus(tokenizer, recipe.rows, recipe.length), TINY, recipe, seed=0)
+
+
+def test_a_stopped_training_ends_as_an_unbroken_one(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, log included; it stops between two states, so that steps run again."""
+    monkeypatch.setattr(train, "SAVED_EVERY", 2)
+    monkeypatch.setattr(train, "LOGGED_EVERY", 1)
+    unbroken = sharding.by_path(nnx.state(trained(tmp_path / "a", tokenizer)))
+    step = train.train_step
+    calls = iter(range(100))
+
+    def stops(*arguments: object) -> object:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "train_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "b", tokenizer)
+    assert [p.name for p in (tmp_path / "b" / "states").iterdir()] == ["2"]
+    monkeypatch.setattr(train, "train_step", step)
+    resumed = sharding.by_path(nnx.state(trained(tmp_path / "b", tokenizer)))
+    for path, array in unbroken.items():
+        np.testing.assert_array_equal(array, resumed[path], err_msg=path)
+    logs = [[json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in "ab"]
+    timed = ("seconds", "tokens")
+    a, b = ([{k: v for k, v in line.items() if k not in timed} for line in log] for log in logs)
+    assert a == b and [line["step"] for line in a] == [1, 2, 3, 4, 5, 6]
+    assert a[-1]["loss"] < a[0]["loss"]
+
+
+def test_a_training_of_another_configuration_is_not_gone_on_with(tokenizer: Path, tmp_path: Path) -> None:
+    trained(tmp_path, tokenizer, RECIPE._replace(steps=3))
+    with pytest.raises(ResumeError, match="recipe rate"):
+        trained(tmp_path, tokenizer, RECIPE._replace(steps=3, rate=1e-4))
+    with pytest.raises(ResumeError, match="config num_local_experts"):
+        train.train(tmp_path, Corpus(tokenizer, 2, 512), replace(TINY, num_experts=8), RECIPE._replace(steps=3), seed=0)
+
+
+def test_what_is_published_is_what_was_trained(tokenizer: Path, tmp_path: Path) -> None:
+    """The BF16 checkpoint read back has the weights, rounded to bfloat16."""
+    trained_model = network.first_weights(TINY, 3)
+    publish.write_bf16(tmp_path, trained_model, tokenizer)
+    read = sharding.by_path(model.load(Checkpoint(tmp_path), "bfloat16"))
+    for path, array in sharding.by_path(trained_model).items():
+        np.testing.assert_array_equal(array.astype("bfloat16"), read[path], err_msg=path)
+
+
+def test_families_are_instances_of_their_generators() -> None:
+    assert len(FAMILIES) >= 6
+    assert families.instance("arithmetic", 12345) == families.instance("arithmetic", 12345)
