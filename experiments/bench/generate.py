@@ -3,8 +3,8 @@
     python -m experiments.bench.generate MODEL
 
 Greedy, float32, both in one process, in turns; no stop ends a row. A rate is of all new tokens over the whole call,
-prompts included, after a call that compiles and warms up. Ours is also timed at the end of long contexts. Needs the test
-extra.
+prompts included, after a call that compiles and warms up. Ours is also timed at the end of long contexts. Needs the
+test extra.
 """
 
 import time
