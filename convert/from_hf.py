@@ -5,6 +5,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from . import mxfp4
 from .mapping import ALL, LAYER, OUTER, Tensor, all_tensors, layer_name, split_path
 from .shards import Rows, Stored, find_tensors
 
+NANO = "nano"  # the small model that ships with the project; a folder of this name is ./nano
 FIRST_BLOCKS = "model.layers.0.mlp.experts.gate_up_proj_blocks"
 # A hub repository may hold the weights again in other forms, in folders of their own.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "LICENSE*", "README.md", "USAGE_POLICY*"]
@@ -33,6 +35,8 @@ def locate(model: str) -> AnyPath:
     """The folder of a model: `model` itself, or where the hub repository of that id is downloaded to."""
     if not model:
         raise CheckpointError("MODEL is empty: name a folder in Hugging Face form, or a hub id")
+    if model == NANO:
+        return Path(str(files("gptoss_jax"))) / NANO
     path = place(model)
     if path.exists() or not HUB_ID.fullmatch(model):
         return path

@@ -16,7 +16,8 @@ from flax import nnx
 from convert import mxfp4
 from convert.from_hf import Checkpoint
 from experiments import tokenizers
-from experiments.nano import evaluate, families, network, publish, train
+from experiments.nano import evaluate, families, network, publish, specialise, train
+from experiments.nano.card import card
 from experiments.nano.corpus import Corpus, prompt_and_reply
 from experiments.nano.families import ENGLISH, FAMILIES, SPLITS, draw, score
 from experiments.nano.network import Recipe
@@ -176,3 +177,47 @@ def test_what_is_published_is_what_was_trained(tokenizer: Path, tmp_path: Path) 
 def test_families_are_instances_of_their_generators() -> None:
     assert len(FAMILIES) >= 6
     assert families.instance("arithmetic", 12345) == families.instance("arithmetic", 12345)
+
+
+def test_distance_is_the_root_of_the_divergence() -> None:
+    """Against entropies: JS(p, q) = H((p + q) / 2) − (H(p) + H(q)) / 2; 0 of equals, √ln 2 of strangers."""
+    rng = np.random.default_rng(0)
+    p, q = (specialise.shares_of(rng.integers(0, 9, (3, 16))) for _ in range(2))
+
+    def entropy(x: np.ndarray) -> np.ndarray:
+        return np.array([-sum(v * np.log(v) for v in row if v > 0) for row in x])
+
+    expected = np.sqrt(entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2).mean()
+    np.testing.assert_allclose(specialise.distance(p, q), expected, rtol=1e-9)
+    assert specialise.distance(p, p) == 0
+    np.testing.assert_allclose(specialise.distance(np.eye(2)[:1], np.eye(2)[1:]), np.sqrt(np.log(2)))
+
+
+def test_specialisation_of_families_that_share_nothing(tmp_path: Path, tiny_mxfp4: Path) -> None:
+    """Halves are taken in turns, and rows name both."""
+    examples = evaluate.instances("calibration", ["arithmetic", "legs"], 3)
+    assert [e.family for e in examples] == ["arithmetic"] * 3 + ["legs"] * 3
+    assert {e.split for e in examples} == {"calibration"}
+    specialise.write_rows(tmp_path / "rows.jsonl", tiny_mxfp4, examples)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [r["half"] for r in rows[:3]] == [
+        "arithmetic, first half",
+        "arithmetic, second half",
+        "arithmetic, first half",
+    ]
+    between = np.array([[0, 0.6], [0.6, 0]])
+    found = specialise.Specialisation(["a", "b"], np.zeros((2, 1, 4)), between, np.array([0.1, 0.2]))
+    np.testing.assert_allclose(found.ratio, 4)
+
+
+def test_the_card_says_what_was_measured() -> None:
+    tables = {"BF16": {name: (9, 10) for name in FAMILIES}, "MXFP4": {name: (8, 10) for name in FAMILIES}}
+    count = len(FAMILIES)
+    found = specialise.Specialisation(
+        list(FAMILIES), np.zeros((count, 6, 16)), 0.3 - 0.3 * np.eye(count), np.full(count, 0.02)
+    )
+    log = [{"tokens": 1_500_000, "seconds": 5400}] * 2
+    text = card(network.CONFIG, Recipe(), log, tables, found)
+    assert "| logic | 90% (9 of 10) | 80% (8 of 10) |" in text and "| mean | 90.0% | 80.0% |" in text
+    assert "3.0 million tokens" in text and "3.0 hours" in text and "15.0 times" in text
+    assert all(f"`{family.dataset}`" in text for family in FAMILIES.values())

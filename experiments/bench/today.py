@@ -167,12 +167,14 @@ def conversations(model: Path, texts: Path | None) -> Iterator[Iterator[str]]:
 
     from gptoss_jax import harmony
 
-    from .. import demo, real_rows
+    from .. import real_rows
+    from ..nano import corpus, families
 
-    if texts is None:
-        yield demo.language(random.Random(0))
-        return
     tokenizer = harmony.load_tokenizer(model)
+    if texts is None:
+        paragraphs = families.draw(random.Random(0), "train", [families.ENGLISH])
+        yield ("".join(corpus.prompt_and_reply(paragraph, tokenizer)) for paragraph in paragraphs)
+        return
     sources = [real_rows.maths(texts), real_rows.medicine(texts)]
     for source in [*sources, *(real_rows.multiple_choice(texts, domain) for domain in real_rows.SUBJECTS)]:
         yield (harmony.render(row["messages"], tokenizer) for row in source)

@@ -1,8 +1,11 @@
 """Makes nano from nothing; stopped at any time, the same command goes on.
 
-python -m experiments.nano OUT
+    python -m experiments.nano OUT
+
+OUT/model is what ships; OUT also has the log and the states of the training, its pictures, and the weights in BF16.
 """
 
+import os
 import random
 from itertools import islice
 from pathlib import Path
@@ -13,22 +16,25 @@ from gptoss_jax.outputs import new_folder
 
 from .. import tokenizers
 from ..measure import program
+from . import evaluate, plots, specialise
+from .card import card
 from .corpus import Corpus, plain_text
 from .families import ENGLISH, FAMILIES, draw
 from .network import CONFIG, Recipe
 from .publish import write_bf16
-from .train import train
+from .train import LOG, train
 
 TOKENIZER_TEXTS = 20_000  # conversations
+FORMS = {"BF16": "bf16", "MXFP4": "model"}  # of the weights, and their folders
 
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--steps", type=click.IntRange(1), default=Recipe().steps, show_default=True)
-def main(out: Path, steps: int) -> None:
-    """Tokenizer, training, and the checkpoint in BF16 and MXFP4."""
-    recipe = Recipe(steps=steps)
-    tokenizer = out / "tokenizer"
+@click.option("--questions", type=click.IntRange(1), default=200, show_default=True, help="Of each family, to score.")
+def main(out: Path, questions: int) -> None:
+    """Tokenizer, training, checkpoints, measurements and card."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    recipe, tokenizer = Recipe(), out / "tokenizer"
     if not tokenizer.exists():
         with new_folder(tokenizer) as folder:
             examples = islice(draw(random.Random(0), "train", [*FAMILIES, ENGLISH]), TOKENIZER_TEXTS)
@@ -36,7 +42,20 @@ def main(out: Path, steps: int) -> None:
     model = train(out / "training", Corpus(tokenizer, recipe.rows, recipe.length), CONFIG, recipe, seed=0)
     with new_folder(out / "bf16", overwrite=True) as folder:
         write_bf16(folder, model, tokenizer)
-    program("convert", out / "bf16", "--to", "hf", "--format", "mxfp4", "--out", out / "model", "--overwrite")
+    to_mxfp4 = ("convert", out / "bf16", "--to", "hf", "--format", "mxfp4", "--out", out / "model", "--overwrite")
+    program(*to_mxfp4)
+
+    log = plots.read_log(out / "training" / LOG)
+    accuracy = {form: evaluate.accuracy(out / name, "evaluation", questions) for form, name in FORMS.items()}
+    rows = out / "calibration.jsonl"
+    specialise.write_rows(rows, out / "model", evaluate.instances("calibration", list(FAMILIES), questions))
+    found = specialise.measure(out / "model", rows, out / "profile")
+    plots.training(log, out / "training.png")
+    plots.families(found, out / "experts.png")
+    text = card(CONFIG, recipe, log, accuracy, found)
+    (out / "bf16" / "README.md").write_text(text, encoding="utf-8")
+    program(*to_mxfp4)  # again with the card, whose digest SHA256SUMS then has
+    click.echo(text)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def train(folder: Path, corpus: Corpus, config: Config, recipe: Recipe, seed: in
     state = State(parameters, optimizer(recipe).init(parameters))
     done = max((int(path.name) for path in (folder / STATES).glob("*") if path.name.isdigit()), default=0)
     if done:
-        state = ocp.load_pytree(folder.absolute() / STATES / str(done), jax.tree.map(_abstract, state))
+        state = ocp.load(folder.absolute() / STATES / str(done), jax.tree.map(_abstract, state))
     log = Log(folder / LOG, corpus.families, done)
     for step, batch in _batches(corpus, done, recipe.steps):
         state, metrics = train_step(state, batch, graph, recipe, step >= recipe.decay_from)
@@ -113,7 +113,7 @@ def _batches(corpus: Corpus, first: int, last: int) -> Iterator[tuple[int, Batch
 
 def _save(states: Path, done: int, state: State) -> None:
     """The state under the step's number, complete or not at all; then those before it go."""
-    ocp.save_pytree(states.absolute() / str(done), state)
+    ocp.save(states.absolute() / str(done), state)
     for path in states.iterdir():
         if path.name.isdigit() and int(path.name) < done:
             shutil.rmtree(path)
