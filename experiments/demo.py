@@ -24,11 +24,11 @@ from gptoss_jax.rows import Row
 from .measure import program
 from .nano import evaluate, specialise
 from .nano.corpus import prompt_and_reply
-from .nano.families import FAMILIES, Instance
+from .nano.families import Instance, read
 
 FAMILY, OTHER = "arithmetic", "kinship"
 RANDOM_SEEDS = (0, 1, 2)
-CALIBRATION, QUESTIONS = 100, 32  # of each family
+NANO_ROWS = Path(__file__).parent / "nano"  # calibration.jsonl and evaluation.jsonl
 ROWS, LENGTH = 32, 256  # of a batch
 
 
@@ -65,13 +65,10 @@ def surprise(folder: Path, examples: Sequence[Instance]) -> tuple[float, int]:
     return nats, tokens
 
 
-def quality(folder: Path) -> dict[str, Quality]:
-    """By family, on instances that served neither training nor calibration."""
-    right = evaluate.accuracy(folder, "evaluation", QUESTIONS)
-    return {
-        family: Quality(*right[family], *surprise(folder, evaluate.instances("evaluation", [family], QUESTIONS)))
-        for family in FAMILIES
-    }
+def quality(folder: Path, questions: Sequence[Instance]) -> dict[str, Quality]:
+    """By family."""
+    right = evaluate.accuracy(folder, questions)
+    return {f: Quality(*right[f], *surprise(folder, [q for q in questions if q.family == f])) for f in right}
 
 
 def prune(out: Path, nano: Path, name: str, keep: int, *ranked: object) -> Path:
@@ -91,7 +88,7 @@ def main(out: Path) -> None:
     nano = Path(str(locate(NANO)))
     config = Checkpoint(nano).config
     keep = config.num_experts // 2
-    specialise.write_rows(out / "rows.jsonl", nano, evaluate.instances("calibration", list(FAMILIES), CALIBRATION))
+    specialise.write_rows(out / "rows.jsonl", nano, read(NANO_ROWS / "calibration.jsonl"))
     data = ("--data", out / "rows.jsonl", "--domain-column", "family", "--max-seq-length", LENGTH)
     program("profile", nano, *data, "--batch-size", ROWS, "--dtype", "float32", "--out", out / "profile", "--overwrite")
     models = {f"all {config.num_experts} experts": nano}
@@ -101,10 +98,13 @@ def main(out: Path) -> None:
         chosen = prune(out, nano, f"random-{seed}", keep, "--criterion", "random", "--seed", seed)
         models[f"{keep} at random, {seed}"] = chosen
 
-    click.echo(f"\nHeld-out questions, {QUESTIONS} of each family; exact match, and perplexity of the right replies:\n")
+    questions = read(NANO_ROWS / "evaluation.jsonl")
+    click.echo(
+        "\nOn questions that served neither training nor calibration: exact match, and perplexity of right replies\n"
+    )
     click.echo(f"{'':20}{FAMILY:>28}{'the other families':>28}")
     for name, folder in models.items():
-        found = quality(folder)
+        found = quality(folder, questions)
         others = Quality.sum(q for family, q in found.items() if family != FAMILY)
         click.echo(f"{name:20}{found[FAMILY]}{others}")
     click.echo("\nWhere it lies:")

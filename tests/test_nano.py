@@ -19,7 +19,7 @@ from experiments import tokenizers
 from experiments.nano import evaluate, families, network, publish, specialise, train
 from experiments.nano.card import card
 from experiments.nano.corpus import Corpus, prompt_and_reply
-from experiments.nano.families import ENGLISH, FAMILIES, SPLITS, draw, score
+from experiments.nano.families import ENGLISH, FAMILIES, SPLITS, draw
 from experiments.nano.network import Recipe
 from gptoss_jax import harmony, model
 from gptoss_jax import mesh as sharding
@@ -48,9 +48,11 @@ def test_no_instance_is_in_two_splits(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_scorer_takes_the_answer_and_no_other(family: str) -> None:
-    for example in islice(draw(random.Random(2), "train", [family]), 100):
-        assert example.thinking and score(example, example.answer)
-        assert not score(example, f"not {example.answer}")
+    scorer = families.generator(family)
+    for number in range(100):
+        example, entry = families.instance(family, number), scorer[number]
+        assert example.thinking and scorer.score_answer(example.answer, entry) == 1
+        assert scorer.score_answer(f"not {example.answer}", entry) < 1
 
 
 @pytest.mark.parametrize(
@@ -195,9 +197,11 @@ def test_distance_is_the_root_of_the_divergence() -> None:
 
 def test_specialisation_of_families_that_share_nothing(tmp_path: Path, tiny_mxfp4: Path) -> None:
     """Halves are taken in turns, and rows name both."""
-    examples = evaluate.instances("calibration", ["arithmetic", "legs"], 3)
+    examples = families.pick("calibration", ["arithmetic", "legs"], 3)
     assert [e.family for e in examples] == ["arithmetic"] * 3 + ["legs"] * 3
     assert {e.split for e in examples} == {"calibration"}
+    families.write(tmp_path / "examples.jsonl", examples)
+    assert families.read(tmp_path / "examples.jsonl") == examples
     specialise.write_rows(tmp_path / "rows.jsonl", tiny_mxfp4, examples)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [r["half"] for r in rows[:3]] == [

@@ -2,7 +2,8 @@
 
     python -m experiments.nano OUT
 
-OUT/model is what ships; OUT also has the log and the states of the training, its pictures, and the weights in BF16.
+OUT/model is what ships, and OUT/calibration.jsonl and OUT/evaluation.jsonl are the questions of the demo; OUT also has
+the log and the states of the training, its pictures, and the weights in BF16.
 """
 
 import os
@@ -19,12 +20,13 @@ from ..measure import program
 from . import evaluate, plots, specialise
 from .card import card
 from .corpus import Corpus, plain_text
-from .families import ENGLISH, FAMILIES, draw
+from .families import ENGLISH, FAMILIES, draw, pick, write
 from .network import CONFIG, Recipe
 from .publish import write_bf16
 from .train import LOG, train
 
 TOKENIZER_TEXTS = 20_000  # conversations
+SHIPPED = 50  # instances of each family, of calibration and of evaluation, that the demo takes
 FORMS = {"BF16": "bf16", "MXFP4": "model"}  # of the weights, and their folders
 
 
@@ -46,10 +48,11 @@ def main(out: Path, questions: int) -> None:
     program(*to_mxfp4)
 
     log = plots.read_log(out / "training" / LOG)
-    accuracy = {form: evaluate.accuracy(out / name, "evaluation", questions) for form, name in FORMS.items()}
-    rows = out / "calibration.jsonl"
-    specialise.write_rows(rows, out / "model", evaluate.instances("calibration", list(FAMILIES), questions))
-    found = specialise.measure(out / "model", rows, out / "profile")
+    held_out = {split: pick(split, list(FAMILIES), questions) for split in ("calibration", "evaluation")}
+    for split in held_out:
+        write(out / f"{split}.jsonl", pick(split, list(FAMILIES), SHIPPED))
+    accuracy = {form: evaluate.accuracy(out / name, held_out["evaluation"]) for form, name in FORMS.items()}
+    found = specialise.measure(out / "model", held_out["calibration"], out)
     plots.training(log, out / "training.png")
     plots.families(found, out / "experts.png")
     text = card(CONFIG, recipe, log, accuracy, found)

@@ -95,7 +95,7 @@ def _accuracy(accuracy: Mapping[str, Accuracy]) -> str:
     table = "\n".join(lines)
     return f"""# What it can do
 
-Exact match of the final channel, scored by reasoning-gym, generating greedily, on instances for evaluation:
+Exact match of the final channel with the generator's answer, generating greedily, on instances for evaluation:
 
 {table}"""
 

@@ -1,6 +1,5 @@
 """What nano can do: exact match by family on instances that it was never trained on, by generating."""
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,23 +11,11 @@ from gptoss_jax.config import Config
 from gptoss_jax.generate import Network, Sampling
 
 from .corpus import prompt_and_reply
-from .families import FAMILIES, Instance, draw, score
+from .families import Instance
 
 GREEDY = Sampling(temperature=0.0)
 LONGEST_REPLY = 192  # tokens
 ROWS_AT_ONCE = 64
-
-
-def instances(split: str, families: Sequence[str], count: int) -> list[Instance]:
-    """So many different instances of each family, always the same."""
-    found: dict[str, Instance] = {}
-    for family in families:
-        first = len(found)
-        for example in draw(random.Random(f"{split}/{family}"), split, [family]):
-            found.setdefault(example.question, example)
-            if len(found) == first + count:
-                break
-    return list(found.values())
 
 
 def replies(network: Network, config: Config, folder: Path, examples: Sequence[Instance]) -> list[str]:
@@ -50,13 +37,12 @@ def final(reply: str) -> str:
     return next((content for channel, content in harmony.reply_parts(reply) if channel == "final"), "")
 
 
-def accuracy(folder: Path, split: str, count: int, dtype: str = "float32") -> dict[str, tuple[int, int]]:
-    """Right answers, and how many were asked, by family."""
+def accuracy(folder: Path, examples: Sequence[Instance]) -> dict[str, tuple[int, int]]:
+    """Right answers, to the letter, and how many were asked, by family."""
     source = Checkpoint(folder)
-    network = generate.load(source, dtype)
-    examples = instances(split, list(FAMILIES), count)
+    network = generate.load(source, "float32")
     table: dict[str, tuple[int, int]] = {}
     for example, reply in zip(examples, replies(network, source.config, folder, examples), strict=True):
         right, asked = table.get(example.family, (0, 0))
-        table[example.family] = right + score(example, final(reply)), asked + 1
+        table[example.family] = right + (final(reply) == example.answer), asked + 1
     return table

@@ -1,15 +1,17 @@
-"""The families of tasks that nano learns. reasoning-gym makes the instances and scores the answers; the short reasoning
-is written here, from what the generator says of each instance.
+"""The families of tasks that nano learns. reasoning-gym makes the instances; the short reasoning is written here, from
+what the generator says of each.
 
 An instance is for training, calibration or evaluation by the SHA-256 of its question, so that none is in two of them.
 """
 
 import hashlib
+import json
 import pydoc_data.topics
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 SPLITS = ("train", "calibration", "evaluation")
@@ -26,8 +28,6 @@ class Instance(NamedTuple):
     thinking: str
     """The reasoning; empty where there is none."""
     answer: str
-    entry: dict[str, Any]
-    """As the generator gave it; what its scorer wants."""
 
     @property
     def split(self) -> str:
@@ -168,7 +168,7 @@ def instance(family: str, number: int) -> Instance:
     if family == ENGLISH:
         return _paragraph(number)
     entry = generator(family)[number]
-    return Instance(family, entry["question"].strip(), FAMILIES[family].think(entry), entry["answer"], entry)
+    return Instance(family, entry["question"].strip(), FAMILIES[family].think(entry), entry["answer"])
 
 
 def draw(rng: random.Random, split: str, families: list[str]) -> Iterator[Instance]:
@@ -181,9 +181,26 @@ def draw(rng: random.Random, split: str, families: list[str]) -> Iterator[Instan
             yield found
 
 
-def score(example: Instance, answer: str) -> bool:
-    """Whether the family's own scorer takes the answer for right."""
-    return generator(example.family).score_answer(answer, example.entry) == 1.0
+def pick(split: str, families: list[str], count: int) -> list[Instance]:
+    """So many different instances of each family, always the same."""
+    found: dict[str, Instance] = {}
+    for family in families:
+        first = len(found)
+        for example in draw(random.Random(f"{split}/{family}"), split, [family]):
+            found.setdefault(example.question, example)
+            if len(found) == first + count:
+                break
+    return list(found.values())
+
+
+def write(file: Path, examples: Sequence[Instance]) -> None:
+    """One object a line."""
+    file.write_text("".join(json.dumps(example._asdict()) + "\n" for example in examples), encoding="utf-8")
+
+
+def read(file: Path) -> list[Instance]:
+    """What `write` wrote."""
+    return [Instance(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 @cache
@@ -203,4 +220,4 @@ def _paragraph(number: int) -> Instance:
     topic, text = paragraphs[number % len(paragraphs)]
     # Its first words stand in the question, so that no two questions are one.
     question = f"What does Python's reference say of {topic}, beginning with {' '.join(text.split()[:4])}?"
-    return Instance(ENGLISH, question, "", text, {})
+    return Instance(ENGLISH, question, "", text)

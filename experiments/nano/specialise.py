@@ -46,12 +46,14 @@ def write_rows(file: Path, model: Path, examples: Sequence[Instance]) -> None:
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def measure(model: Path, rows: Path, out: Path) -> Specialisation:
-    """Profile by family and half, and compare."""
+def measure(model: Path, examples: Sequence[Instance], out: Path) -> Specialisation:
+    """Profile by family and half, in a folder of `out`, and compare."""
+    rows, profile = out / "rows.jsonl", out / "profile"
+    write_rows(rows, model, examples)
     options = ("--domain-column", "half", "--dtype", "float32", "--batch-size", 32, "--max-seq-length", 512)
-    program("profile", model, "--data", rows, *options, "--out", out, "--overwrite")
+    program("profile", model, "--data", rows, *options, "--out", profile, "--overwrite")
     names = list(FAMILIES)
-    counts = np.array([[select.read_columns(out, f"{n}, {half}")["count"] for half in HALVES] for n in names])
+    counts = np.array([[select.read_columns(profile, f"{n}, {half}")["count"] for half in HALVES] for n in names])
     halves = shares_of(counts)
     families = shares_of(counts.sum(1))
     between = np.array([[distance(a, b) for b in families] for a in families])
