@@ -1,82 +1,124 @@
-"""The main job on the model that ships with the project: what pruning for one family of tasks keeps, and what it loses.
+"""The main job on something small: a checkpoint with random weights, and rows from Python's own documentation.
 
     make demo
 
-Profiles nano by family on calibration rows, ranks its experts, and prunes to half of them: for one family, for another,
-and three times at random. Each of these and the full model then answer held-out questions of every family, and are
-asked how much the right answers surprise them.
+Profiles by domain, ranks, prunes to half the experts for each domain, reloads what was written, and
+compares it with the full model whose dropped experts are masked. Random weights know nothing: what the
+table shows is that every step fits the next, not that pruning keeps quality.
 """
 
+import json
 import os
-from collections.abc import Iterable, Sequence
+import pydoc_data.topics
+import random
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 import numpy as np
-import optax
 
-from convert.from_hf import NANO, Checkpoint, locate
-from gptoss_jax import batching, harmony, model
+from convert.from_hf import Checkpoint
+from gptoss_jax import batching, harmony, model, select
+from gptoss_jax.config import FULL, SLIDING, TINY, Config
 from gptoss_jax.forward import forward_step
+from gptoss_jax.outputs import new_folder
 from gptoss_jax.rows import Row
 
+from . import checkpoints, tokenizers
 from .measure import program
-from .nano import evaluate, specialise
-from .nano.corpus import prompt_and_reply
-from .nano.families import Instance, read
 
-FAMILY, OTHER = "arithmetic", "kinship"
-RANDOM_SEEDS = (0, 1, 2)
-NANO_ROWS = Path(__file__).parent / "nano"  # calibration.jsonl and evaluation.jsonl
-ROWS, LENGTH = 32, 256  # of a batch
-
-
-class Quality(NamedTuple):
-    """What a model makes of some questions."""
-
-    right: int
-    asked: int
-    nats: float
-    """Of the kept tokens, each from those before it."""
-    tokens: int
-
-    @classmethod
-    def sum(cls, some: Iterable["Quality"]) -> "Quality":
-        return cls(*map(sum, zip(*some, strict=True)))
-
-    def __str__(self) -> str:
-        exact = f"{self.right / self.asked:.0%} ({self.right} of {self.asked})"
-        return f"{exact:>17} {np.exp(self.nats / self.tokens):>10.3f}"
+CONFIG: Config = replace(
+    TINY,
+    hidden_size=128,
+    expert_hidden_size=160,
+    num_experts=16,
+    top_k=4,
+    layer_types=(SLIDING, FULL, SLIDING, FULL),
+    sliding_window=32,
+    vocab_size=2048,
+)
+ROWS = 40  # of each domain
+KEEP = CONFIG.num_experts // 2
 
 
-def surprise(folder: Path, examples: Sequence[Instance]) -> tuple[float, int]:
-    """Nats of the assistant's words, and how many tokens they are."""
-    source = Checkpoint(folder)
-    network, tokenizer = model.load(source, "float32"), harmony.load_tokenizer(folder)
-    rows = [Row("".join(prompt_and_reply(example, tokenizer))) for example in examples]
-    documents = harmony.encode(rows, tokenizer, [""], source.config.vocab_size, LENGTH)
-    nats, tokens = 0.0, 0
-    for batch in batching.padded(documents, ROWS, LENGTH):
-        logits = forward_step(network, batch).logits[:, :-1]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.token_ids[:, 1:])
-        kept = batch.weights[:, 1:] > 0
-        nats, tokens = nats + float(np.asarray(losses)[kept].sum()), tokens + int(kept.sum())
-    return nats, tokens
+def conversation(question: str, thinking: str, answer: str) -> str:
+    """One exchange in harmony form."""
+    return (
+        f"<|start|>user<|message|>{question}<|end|>"
+        f"<|start|>assistant<|channel|>analysis<|message|>{thinking}<|end|>"
+        f"<|start|>assistant<|channel|>final<|message|>{answer}<|return|>"
+    )
 
 
-def quality(folder: Path, questions: Sequence[Instance]) -> dict[str, Quality]:
-    """By family."""
-    right = evaluate.accuracy(folder, questions)
-    return {f: Quality(*right[f], *surprise(folder, [q for q in questions if q.family == f])) for f in right}
+def arithmetic(rng: random.Random) -> Iterator[str]:
+    """Sums, worked."""
+    while True:
+        a, b, c = (rng.randrange(2, 1000) for _ in range(3))
+        worked = f"{a} + {b} = {a + b}; {a + b} - {c} = {a + b - c}."
+        yield conversation(f"What is {a} + {b} - {c}?", worked, str(a + b - c))
 
 
-def prune(out: Path, nano: Path, name: str, keep: int, *ranked: object) -> Path:
-    """Rank and prune; returns the checkpoint's folder."""
-    ranking = out / f"{name}.json"
-    program("rank", out / "profile", *ranked, "--out", ranking, "--overwrite")
-    program("prune", nano, "--ranking", ranking, "--keep", keep, "--domain", name, "--out", out / name, "--overwrite")
-    return out / name
+def characters(rng: random.Random) -> Iterator[str]:
+    """Names of characters."""
+    while True:
+        character = chr(rng.choice([*range(0xA1, 0x180), *range(0x391, 0x3CA), *range(0x2190, 0x2200)]))
+        name = unicodedata.name(character, "unassigned").lower()
+        yield conversation(f"Which character is {character}?", f"U+{ord(character):04X}.", f"It is the {name}.")
+
+
+def language(rng: random.Random) -> Iterator[str]:
+    """Paragraphs of the Python reference."""
+    topics = sorted(pydoc_data.topics.topics.items())
+    while True:
+        topic, text = rng.choice(topics)
+        paragraphs = [" ".join(p.split()) for p in text.split("\n\n") if len(p) > 80] or [text]
+        yield conversation(
+            f"What does Python's reference say of {topic}?", f"See {topic}.", rng.choice(paragraphs)[:600]
+        )
+
+
+DOMAINS = {"arithmetic": arithmetic, "characters": characters, "language": language}
+
+
+def write_rows(file: Path) -> list[Row]:
+    """ROWS rows of each domain, as JSONL."""
+    rows = [
+        Row(text, id=f"{name}-{i}", domain=name)
+        for name, source in DOMAINS.items()
+        for i, text in zip(range(ROWS), source(random.Random(0)), strict=False)
+    ]
+    file.write_text("".join(json.dumps(vars(row)) + "\n" for row in rows), encoding="utf-8")
+    return rows
+
+
+def largest_difference(full: Path, pruned: Path, keep_sets: select.Ranking, rows: list[Row]) -> float:
+    """Between the logits of the pruned checkpoint and those of the full one with its other experts masked."""
+    source = Checkpoint(full)
+    tokenizer = harmony.load_tokenizer(full)
+    documents = harmony.encode(rows, tokenizer, sorted(DOMAINS), CONFIG.vocab_size, max_length=512)
+    masked = model.mask_experts(model.load(source, "float32"), keep_sets)
+    cut = model.load(Checkpoint(pruned), "float32")
+    return max(
+        float(np.abs(np.asarray(forward_step(masked, b).logits) - np.asarray(forward_step(cut, b).logits)).max())
+        for b in batching.padded(documents, 8, 512)
+    )
+
+
+def table_row(folder: Path, domain: str, rows: list[Row]) -> str:
+    """What pruning for one domain kept, and how far the cut is from the mask."""
+    columns = select.read_columns(folder / "profile", domain)
+    mapping = json.loads((folder / domain / "expert_mapping.json").read_text(encoding="utf-8"))
+    keep_sets = [[int(old) for old in mapping[str(layer)]] for layer in range(CONFIG.num_layers)]
+    mass = columns["gate_norm_sum"]
+    kept = sum(mass[layer, experts].sum() for layer, experts in enumerate(keep_sets)) / mass.sum()
+    tokens = int(columns["count"][0].sum()) // CONFIG.top_k
+    size = sum(f.stat().st_size for f in (folder / domain).glob("*.safetensors")) / 1e6
+    difference = largest_difference(
+        folder / "model", folder / domain, keep_sets, [r for r in rows if r.domain == domain]
+    )
+    return f"{domain:12} {tokens:12,} {keep_sets[0]!s:30} {kept:14.1%} {size:8.2f} {difference:12.1e}"
 
 
 @click.command()
@@ -84,32 +126,25 @@ def prune(out: Path, nano: Path, name: str, keep: int, *ranked: object) -> Path:
 def main(out: Path) -> None:
     """Run the main job in a folder of its own, and replace what an earlier demo left there."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    out.mkdir(parents=True, exist_ok=True)
-    nano = Path(str(locate(NANO)))
-    config = Checkpoint(nano).config
-    keep = config.num_experts // 2
-    specialise.write_rows(out / "rows.jsonl", nano, read(NANO_ROWS / "calibration.jsonl"))
-    data = ("--data", out / "rows.jsonl", "--domain-column", "family", "--max-seq-length", LENGTH)
-    program("profile", nano, *data, "--batch-size", ROWS, "--dtype", "float32", "--out", out / "profile", "--overwrite")
-    models = {f"all {config.num_experts} experts": nano}
-    for name in (FAMILY, OTHER):
-        models[f"{keep} for {name}"] = prune(out, nano, name, keep, "--domain", name)
-    for seed in RANDOM_SEEDS:
-        chosen = prune(out, nano, f"random-{seed}", keep, "--criterion", "random", "--seed", seed)
-        models[f"{keep} at random, {seed}"] = chosen
-
-    questions = read(NANO_ROWS / "evaluation.jsonl")
-    click.echo(
-        "\nOn questions that served neither training nor calibration: exact match, and perplexity of right replies\n"
-    )
-    click.echo(f"{'':20}{FAMILY:>28}{'the other families':>28}")
-    for name, folder in models.items():
-        found = quality(folder, questions)
-        others = Quality.sum(q for family, q in found.items() if family != FAMILY)
-        click.echo(f"{name:20}{found[FAMILY]}{others}")
-    click.echo("\nWhere it lies:")
-    for file in ("profile/report.md", f"{FAMILY}.json", FAMILY, f"{FAMILY}/README.md"):
-        click.echo(f"  {out / file}")
+    with new_folder(out / "model", overwrite=True) as folder:
+        checkpoints.write_random(folder, CONFIG, seed=0)
+        tokenizers.write_small(folder, CONFIG.vocab_size)
+    rows = write_rows(out / "rows.jsonl")
+    data = ("--data", out / "rows.jsonl", "--domain-column", "domain", "--max-seq-length", 512, "--batch-size", 16)
+    program("profile", out / "model", *data, "--out", out / "profile", "--overwrite")
+    for domain in DOMAINS:
+        ranking = out / f"{domain}.json"
+        program("rank", out / "profile", "--domain", domain, "--out", ranking, "--overwrite")
+        program("prune", out / "model", "--ranking", ranking, "--keep", KEEP, "--out", out / domain, "--overwrite")
+    size = sum(f.stat().st_size for f in (out / "model").glob("*.safetensors")) / 1e6
+    click.echo(f"\nPruned from {CONFIG.num_experts} to {KEEP} experts a layer, {size:.2f} MB before:\n")
+    click.echo("domain        kept tokens experts kept in layer 0        saliency kept       MB cut − masked")
+    for domain in DOMAINS:
+        click.echo(table_row(out, domain, rows))
+    click.echo("\ncut − masked: largest difference of any logit, float32, between the pruned checkpoint and the full")
+    click.echo("one with its other experts' router logits at −∞. The report and the cards:")
+    for file in (out / "profile" / "report.md", *(out / domain / "README.md" for domain in DOMAINS)):
+        click.echo(f"  {file}")
 
 
 if __name__ == "__main__":
