@@ -215,7 +215,7 @@ def test_specialisation_of_families_that_share_nothing(tmp_path: Path, tiny_mxfp
 
 
 def test_the_card_says_what_was_measured() -> None:
-    tables = {"BF16": {name: (9, 10) for name in FAMILIES}, "MXFP4": {name: (8, 10) for name in FAMILIES}}
+    tables = {"BF16": dict.fromkeys(FAMILIES, (9, 10)), "MXFP4": dict.fromkeys(FAMILIES, (8, 10))}
     count = len(FAMILIES)
     found = specialise.Specialisation(
         list(FAMILIES), np.zeros((count, 6, 16)), 0.3 - 0.3 * np.eye(count), np.full(count, 0.02)
