@@ -61,18 +61,17 @@ def test_the_scorer_takes_the_answer_and_no_other(family: str) -> None:
         ("arithmetic", r"-?\d+ [+-] \d+ = {answer}$"),
         ("algebra", r"= {answer}$"),
         ("logic", "It (does not )?follows?[.]$"),
-        ("strings", "; {spaced}$"),
+        ("lists", r"^\d [^,]+(, \d [^,]+)+, 1 \w+$"),
         ("times", r"\d+ h, (\d+ - \d+ = )?\d+ min$"),
         ("legs", r" = {answer}$"),
         ("divisors", r"\b{answer} 0$"),
-        ("kinship", r"So \w+ to \w+[.]$"),
+        ("kinship", r"^\w+ (child of|parent of|married to) \w+(; \w+ (child of|parent of|married to) \w+)*$"),
     ],
 )
 def test_the_reasoning_ends_with_what_the_answer_says(family: str, thinking: str) -> None:
     for example in islice(draw(random.Random(3), "train", [family]), 200):
         answer = re.escape(example.answer)
-        spaced = re.escape(" ".join(example.answer))
-        assert re.search(thinking.format(answer=answer, spaced=spaced), example.thinking), example
+        assert re.search(thinking.format(answer=answer), example.thinking), example
 
 
 def test_every_step_of_a_sum_holds() -> None:
