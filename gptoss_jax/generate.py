@@ -124,6 +124,7 @@ def decode(
 
 
 def logits_of(head: Head, x_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
+    """What follows the last layer's output."""
     return float32_is_float32(head.logits)(head.final_norm(x_BD))
 
 
@@ -133,7 +134,9 @@ def sample(logits_BV: Float[Array, "B V"], positions_B: Int[Array, " B"], sampli
         return jnp.argmax(logits_BV, axis=-1)
     B, V = logits_BV.shape
     kept = sampling.top_k if 0 < sampling.top_k < V else V
-    ordered_BK, ids_BK = logits_BV / sampling.temperature, None
+    # The largest is 0, and stays so however small the temperature is.
+    temperature = max(sampling.temperature, float(jnp.finfo(jnp.float32).tiny))
+    ordered_BK, ids_BK = (logits_BV - logits_BV.max(-1, keepdims=True)) / temperature, None
     if kept < V or sampling.top_p < 1:
         ordered_BK, ids_BK = lax.top_k(ordered_BK, kept)
         before_BK = jnp.cumsum(jax.nn.softmax(ordered_BK, axis=-1), axis=-1)

@@ -135,6 +135,7 @@ PROBABILITIES = np.array([0.4, 0.05, 0.3, 0.15, 0.1])
         (Sampling(top_k=3, top_p=0.75), [0, 2]),  # of the three's 0.85
         (Sampling(temperature=0.5, top_p=0.7), [0, 2]),
         (Sampling(temperature=0.0), [0]),
+        (Sampling(temperature=1e-300, top_p=0.9), [0]),
     ],
 )
 def test_tokens_are_drawn_as_often_as_they_are_probable(sampling: Sampling, allowed: list[int]) -> None:
@@ -142,7 +143,7 @@ def test_tokens_are_drawn_as_often_as_they_are_probable(sampling: Sampling, allo
     logits = jnp.tile(jnp.log(PROBABILITIES), (count, 1)).astype(jnp.float32)
     drawn = np.asarray(sample(logits, jnp.zeros(count, jnp.int32), sampling))
     expected = np.zeros(5)
-    expected[allowed] = PROBABILITIES[allowed] ** (1 / (sampling.temperature or 1))
+    expected[allowed] = PROBABILITIES[allowed] ** (1 / max(sampling.temperature, 0.1))
     expected /= expected.sum()
     frequency = np.bincount(drawn, minlength=5) / count
     assert set(np.flatnonzero(frequency)) == set(allowed)
