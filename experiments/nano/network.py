@@ -123,7 +123,7 @@ def rounded(parameters: Any) -> Any:
 def reply_loss(output: Output, batch: Batch) -> tuple[Float[Array, ""], Float[Array, " G"]]:
     """Mean loss over the tokens of replies, each from the logits before it, and by family."""
     shifted = jax.tree.map(lambda x: jnp.roll(x, -1, axis=1), batch)
-    inside = (shifted.segment_ids == batch.segment_ids) & (jnp.arange(batch.token_ids.shape[1])[None] >= 0)
+    inside = shifted.segment_ids == batch.segment_ids
     weights_BS = jnp.where(inside, shifted.weights, 0).at[:, -1].set(0)
     losses_BS = optax.softmax_cross_entropy_with_integer_labels(output.logits, shifted.token_ids)
     family_BSG = jax.nn.one_hot(batch.domains, batch.num_domains) * weights_BS[..., None]

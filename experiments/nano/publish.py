@@ -1,6 +1,5 @@
 """A trained model as a checkpoint in Hugging Face form, BF16 and then MXFP4."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from convert.mapping import Named, all_tensors
+from convert.prune import write_config
 from convert.shards import Planned, write_shards
 from gptoss_jax import mesh as sharding
 from gptoss_jax.model import GptOss
@@ -30,6 +30,6 @@ def write_bf16(folder: Path, model: GptOss, tokenizer: Path) -> None:
 
     planned = [[Planned(e.name, "BF16", e.tensor.hf_shape(config), partial(values, e))] for e in all_tensors(config)]
     write_shards(folder, planned, MAX_SHARD)
-    (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_config(folder, config.to_json())
     for file in tokenizer.iterdir():
         shutil.copy(file, folder / file.name)
