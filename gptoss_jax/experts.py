@@ -77,11 +77,7 @@ class Experts(nnx.Module):
             if expert is None and layer is not None:
                 # The stack of all layers as it is: a slice of it would be copied at each layer.
                 offset, at = layer * stack.shape[1], ()
-            if at:
-                # XLA's CPU backend slices no bfloat16: without the barrier it makes all experts float32 ahead of the
-                # first, and keeps them.
-                stack, at = lax.optimization_barrier((stack, at))
-            array = stack[at]
+            array = grouped.picked(stack, at) if at else stack
         return grouped.Kernels(array.reshape(-1, *array.shape[-2:]), inputs_first=self.weights == "mxfp4"), offset
 
     def activate(self, hidden_NI: Float[Array, "N I"]) -> Float[Array, "N F"]:

@@ -6,7 +6,7 @@ Rows come in blocks, each of one expert alone. Letters: see `config`.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -90,11 +90,15 @@ def visited_rows(rows_per_expert: int, block: int) -> int:
 def _one_block(x_NI: Float[Array, "N I"], kernels: Kernels, group_ids: Int[Array, " 1"]) -> Float[Array, "N O"]:
     # preferred_element_type decides a factor of 4 on CPU: bfloat16 results are rounded one by one there.
     axes = "NI,IO->NO" if kernels.inputs_first else "NI,OI->NO"
-    array = kernels.array
-    if len(array) > 1:
-        # XLA's CPU backend slices no bfloat16: without the barrier it makes all kernels float32 first.
-        array, group_ids = lax.optimization_barrier((array, group_ids))
-    return jnp.einsum(axes, x_NI, array[group_ids[0]], preferred_element_type=jnp.float32)
+    kernel = picked(kernels.array, group_ids[0]) if len(kernels.array) > 1 else kernels.array[0]
+    return jnp.einsum(axes, x_NI, kernel, preferred_element_type=jnp.float32)
+
+
+def picked(kernels: Array, index: Any) -> Array:
+    """kernels[index]. XLA's CPU backend slices no bfloat16: without the barrier it makes all kernels float32 ahead of
+    the first one's product, and keeps them."""
+    kernels, index = lax.optimization_barrier((kernels, index))
+    return kernels[index]
 
 
 def _each_with_its_own(

@@ -74,11 +74,8 @@ def _without_absent(value: Any) -> Any:
 
 def reply_parts(text: str) -> list[tuple[str, str]]:
     """Channel and content of each message of a reply, which goes on where its prompt ends; the last may be a part."""
-    parts = []
-    for match in MESSAGE.finditer("<|start|>assistant" + text):
-        channel = CHANNEL.search(match["header"])
-        parts.append((channel[1] if channel else "", match["content"]))
-    return parts
+    messages = MESSAGE.finditer("<|start|>assistant" + text)
+    return [(_channel(match["header"]), match["content"]) for match in messages]
 
 
 def kept_spans(text: str, channel_weights: Mapping[str, float] | None = None) -> list[tuple[int, int, float]]:
@@ -88,12 +85,15 @@ def kept_spans(text: str, channel_weights: Mapping[str, float] | None = None) ->
         header = match["header"]
         role = re.split(r"[\s<]", header, maxsplit=1)[0]
         if role == "assistant":
-            channel = CHANNEL.search(header)
-            weight = 1.0
-            if channel_weights is not None:
-                weight = channel_weights.get(channel[1] if channel else "", 0.0)
+            weight = 1.0 if channel_weights is None else channel_weights.get(_channel(header), 0.0)
             spans.append((*match.span("content"), weight))
     return spans
+
+
+def _channel(header: str) -> str:
+    """The channel that a message's header names; empty where it names none."""
+    channel = CHANNEL.search(header)
+    return channel[1] if channel else ""
 
 
 def encode(
