@@ -149,7 +149,9 @@ class GptOss(nnx.Module):
             return layer(x_BSD, batch, rope_tables, sliding, place, index if held else None)
 
         indices_L = jnp.arange(self.config.num_layers)
-        x_BSD, layers = lax.scan(one_layer, self.embed(batch.token_ids, place), (scanned, sliding_L, indices_L))
+        embedded_BSD, per_layer = self.embed(batch.token_ids, place), (scanned, sliding_L, indices_L)
+        # Unrolled, what each layer keeps for its gradients is not copied into a stack of all layers' and out again.
+        x_BSD, layers = lax.scan(one_layer, embedded_BSD, per_layer, unroll=place.differentiable)
         final_BSD = self.final_norm(x_BSD)
         return Output(self.logits(final_BSD), final_BSD, layers)
 
