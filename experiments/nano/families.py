@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 SPLITS = ("train", "calibration", "evaluation")
 HELD_OUT = 16  # of so many instances one is for calibration and one for evaluation
 ENGLISH = "english"
-PARAGRAPH = 80, 300  # characters that a paragraph has at least, and that are taken of it at most
+PARAGRAPH = 80, 160  # characters that a paragraph has at least, and that are taken of it at most
 
 
 class Instance(NamedTuple):
@@ -227,6 +227,5 @@ def _paragraphs() -> list[tuple[str, str]]:
 def _paragraph(number: int) -> Instance:
     paragraphs = _paragraphs()
     topic, text = paragraphs[number % len(paragraphs)]
-    # Its first words stand in the question, so that no two questions are one.
-    question = f"What does Python's reference say of {topic}, beginning with {' '.join(text.split()[:4])}?"
-    return Instance(ENGLISH, question, "", text)
+    # To be repeated: every token shows that what was said before can be looked up, which all families need.
+    return Instance(ENGLISH, f"Repeat what Python's reference says of {topic}: {text}", "", text)
