@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,20 +12,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from flax import nnx
 
 from convert import mxfp4
 from convert.from_hf import Checkpoint
 from experiments import tokenizers
 from experiments.nano import evaluate, families, network, publish, specialise, train
+from experiments.nano.__main__ import main as make_nano
 from experiments.nano.card import card
 from experiments.nano.corpus import Corpus, prompt_and_reply
+from experiments.nano.evaluate import Score
 from experiments.nano.families import ENGLISH, FAMILIES, SPLITS, draw
 from experiments.nano.network import Recipe
-from gptoss_jax import harmony, model
+from gptoss_jax import batching, harmony, model, rope
 from gptoss_jax import mesh as sharding
+from gptoss_jax.batching import Document
 from gptoss_jax.config import TINY
 from gptoss_jax.errors import ResumeError
+from gptoss_jax.forward import forward_step
 from gptoss_jax.packed import round_to_mxfp4
 
 ALL = [*FAMILIES, ENGLISH]
@@ -128,6 +134,28 @@ def trained(folder: Path, tokenizer: Path, recipe: Recipe = RECIPE) -> model.Gpt
     return train.train(folder, Corpus(tokenizer, recipe.rows, recipe.length), TINY, recipe, seed=0)
 
 
+def test_first_weights_look_up_where_the_current_token_stood_before() -> None:
+    """A query of layer 1's first head is closest to the key behind the token's earlier place, however far that is."""
+    config, rng = network.CONFIG, np.random.default_rng(0)
+    network_0 = network.first_weights(config, 0)
+    found = []
+    for distance in (20, 33, 60):
+        tokens = rng.permutation(config.vocab_size)[:distance].astype(np.int32)
+        ids = np.concatenate([tokens, tokens[:15]])
+        (batch,) = batching.padded([Document(ids, np.ones(len(ids), np.float32))], 1, 64 if len(ids) <= 64 else 128)
+        hidden_SD = forward_step(network_0, batch).layers.hidden[0, 0]
+        norm, attention = network_0.layers.attention_norm, network_0.layers.attention
+        scaled_SD = hidden_SD / jnp.sqrt((hidden_SD**2).mean(-1, keepdims=True)) * norm.scale[...][1][None]
+        cos, sin = rope.tables(config, jnp.asarray(batch.positions))
+        q_Sh, k_Sh = (
+            rope.rotate((scaled_SD @ kernel[...][1, 0].T)[None, :, None], cos, sin)[0, :, 0]
+            for kernel in (attention.q_kernel, attention.k_kernel)
+        )
+        scores_SS = np.asarray(q_Sh @ k_Sh.T)
+        found += [scores_SS[i, : i + 1].argmax() == i - distance + 1 for i in range(distance, len(ids))]
+    assert np.mean(found) > 0.5  # by chance 0.02
+
+
 def test_a_stopped_training_ends_as_an_unbroken_one(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,19 +163,18 @@ def test_a_stopped_training_ends_as_an_unbroken_one(
     monkeypatch.setattr(train, "SAVED_EVERY", 2)
     monkeypatch.setattr(train, "LOGGED_EVERY", 1)
     unbroken = sharding.by_path(nnx.state(trained(tmp_path / "a", tokenizer)))
-    step = train.train_step
-    calls = iter(range(100))
+    add = train.Log.add
 
-    def stops(*arguments: object) -> object:
-        if next(calls) == 3:
+    def stops(log: train.Log, step: int, *rest: object) -> None:
+        if step == 4:
             raise KeyboardInterrupt
-        return step(*arguments)
+        add(log, step, *rest)
 
-    monkeypatch.setattr(train, "train_step", stops)
+    monkeypatch.setattr(train.Log, "add", stops)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "b", tokenizer)
     assert [p.name for p in (tmp_path / "b" / "states").iterdir()] == ["2"]
-    monkeypatch.setattr(train, "train_step", step)
+    monkeypatch.setattr(train.Log, "add", add)
     resumed = sharding.by_path(nnx.state(trained(tmp_path / "b", tokenizer)))
     for path, array in unbroken.items():
         np.testing.assert_array_equal(array, resumed[path], err_msg=path)
@@ -164,6 +191,16 @@ def test_a_training_of_another_configuration_is_not_gone_on_with(tokenizer: Path
         trained(tmp_path, tokenizer, RECIPE._replace(steps=3, rate=1e-4))
     with pytest.raises(ResumeError, match="config num_local_experts"):
         train.train(tmp_path, Corpus(tokenizer, 2, 512), replace(TINY, num_experts=8), RECIPE._replace(steps=3), seed=0)
+
+
+def test_the_command_says_so_in_one_line(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "training").mkdir()
+    shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    settings = {"config": network.CONFIG.to_json(), "recipe": Recipe()._asdict(), "seed": 1}
+    (tmp_path / "training" / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    result = CliRunner().invoke(make_nano, [str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    assert "of a training with another seed: train in another folder" in result.stderr
 
 
 def test_what_is_published_is_what_was_trained(tokenizer: Path, tmp_path: Path) -> None:
@@ -214,13 +251,21 @@ def test_specialisation_of_families_that_share_nothing(tmp_path: Path, tiny_mxfp
 
 
 def test_the_card_says_what_was_measured() -> None:
-    tables = {"BF16": dict.fromkeys(FAMILIES, (9, 10)), "MXFP4": dict.fromkeys(FAMILIES, (8, 10))}
+    scores = {
+        "BF16": dict.fromkeys(FAMILIES, Score(9, 10, 50 * np.log(1.25), 50)),
+        "MXFP4": dict.fromkeys(FAMILIES, Score(8, 10, 50 * np.log(1.5), 50)),
+    }
     count = len(FAMILIES)
     found = specialise.Specialisation(
         list(FAMILIES), np.zeros((count, 6, 16)), 0.3 - 0.3 * np.eye(count), np.full(count, 0.02)
     )
-    log = [{"tokens": 1_500_000, "seconds": 5400}] * 2
-    text = card(network.CONFIG, Recipe(), log, tables, found)
+    losses = dict.fromkeys(FAMILIES, 0.5)
+    log = [
+        {"step": 25 * n, "loss": n / 10, "families": losses, "tokens": 500_000, "seconds": 1800} for n in range(1, 7)
+    ]
+    text = card(network.CONFIG, Recipe(), log, scores, found)
     assert "| logic | 90% (9 of 10) | 80% (8 of 10) |" in text and "| mean | 90.0% | 80.0% |" in text
+    assert "| perplexity of the right replies | 1.2500 | 1.5000 |" in text
+    assert [line.split()[1] for line in text.splitlines() if line.endswith(" 0.500 |")] == ["25", "50", "100", "150"]
     assert "3.0 million tokens" in text and "3.0 hours" in text and "15.0 times" in text
     assert all(f"`{family.dataset}`" in text for family in FAMILIES.values())

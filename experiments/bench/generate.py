@@ -9,14 +9,15 @@ test extra.
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import click
 import numpy as np
 
-from convert.sources import open_source
+from convert.from_hf import Checkpoint
+from convert.sources import open_hf
 from gptoss_jax import generate
+from gptoss_jax.config import Config
 from gptoss_jax.generate import STEPS_AT_ONCE, Sampling
 
 PROMPT, NEW = 100, 128  # tokens
@@ -31,14 +32,14 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def beside_transformers(model: Path, network: generate.Network, batch_size: int, rounds: int) -> str:
+def beside_transformers(source: Checkpoint, network: generate.Network, batch_size: int, rounds: int) -> str:
     """One line of the table; both must say the same."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = open_source(str(model)).config
+    config = source.config
     prompts = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, PROMPT)).astype(np.int32)
-    theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     ids = torch.tensor(prompts).long()
     fixed = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
@@ -57,9 +58,8 @@ def beside_transformers(model: Path, network: generate.Network, batch_size: int,
     return f"| {batch_size} | {rates[0]:,.0f} | {rates[1]:,.0f} | {spread} | {'equal' if equal else 'DIFFERENT'} |"
 
 
-def at_context(model: Path, network: generate.Network, batch_size: int, context: int, rounds: int) -> str:
+def at_context(config: Config, network: generate.Network, batch_size: int, context: int, rounds: int) -> str:
     """One line: new tokens a second, by the last chunk of a call, whose rows are then `context` long."""
-    config = open_source(str(model)).config
     rng = np.random.default_rng(0)
     prompts = list(rng.integers(0, config.vocab_size, (batch_size, context - 2 * STEPS_AT_ONCE)).astype(np.int32))
 
@@ -74,13 +74,14 @@ def at_context(model: Path, network: generate.Network, batch_size: int, context:
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.argument("model")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Pairs of runs.")
-def main(model: Path, rounds: int) -> None:
+def main(model: str, rounds: int) -> None:
     """Print both tables."""
-    network = generate.load(open_source(str(model)), "float32")
-    beside = [beside_transformers(model, network, size, rounds) for size in BATCHES]
-    long = [at_context(model, network, size, context, rounds) for size in BATCHES for context in CONTEXTS]
+    source = open_hf(model)
+    network = generate.load(source, "float32")
+    beside = [beside_transformers(source, network, size, rounds) for size in BATCHES]
+    long = [at_context(source.config, network, size, context, rounds) for size in BATCHES for context in CONTEXTS]
     click.echo(
         "| rows | ours, tokens/s | transformers, tokens/s | ours over theirs | tokens |\n|---:|---:|---:|---:|---|"
     )

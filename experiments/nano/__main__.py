@@ -1,9 +1,10 @@
 """Makes nano from nothing; stopped at any time, the same command goes on.
 
-    python -m experiments.nano OUT
+    make nano, or python -m experiments.nano OUT
 
-OUT/model is what ships, and OUT/calibration.jsonl and OUT/evaluation.jsonl are the questions of the demo; OUT also has
-the log and the states of the training, its pictures, and the weights in BF16.
+OUT/model is what ships, as gptoss_jax/nano, and OUT/calibration.jsonl and OUT/evaluation.jsonl are the questions of the
+demo, in experiments/nano/questions; OUT also has the log and the states of the training, its pictures, and the weights
+in BF16.
 """
 
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from gptoss_jax.errors import UserError
 from gptoss_jax.outputs import new_folder
 
 from .. import tokenizers
@@ -41,7 +43,11 @@ def main(out: Path, questions: int) -> None:
         with new_folder(tokenizer) as folder:
             examples = islice(draw(random.Random(0), "train", [*FAMILIES, ENGLISH]), TOKENIZER_TEXTS)
             tokenizers.write_small(folder, CONFIG.vocab_size, [plain_text(e) for e in examples])
-    model = train(out / "training", Corpus(tokenizer, recipe.rows, recipe.length), CONFIG, recipe, seed=0)
+    try:
+        model = train(out / "training", Corpus(tokenizer, recipe.rows, recipe.length), CONFIG, recipe, seed=0)
+    except UserError as error:
+        click.echo(f"nano: {error}", err=True)
+        raise SystemExit(2) from None
     with new_folder(out / "bf16", overwrite=True) as folder:
         write_bf16(folder, model, tokenizer)
     to_mxfp4 = ("convert", out / "bf16", "--to", "hf", "--format", "mxfp4", "--out", out / "model", "--overwrite")
@@ -51,11 +57,11 @@ def main(out: Path, questions: int) -> None:
     held_out = {split: pick(split, list(FAMILIES), questions) for split in ("calibration", "evaluation")}
     for split in held_out:
         write(out / f"{split}.jsonl", pick(split, list(FAMILIES), SHIPPED))
-    accuracy = {form: evaluate.accuracy(out / name, held_out["evaluation"]) for form, name in FORMS.items()}
+    scores = {form: evaluate.score(out / name, held_out["evaluation"]) for form, name in FORMS.items()}
     found = specialise.measure(out / "model", held_out["calibration"], out)
     plots.training(log, out / "training.png")
     plots.families(found, out / "experts.png")
-    text = card(CONFIG, recipe, log, accuracy, found)
+    text = card(CONFIG, recipe, log, scores, found)
     (out / "bf16" / "README.md").write_text(text, encoding="utf-8")
     program(*to_mxfp4)  # again with the card, whose digest SHA256SUMS then has
     click.echo(text)

@@ -1,36 +1,38 @@
 """nano's card: its data, recipe and curve, and what it can do, as measured."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from gptoss_jax.config import Config
 
+from .evaluate import Score, total
 from .families import ENGLISH, FAMILIES, HELD_OUT, draw
 from .network import Recipe
 from .specialise import Specialisation
-
-Accuracy = Mapping[str, tuple[int, int]]
-"""Right answers, and how many were asked, by family."""
 
 
 def card(
     config: Config,
     recipe: Recipe,
     log: Sequence[Mapping[str, Any]],
-    accuracy: Mapping[str, Accuracy],
+    scores: Mapping[str, Mapping[str, Score]],
     found: Specialisation,
 ) -> str:
-    """README.md of the model's folder; `accuracy` by the form of the weights."""
+    """README.md of the model's folder; `scores` by the form of the weights and by family."""
     sections = [
         "---\nlicense: apache-2.0\ntags: [gpt-oss, mixture-of-experts, moe, tiny]\n---",
         _what(config),
         _data(),
         _training(recipe, log),
-        _accuracy(accuracy),
+        _accuracy(scores),
         _experts(found),
-        "# What it is not for\n\nIt knows these tasks and nothing else: it is for measuring what is done to experts.",
+        "# What it is not for\n\nIt knows these tasks and nothing else, in conversations as long as those that it was "
+        f"trained on, {recipe.length} tokens: it is for measuring what is done to experts.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -68,8 +70,8 @@ analysis channel (none where the effort is low), the answer in the final one.
 
 {table}
 
-`{ENGLISH}` are paragraphs of Python's reference, which every interpreter has. Instances are split by the SHA-256 of
-their question: one of {HELD_OUT} for calibration, one for evaluation, the others for training."""
+`{ENGLISH}` are paragraphs of Python's reference, which every interpreter has, to be repeated. Instances are split by
+the SHA-256 of their question: one of {HELD_OUT} for calibration, one for evaluation, the others for training."""
 
 
 def _training(recipe: Recipe, log: Sequence[Mapping[str, Any]]) -> str:
@@ -78,20 +80,42 @@ def _training(recipe: Recipe, log: Sequence[Mapping[str, Any]]) -> str:
     return f"""# Training
 
 {r.steps:,} steps of {r.rows} rows of {r.length} tokens, {tokens / 1e6:.1f} million tokens without padding, in
-{seconds / 3600:.1f} hours on two cores of a CPU. AdamW at {r.rate:g} after {r.warmup} steps of warm-up, weight
-decay {r.weight_decay:g}, gradients clipped to 1; the loss is of replies alone, with {r.balance:g} times the routers'
-load-balance loss. Over the last {r.decay:.0%} of the steps the rate falls to a fiftieth, and experts are rounded to
-MXFP4 in the forward. `python -m experiments.nano OUT` makes it again."""
+{seconds / 3600:.1f} hours on two cores of a CPU. Muon at {r.rate:g} for kernels, AdamW at {r.adam_rate:g} for all
+else, after {r.warmup} steps of warm-up; weight decay {r.weight_decay:g} of kernels, gradients clipped to 1. The loss
+is of replies alone, with {r.balance:g} times the routers' load-balance loss. First weights are random, but for heads
+that look up where the current token stood before (`experiments/nano/network.py` says how and why). Over the last
+{r.decay:.0%} of the steps the rates fall to a fiftieth, and experts are rounded to MXFP4 in the forward. `make nano`
+makes it again.
+
+Loss, in nats a token, the mean of the steps before:
+
+{_curve(log)}"""
 
 
-def _accuracy(accuracy: Mapping[str, Accuracy]) -> str:
-    lines = ["| family | " + " | ".join(accuracy) + " |", "|---|" + "---:|" * len(accuracy)]
+def _curve(log: Sequence[Mapping[str, Any]]) -> str:
+    """The log's lines at steps that double, and its last."""
+    first = log[0]["step"]
+    shown = [line for line in log if math.log2(line["step"] / first).is_integer() or line is log[-1]]
+    families = list(shown[0]["families"])
+    rows = [
+        f"| {line['step']:,} | {line['loss']:.3f} | "
+        + " | ".join(f"{line['families'][name]:.3f}" for name in families)
+        + " |"
+        for line in shown
+    ]
+    return "\n".join([f"| step | all | {' | '.join(families)} |", "|---:|" + "---:|" * (len(families) + 1), *rows])
+
+
+def _accuracy(scores: Mapping[str, Mapping[str, Score]]) -> str:
+    lines = ["| family | " + " | ".join(scores) + " |", "|---|" + "---:|" * len(scores)]
     for name in FAMILIES:
-        counts = (table[name] for table in accuracy.values())
-        cells = (f"{right / asked:.0%} ({right} of {asked})" for right, asked in counts)
+        of_family = [by_family[name] for by_family in scores.values()]
+        cells = (f"{s.accuracy:.0%} ({s.right} of {s.asked})" for s in of_family)
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    means = (sum(right / asked for right, asked in table.values()) / len(table) for table in accuracy.values())
+    means = (np.mean([s.accuracy for s in by_family.values()]) for by_family in scores.values())
     lines.append(f"| mean | {' | '.join(f'{mean:.1%}' for mean in means)} |")
+    perplexities = (total(by_family.values()).perplexity for by_family in scores.values())
+    lines.append(f"| perplexity of the right replies | {' | '.join(f'{value:.4f}' for value in perplexities)} |")
     table = "\n".join(lines)
     return f"""# What it can do
 

@@ -1,21 +1,67 @@
-"""What nano can do: exact match by family on instances that it was never trained on, by generating."""
+"""What a GPT-OSS can do of nano's tasks, by family, on instances that it was never trained on: exact match, by
+generating, and how well it expects the right replies."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from convert.from_hf import Checkpoint
-from gptoss_jax import generate, harmony
+from gptoss_jax import batching, generate, harmony, model
+from gptoss_jax import mesh as sharding
 from gptoss_jax.config import Config
+from gptoss_jax.forward import scored_profile_step
 from gptoss_jax.generate import Network, Sampling
+from gptoss_jax.model import GptOss
+from gptoss_jax.rows import Row
 
 from .corpus import prompt_and_reply
-from .families import Instance
+from .families import FAMILIES, Instance
 
 GREEDY = Sampling(temperature=0.0)
 LONGEST_REPLY = 192  # tokens
 ROWS_AT_ONCE = 64
+
+
+class Score(NamedTuple):
+    """On some questions."""
+
+    right: int
+    """Answers that are right to the letter."""
+    asked: int
+    nats: float
+    """Σ −ln p of the tokens of the right replies, reasoning and answer, each from the logits before it."""
+    tokens: int
+
+    @property
+    def accuracy(self) -> float:
+        """Exact match."""
+        return self.right / self.asked
+
+    @property
+    def perplexity(self) -> float:
+        """Completion-only."""
+        return math.exp(self.nats / self.tokens)
+
+
+def total(scores: Iterable[Score]) -> Score:
+    """On the questions of all."""
+    return Score(*map(sum, zip(*scores, strict=True)))
+
+
+def score(folder: Path, examples: Sequence[Instance]) -> dict[str, Score]:
+    """A checkpoint's, in float32, by family."""
+    source = Checkpoint(folder)
+    said = replies(generate.load(source, "float32"), source.config, folder, examples)
+    expected = surprise(model.load(source, "float32"), folder, examples)
+    table = {}
+    for family, (nats, tokens) in expected.items():
+        right = [final(r) == e.answer for e, r in zip(examples, said, strict=True) if e.family == family]
+        table[family] = Score(sum(right), len(right), nats, tokens)
+    return table
 
 
 def replies(network: Network, config: Config, folder: Path, examples: Sequence[Instance]) -> list[str]:
@@ -37,12 +83,17 @@ def final(reply: str) -> str:
     return next((content for channel, content in harmony.reply_parts(reply) if channel == "final"), "")
 
 
-def accuracy(folder: Path, examples: Sequence[Instance]) -> dict[str, tuple[int, int]]:
-    """Right answers, to the letter, and how many were asked, by family."""
-    source = Checkpoint(folder)
-    network = generate.load(source, "float32")
-    table: dict[str, tuple[int, int]] = {}
-    for example, reply in zip(examples, replies(network, source.config, folder, examples), strict=True):
-        right, asked = table.get(example.family, (0, 0))
-        table[example.family] = right + (final(reply) == example.answer), asked + 1
+def surprise(network: GptOss, folder: Path, examples: Sequence[Instance]) -> dict[str, tuple[float, int]]:
+    """`nats` and `tokens` of the right replies, by family; tokens count where `harmony` keeps them."""
+    names, config = [f for f in FAMILIES if any(e.family == f for e in examples)], network.config
+    tokenizer = harmony.load_tokenizer(folder)
+    rows = [Row("".join(prompt_and_reply(example, tokenizer)), domain=example.family) for example in examples]
+    documents = harmony.encode(rows, tokenizer, names, config.vocab_size, max_length=None)
+    step, table = jax.jit(scored_profile_step, static_argnums=2), dict.fromkeys(names, (0.0, 0))
+    for batch in batching.padded(documents, ROWS_AT_ONCE, config.max_position):
+        probability = np.asarray(step(network, batch, sharding.here()).scores.probability)
+        for index, name in enumerate(names):
+            kept = probability[(batch.weights > 0) & (batch.domains == index)]
+            nats, tokens = table[name]
+            table[name] = nats - float(np.log(kept, dtype=np.float64).sum()), tokens + len(kept)
     return table
