@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gptoss_jax.config import FULL, Config
 
-from .from_hf import Checkpoint
+from .from_hf import NANO, Checkpoint
 
 # Names that this program gives to files by itself, which say nothing of a domain.
 GENERIC = re.compile(r"ranking|(.*_)?ranking_by_layer|keep")
@@ -19,9 +19,10 @@ def domain_of(ranking: Path) -> str:
 
 
 def model_name(config: Config, num_kept: int, domain: str) -> str:
-    """The published form: parameters in billions, domain, experts a layer."""
-    billions = config.num_parameters(num_kept) / 1e9
-    return f"gpt-oss-{billions:.1f}b-specialized-{domain}-pruned-moe-only-{num_kept}-experts"
+    """The published form: parameters in billions, domain, experts a layer; in millions where they are few."""
+    parameters = config.num_parameters(num_kept)
+    size = f"{parameters / 1e9:.1f}b" if parameters >= 5e7 else f"{parameters / 1e6:.1f}m"
+    return f"gpt-oss-{size}-specialized-{domain}-pruned-moe-only-{num_kept}-experts"
 
 
 def card(
@@ -36,8 +37,8 @@ def card(
     config, n = checkpoint.config, len(keep_sets[0])
     name = model_name(config, n, domain)
     title = domain.replace("_", " ").title()
-    # A local path says nothing to whoever reads the card; a hub id does.
-    is_local = Path(model).exists()
+    # A local path says nothing to whoever reads the card, nor does a name of this project; a hub id does.
+    is_local = model == NANO or Path(model).exists()
     base = Path(model).resolve().name if is_local else model
     sections = [
         _front_matter(domain, None if is_local else base),

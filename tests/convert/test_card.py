@@ -20,7 +20,7 @@ from gptoss_jax.errors import UserError
 
 KEEP = 4
 KEEP_SETS = [list(range(KEEP))] * TINY.num_layers
-TINY_NAME = f"gpt-oss-0.0b-specialized-science-pruned-moe-only-{KEEP}-experts"
+TINY_NAME = f"gpt-oss-{TINY.num_parameters(KEEP) / 1e6:.1f}m-specialized-science-pruned-moe-only-{KEEP}-experts"
 
 Card = Callable[..., str]
 
