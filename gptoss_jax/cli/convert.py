@@ -33,8 +33,9 @@ def convert(
 ) -> None:
     """Write MODEL as an Orbax checkpoint or in Hugging Face form.
 
-    MODEL is a folder in Hugging Face form, an Orbax checkpoint of this project, or a hub id. What has the asked
-    form keeps its bytes. Every mesh can restore an Orbax checkpoint, from whichever it was saved.
+    MODEL is a folder in Hugging Face form, an Orbax checkpoint of this project, a hub id, or nano, the small model
+    that ships with the project. What has the asked form keeps its bytes. Every mesh can restore an Orbax checkpoint,
+    from whichever it was saved.
     """
     import jax
 

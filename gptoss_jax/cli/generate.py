@@ -58,8 +58,9 @@ def generate(
 ) -> None:
     """Answer with MODEL, channel by channel.
 
-    MODEL is a folder in Hugging Face form, an Orbax checkpoint, or a hub id. One reply appears as it is generated;
-    those of several prompts, which run as one batch, when all have ended.
+    MODEL is a folder in Hugging Face form, an Orbax checkpoint, a hub id, or nano, the small model that ships with the
+    project. One reply appears as it is generated; those of several prompts, which run as one batch, when all have
+    ended.
     """
     from convert.sources import open_source
 

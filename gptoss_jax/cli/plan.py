@@ -36,7 +36,7 @@ def plan(
 ) -> None:
     """Compile the profile step for a TPU slice, and say what it takes there: memory, work, exchanges.
 
-    MODEL is gpt-oss-20b, gpt-oss-120b, or a folder that holds config.json. No TPU and no weights are needed.
+    MODEL is gpt-oss-20b, gpt-oss-120b, nano, or a folder that holds config.json. No TPU and no weights are needed.
     """
     # What compiles for TPUs does not run on one.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -65,9 +65,11 @@ def plan(
 
 
 def _config(model: str) -> "Config":
+    from convert.from_hf import NANO, locate
+
     from .. import config
 
     if model in PRESETS:
         return getattr(config, PRESETS[model])
-    path = Path(model) / "config.json"
+    path = (locate(model) if model == NANO else Path(model)) / "config.json"
     return config.Config.from_json(config.read_json(path), str(path))

@@ -107,8 +107,8 @@ def _coordinator(_: Any, __: Any, text: str | None) -> str | None:
 def profile(model: tuple[str, ...], out: str, overwrite: bool, resume: bool, merge: bool, **options: Any) -> None:
     """Run rows through MODEL and write the statistics of its experts.
 
-    MODEL is a folder in Hugging Face form, an Orbax checkpoint of this project, or a hub id. All devices of all
-    processes are used; docs/pods.md says how many processes run as one.
+    MODEL is a folder in Hugging Face form, an Orbax checkpoint of this project, a hub id, or nano, the small model
+    that ships with the project. All devices of all processes are used; docs/pods.md says how many processes run as one.
 
     With --merge, MODEL... are the folders of two or more finished profiles over different rows; of the
     options only --out and --overwrite go with it.

@@ -63,8 +63,9 @@ def prune(
 ) -> None:
     """Write MODEL with only the best experts of each layer.
 
-    MODEL is a folder in Hugging Face form or a hub id. The file SHA256SUMS in the new folder has the digest of every
-    other: in that folder, sha256sum -c SHA256SUMS says at any time whether a byte has changed.
+    MODEL is a folder in Hugging Face form, a hub id, or nano, the small model that ships with the project. The file
+    SHA256SUMS in the new folder has the digest of every other: in that folder, sha256sum -c SHA256SUMS says at any
+    time whether a byte has changed.
     """
     from convert import card, checksums
     from convert import prune as cut
