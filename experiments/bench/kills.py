@@ -23,25 +23,32 @@ from pathlib import Path
 
 import click
 
-from .. import checkpoints, demo, tokenizers
+from convert.from_hf import NANO
+from convert.sources import open_hf
+
+from .. import checkpoints, tokenizers
+from ..nano import QUESTIONS
+from ..nano.families import read
+from ..nano.specialise import write_rows
 
 FIGURES = ("seconds", "compile_seconds", "tokens_per_s", "peak_rss_bytes")  # of profile.json: measured
 THROUGHPUT = b"- Forward throughput"
-# 0.8 GB: to write half of its experts takes about as long as to start the program.
-WIDE = replace(demo.CONFIG, hidden_size=2048, expert_hidden_size=2048, num_experts=32)
 COLUMNS = ("before", "within", "after", "compared", "differing", "half", "left over")
 
 
 def prepare(folder: Path) -> dict[str, list[str]]:
     """Make the inputs; the commands by their names."""
-    for name, config in {"model": demo.CONFIG, "wide": WIDE}.items():
-        (folder / name).mkdir()
-        checkpoints.write_random(folder / name, config, max_shard_bytes=50 * 10**6)
-        tokenizers.write_small(folder / name, config.vocab_size)
-    demo.write_rows(folder / "rows.jsonl")
-    (folder / "keep.json").write_text(json.dumps([list(range(0, WIDE.num_experts, 2))] * WIDE.num_layers))
-    data = ["--data", "../rows.jsonl", "--domain-column", "domain", "--max-seq-length", "128", "--eaft"]
-    profile = ["profile", "../model", *data, "--out", "out", "--resume", "--engine"]
+    nano = open_hf(NANO)
+    write_rows(folder / "rows.jsonl", Path(str(nano.folder)), read(QUESTIONS / "calibration.jsonl")[::4])
+    # 0.8 GB: to write half of its experts takes about as long as to start the program.
+    sizes = {"hidden_size": 2048, "expert_hidden_size": 2048, "num_experts": 32, "num_layers": 4}
+    wide = replace(nano.config, layer_types=nano.config.layer_types[:4], **sizes)
+    (folder / "wide").mkdir()
+    checkpoints.write_random(folder / "wide", wide, max_shard_bytes=50 * 10**6)
+    tokenizers.write_small(folder / "wide", wide.vocab_size)
+    (folder / "keep.json").write_text(json.dumps([list(range(0, wide.num_experts, 2))] * wide.num_layers))
+    data = ["--data", "../rows.jsonl", "--domain-column", "family", "--max-seq-length", "128", "--eaft"]
+    profile = ["profile", NANO, *data, "--out", "out", "--resume", "--engine"]
     return {
         "profile, streamed": [*profile, "streamed", "--batch-size", "1"],
         "profile, resident": [*profile, "resident", "--batch-size", "2"],

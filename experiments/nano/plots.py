@@ -32,7 +32,7 @@ def training(log: list[dict[str, Any]], file: Path) -> None:
     for layer in range(load_NLE.shape[1]):
         loads.plot(steps, load_NLE[:, layer].max(-1), color=f"C{layer}", linewidth=1)
         loads.plot(steps, load_NLE[:, layer].min(-1), color=f"C{layer}", linewidth=1, linestyle="--")
-    loads.set(title="most (—) and least (- -) loaded expert, over an even share", xlabel="step")
+    loads.set(title="load over an even share: most (—), least (- -)", xlabel="step")
     figure.savefig(file, dpi=110)
 
 
