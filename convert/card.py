@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from gptoss_jax.config import FULL, Config
+from gptoss_jax.config import FULL, HUB_ID, Config
 
-from .from_hf import NANO, Checkpoint
+from .from_hf import Checkpoint
 
 # Names that this program gives to files by itself, which say nothing of a domain.
 GENERIC = re.compile(r"ranking|(.*_)?ranking_by_layer|keep")
@@ -37,8 +37,8 @@ def card(
     config, n = checkpoint.config, len(keep_sets[0])
     name = model_name(config, n, domain)
     title = domain.replace("_", " ").title()
-    # A local path says nothing to whoever reads the card, nor does a name of this project; a hub id does.
-    is_local = model == NANO or Path(model).exists()
+    # A path says nothing to whoever reads the card, nor does a name of this project; a hub id does.
+    is_local = Path(model).exists() or not HUB_ID.fullmatch(model)
     base = Path(model).resolve().name if is_local else model
     sections = [
         _front_matter(domain, None if is_local else base),

@@ -25,6 +25,8 @@ GREEDY = Sampling(temperature=0.0)
 LONGEST_REPLY = 192  # tokens
 ROWS_AT_ONCE = 64
 
+scored_step = jax.jit(scored_profile_step, static_argnums=2)
+
 
 class Score(NamedTuple):
     """On some questions."""
@@ -89,9 +91,9 @@ def surprise(network: GptOss, folder: Path, examples: Sequence[Instance]) -> dic
     tokenizer = harmony.load_tokenizer(folder)
     rows = [Row("".join(prompt_and_reply(example, tokenizer)), domain=example.family) for example in examples]
     documents = harmony.encode(rows, tokenizer, names, config.vocab_size, max_length=None)
-    step, table = jax.jit(scored_profile_step, static_argnums=2), dict.fromkeys(names, (0.0, 0))
+    table = dict.fromkeys(names, (0.0, 0))
     for batch in batching.padded(documents, ROWS_AT_ONCE, config.max_position):
-        probability = np.asarray(step(network, batch, sharding.here()).scores.probability)
+        probability = np.asarray(scored_step(network, batch, sharding.here()).scores.probability)
         for index, name in enumerate(names):
             kept = probability[(batch.weights > 0) & (batch.domains == index)]
             nats, tokens = table[name]
