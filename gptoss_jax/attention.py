@@ -19,6 +19,9 @@ SCORES_AT_ONCE = {"cpu": 1 << 20, "gpu": 1 << 26}
 # Where gradients are taken every block keeps its scores, and many small ones took twice the time of few large ones.
 GRADIENT_BLOCK, GRADIENT_SCORES = 512, 1 << 25
 
+# Of a block of queries over the keys so far: the highest score, the sum of weights, the sum of weighted values.
+Sums = tuple[Float[Array, "R K q M"], Float[Array, "R K q M"], Float[Array, "R K q M h"]]
+
 
 class Attention(nnx.Module):
     """Projections with biases, rotary embedding, sinks. Kernels lie [out…, in], as checkpoints store them."""
@@ -121,22 +124,13 @@ def attend(
 
     def one_block(index: Array) -> Array:
         rows, query = jnp.divmod(index, blocks)
-        q_RKqMh = jnp.moveaxis(q[rows, :, query].reshape(R, K, M, H // K, h), 2, 3).reshape(R, K, -1, h)
+        q_RKXh = jnp.moveaxis(q[rows, :, query].reshape(R, K, M, H // K, h), 2, 3).reshape(R, K, -1, h)
 
-        def one_block_of_keys(key: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            top, total, mixed = carry
+        def one_block_of_keys(key: Array, sums: Sums) -> Sums:
             distance_MN = (query - key) * M + jnp.arange(M)[:, None] - jnp.arange(M)[None]
             same_RMN = segments[rows, :, query][:, :, None] == segments[rows, :, key][:, None]
             visible_RMN = same_RMN & ((distance_MN >= 0) & (distance_MN < window))[None]
-            scores = jnp.einsum("RKXh,RKNh->RKXN", q_RKqMh, k[rows, :, key], preferred_element_type=jnp.float32)
-            scores = jnp.where(visible_RMN[:, None, None], scores.reshape(R, K, -1, M, M) * h**-0.5, -jnp.inf)
-            higher = jnp.maximum(top, scores.max(-1))
-            weights = jnp.exp(scores - higher[..., None])
-            shrink = jnp.exp(top - higher)
-            values = weights.astype(v.dtype).reshape(R, K, -1, M)
-            values = jnp.einsum("RKXN,RKNh->RKXh", values, v[rows, :, key], preferred_element_type=jnp.float32)
-            mixed = mixed * shrink[..., None] + values.reshape(mixed.shape)
-            return higher, total * shrink + weights.sum(-1), mixed
+            return _add_keys(sums, q_RKXh, k[rows, :, key], v[rows, :, key], visible_RMN)
 
         # Keys before the first query's document, or before its window, serve no later query of the block either.
         lowest = jnp.maximum(starts[rows, :, query, 0].min(), query * M - window + 1)
@@ -149,6 +143,27 @@ def attend(
     mixed = lax.map(one_block, jnp.arange(B // R * blocks))
     mixed = jnp.moveaxis(mixed.reshape(B // R, blocks, R, M, H, h), 2, 1)
     return mixed.reshape(B, blocks * M, H, h)[:, :S]
+
+
+def _add_keys(
+    sums: Sums,
+    q_RKXh: Float[Array, "R K X h"],
+    k_RKNh: Float[Array, "R K N h"],
+    v_RKNh: Float[Array, "R K N h"],
+    visible_RMN: Bool[Array, "R M N"],
+) -> Sums:
+    """The softmax over a block of keys more (X: q·M queries): earlier sums shrink where a higher score comes."""
+    top, total, mixed = sums
+    scores = jnp.einsum("RKXh,RKNh->RKXN", q_RKXh, k_RKNh, preferred_element_type=jnp.float32)
+    scores = scores.reshape(*top.shape, -1) * q_RKXh.shape[-1] ** -0.5
+    scores = jnp.where(visible_RMN[:, None, None], scores, -jnp.inf)
+    higher = jnp.maximum(top, scores.max(-1))
+    weights = jnp.exp(scores - higher[..., None])
+    shrink = jnp.exp(top - higher)
+    weights_RKXN = weights.astype(v_RKNh.dtype).reshape(*q_RKXh.shape[:3], -1)
+    values = jnp.einsum("RKXN,RKNh->RKXh", weights_RKXN, v_RKNh, preferred_element_type=jnp.float32)
+    mixed = mixed * shrink[..., None] + values.reshape(mixed.shape)
+    return higher, total * shrink + weights.sum(-1), mixed
 
 
 def attend_to_cache(q_BHh: Float[Array, "B H h"], cache: Cache, sinks_H: Float[Array, " H"]) -> Float[Array, "B H h"]:

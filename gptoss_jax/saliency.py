@@ -141,10 +141,8 @@ def layer_statistics(routing: Routing, mixture: Mixture, batch: Batch, place: Pl
     # Domains stand in the left factor, so that one product sums and splits.
     domain_TG = jax.nn.one_hot(batch.domains.reshape(-1), batch.num_domains) * kept_T[:, None]
     weighted_TG = domain_TG * weights_T[:, None]
-    G = batch.num_domains
     first, E = place.local(routing.logits_TE.shape[-1])
-    local_Tk = routing.experts_Tk - first
-    chosen_TkE = (local_Tk[..., None] == jnp.arange(E)[None, None]) & kept_T[:, None, None]
+    chosen_TkE = ((routing.experts_Tk - first)[..., None] == jnp.arange(E)[None, None]) & kept_T[:, None, None]
 
     def by_expert(values_Tk: Array) -> Array:
         # Selected, not multiplied: NaN · 0 would spread from the expert that made it to all others.
@@ -159,40 +157,50 @@ def layer_statistics(routing: Routing, mixture: Mixture, batch: Batch, place: Pl
 
     gates_TE, norms_TE = by_expert(routing.gates_Tk), by_expert(mixture.norms_Tk)
     saliency_TE = gates_TE * norms_TE
-    # Whole numbers and maxima lose nothing and are scattered: [T, G, E] would outgrow the layer's weights.
-    # Ids of other devices' experts are out of range here, and what they would add is dropped.
+    return Statistics(
+        gate_sum=summed(gates_TE),
+        norm_sum=summed(norms_TE),
+        gate_norm_sum=summed(saliency_TE),
+        gate_norm_sq_sum=summed(saliency_TE**2),
+        norm_sq_sum=summed(norms_TE**2),
+        gate_rank_sum=summed(jnp.where(kept_T[:, None], routing.gates_Tk, 0), domain_TG),
+        router_entropy_sum=summed(jnp.where(kept_T, entropy(routing.logits_TE), 0)[:, None], domain_TG)[:, 0],
+        **_counts_and_maxima(routing, mixture, batch, place),
+    )
+
+
+def _counts_and_maxima(routing: Routing, mixture: Mixture, batch: Batch, place: Placement) -> dict[str, Array]:
+    """What loses nothing by being scattered; as products, [T, G, E] would outgrow the layer's weights."""
+    all_experts = routing.logits_TE.shape[-1]
+    first, E = place.local(all_experts)
+    G = batch.num_domains
     domains_T1 = batch.domains.reshape(-1, 1)
-    kept_T1 = kept_T[:, None].astype(jnp.int32)
-    here_Tk = jnp.where(local_Tk >= 0, local_Tk, E)
+    kept_T1 = (batch.weights != 0).reshape(-1, 1)
+    once_T1 = kept_T1.astype(jnp.int32)
+    # Ids of other devices' experts are put out of range, and what they would add is dropped.
+    here_Tk = routing.experts_Tk - first
+    here_Tk = jnp.where(here_Tk >= 0, here_Tk, E)
     experts_T1k = routing.experts_Tk[:, None, :]
-    together_Tkk = kept_T1[:, :, None] * (routing.experts_Tk[:, :, None] != experts_T1k)
+    together_Tkk = once_T1[:, :, None] * (routing.experts_Tk[:, :, None] != experts_T1k)
     bins_Tk = jnp.minimum((routing.gates_Tk * GATE_BINS).astype(jnp.int32), GATE_BINS - 1)
 
     def counts(*shape: int) -> Array:
         return jnp.zeros((G, *shape), jnp.int32)
 
     def peak(values_Tk: Array) -> Array:
-        kept_values = jnp.where(kept_T[:, None], values_Tk, 0)
-        return jnp.zeros((G, E)).at[domains_T1, here_Tk].max(kept_values, mode="drop")
+        return jnp.zeros((G, E)).at[domains_T1, here_Tk].max(jnp.where(kept_T1, values_Tk, 0), mode="drop")
 
-    return Statistics(
-        count=counts(E).at[domains_T1, here_Tk].add(kept_T1, mode="drop"),
-        gate_sum=summed(gates_TE),
-        norm_sum=summed(norms_TE),
-        gate_norm_sum=summed(saliency_TE),
-        gate_norm_sq_sum=summed(saliency_TE**2),
-        norm_sq_sum=summed(norms_TE**2),
-        norm_max=peak(mixture.norms_Tk),
-        activation_max=peak(mixture.peaks_Tk),
-        coactivation=counts(E, routing.logits_TE.shape[-1])
+    return {
+        "count": counts(E).at[domains_T1, here_Tk].add(once_T1, mode="drop"),
+        "norm_max": peak(mixture.norms_Tk),
+        "activation_max": peak(mixture.peaks_Tk),
+        "coactivation": counts(E, all_experts)
         .at[domains_T1[:, :, None], here_Tk[:, :, None], experts_T1k]
         .add(together_Tkk, mode="drop"),
-        tokens=counts().at[domains_T1[:, 0]].add(kept_T1[:, 0]),
-        gate_rank_sum=summed(jnp.where(kept_T[:, None], routing.gates_Tk, 0), domain_TG),
-        gate_histogram=counts(GATE_BINS).at[domains_T1, bins_Tk].add(kept_T1),
-        router_entropy_sum=summed(jnp.where(kept_T, entropy(routing.logits_TE), 0)[:, None], domain_TG)[:, 0],
-        computed=place.sum_experts(counts().at[domains_T1[:, 0]].add(mixture.computed_Tk.sum(1))),
-    )
+        "tokens": counts().at[domains_T1[:, 0]].add(once_T1[:, 0]),
+        "gate_histogram": counts(GATE_BINS).at[domains_T1, bins_Tk].add(once_T1),
+        "computed": place.sum_experts(counts().at[domains_T1[:, 0]].add(mixture.computed_Tk.sum(1))),
+    }
 
 
 def means(statistics: Statistics) -> dict[str, np.ndarray]:
