@@ -24,6 +24,7 @@ from .forward import mapped, profile_step
 from .model import abstract
 
 ITEM_BYTES = 2  # of activations: bfloat16
+SOUGHT_UP_TO = 1 << 20  # tokens a step: for a small model's, doubling would go on for long and tell nothing
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,15 @@ def compile_step(case: Case) -> Compiled:
 
 
 def largest_batch(first: Compiled, compile_step: Callable[[Case], Compiled] = compile_step) -> int:
-    """The most rows that fit, found by compiling: doubled from those of `first` until a step does not fit, or
-    halved until one does; 0 where not even one row for each of `data` does."""
+    """The most rows that fit, found by compiling: doubled from those of `first` until a step does not fit or
+    has more than SOUGHT_UP_TO tokens, or halved until one fits; 0 where not even one row for each of `data` does."""
 
     def fits(batch: int) -> bool:
         return compile_step(replace(first.case, batch=batch)).fits
 
     batch, data = first.case.batch, first.case.data
     if first.fits:
-        while fits(2 * batch):
+        while 2 * batch * first.case.seq_len <= SOUGHT_UP_TO and fits(2 * batch):
             batch *= 2
         return batch
     rows = batch // data  # for each of `data`
@@ -273,6 +274,7 @@ def table(said: dict[str, Any], tokens: int) -> str:
     """The figures for a reader."""
     gib = 1 << 30
     compiled, active = (said[f"{kind}_matmul_flops"] / 1e12 for kind in ("compiled", "active"))
+    or_more = " or more" if 2 * said["largest_batch"] * said["seq_len"] > SOUGHT_UP_TO else ""
     mesh = said["mesh"]
     lines = [
         ("slice", f"{said['topology']}, {said['chips']} chips, data={mesh['data']} × expert={mesh['expert']}"),
@@ -287,7 +289,7 @@ def table(said: dict[str, Any], tokens: int) -> str:
             "together",
             f"{said['needed_bytes_per_chip'] / gib:.2f} of {said['memory_bytes_per_chip'] / gib:.2f} GiB",
         ),
-        ("largest batch", f"{said['largest_batch']} rows of {said['seq_len']}"),
+        ("largest batch", f"{said['largest_batch']} rows of {said['seq_len']}{or_more}"),
         (
             "matrix FLOPs a step",
             f"{compiled:.1f} T compiled, {active:.1f} T active: {compiled / active:.3f}",

@@ -96,7 +96,9 @@ def compiled(case: plan.Case, needed: int) -> plan.Compiled:
     return plan.Compiled(case, needed, memory_bytes=1000, seconds=0.0, text="x" if needed <= 1000 else "")
 
 
-@pytest.mark.parametrize(("asked", "rows_that_fit", "found"), [(16, 100, 64), (16, 16, 16), (64, 10, 8), (4, 1, 0)])
+@pytest.mark.parametrize(
+    ("asked", "rows_that_fit", "found"), [(16, 100, 64), (16, 16, 16), (64, 10, 8), (4, 1, 0), (16, 10**9, 512)]
+)
 def test_the_largest_batch_is_found_by_doubling_and_halving(asked: int, rows_that_fit: int, found: int):
     def compile_step(case: plan.Case) -> plan.Compiled:
         return compiled(case, 1000 * case.batch // rows_that_fit)
