@@ -127,29 +127,44 @@ def legs(entry: dict[str, Any]) -> str:
 
 
 def euclid(entry: dict[str, Any]) -> str:
-    """Remainders until nothing is left: 48 36 12 0"""
+    """94 and 28 → 94 - 3 * 28 = 94 - 84 = 10; 28 - 2 * 10 = 28 - 20 = 8; 10 - 8 = 2; 8 - 4 * 2 = 8 - 8 = 0"""
     a, b = sorted(entry["metadata"]["numbers"], reverse=True)
-    steps = [a]
+    steps = []
     while b:
-        steps.append(b)
-        a, b = b, a % b
-    return " ".join(map(str, [*steps, 0]))
+        times, rest = divmod(a, b)
+        steps.append(f"{a} - {b} = {rest}" if times == 1 else f"{a} - {times} * {b} = {a} - {times * b} = {rest}")
+        a, b = b, rest
+    return "; ".join(steps)
 
 
 def kin(entry: dict[str, Any]) -> str:
-    """The way from the one to the other: Ann child of Bob; Bob married to Eve"""
-    meta = entry["metadata"]
+    """Couples and their children with the number of their generation, the two who are asked about, and the way from
+    the one to the other: Bob 1, Eve 1: Tom 2. Tom 2, Ann 2: Kai 3. Ann 2, Bob 1: Ann married to Tom; Tom child of Bob
+    """
     told: dict[str, dict[str, str]] = defaultdict(dict)
-    for one, other, children in re.findall(
+    generation: dict[str, int] = {}
+
+    def numbered(*names: str) -> str:
+        return ", ".join(f"{name} {generation[name]}" for name in names)
+
+    couples = []
+    for one, other, named in re.findall(
         r"(\w+) is married to (\w+)\.(?: They have (?:a child|children) called ([^.]*))?", entry["question"]
     ):
+        children = re.findall(r"[A-Z]\w+", named)
         told[one][other] = told[other][one] = "married to"
-        for child, parent in product(re.findall(r"[A-Z]\w+", children), (one, other)):
+        for child, parent in product(children, (one, other)):
             told[child][parent], told[parent][child] = "child of", "parent of"
-    ways = deque([[meta["person1"]]])
-    while (way := ways.popleft())[-1] != meta["person2"]:
+        generation[one] = generation[other] = generation.get(one, 1)  # the elder are told of first
+        generation.update(dict.fromkeys(children, generation[one] + 1))
+        couples.append(": ".join(numbered(*names) for names in ((one, other), children) if names))
+
+    first, last = entry["metadata"]["person1"], entry["metadata"]["person2"]
+    ways = deque([[first]])
+    while (way := ways.popleft())[-1] != last:
         ways.extend([*way, after] for after in told[way[-1]] if after not in way)
-    return "; ".join(f"{a} {told[a][b]} {b}" for a, b in pairwise(way))
+    steps = "; ".join(f"{a} {told[a][b]} {b}" for a, b in pairwise(way))
+    return f"{'. '.join(couples)}. {numbered(first, last)}: {steps}"
 
 
 FAMILIES = {

@@ -47,7 +47,7 @@ LOOK_BACK, NOTE, LOOK_UP, FAR = 5.0, 4.0, 1.5, 64
 class Recipe(NamedTuple):
     """What decides the training, beside data and sizes."""
 
-    steps: int = 3000
+    steps: int = 4500
     rows: int = 16
     length: int = 256
     rate: float = 6e-3
@@ -214,7 +214,7 @@ def load(routing: Routing, batch: Batch) -> tuple[Float[Array, "L E"], Float[Arr
 
 @partial(jax.jit, static_argnames=("graph", "recipe", "round_experts"), donate_argnames="state")
 def train_step(state: State, batch: Batch, graph: Any, recipe: Recipe, round_experts: bool) -> tuple[State, Metrics]:
-    """One step of AdamW on the replies' loss and the routers' balance."""
+    """One step on the replies' loss and the routers' balance."""
     place = Placement(jax.default_backend(), differentiable=True)
 
     def objective(parameters: Any) -> tuple[Array, Metrics]:
