@@ -41,8 +41,8 @@ def cut(out: Path, name: str, *options: str) -> Path:
 def main(out: Path, family: str, other: str, keep: str) -> None:
     """Run the main job in a folder of its own, and replace what an earlier demo left there.
 
-    All tokens count, harmony's marks too: where only what the assistant says between them did, half of the experts
-    answered 14 % of the questions, not 70 %, at the same perplexity (docs/measurements.md).
+    All tokens count, as a pruned model also reads the question and writes harmony's marks: where only the contents of
+    replies did, half of the experts answered 14 % of the questions, not 70 % (docs/measurements.md).
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     nano, rows = Path(str(open_hf(MODEL).folder)), out / "rows.jsonl"
