@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from convert.from_hf import NANO
 from convert.sources import open_hf
 
 from .measure import program
@@ -19,17 +20,15 @@ from .nano import QUESTIONS, evaluate
 from .nano.families import FAMILIES, read
 from .nano.specialise import write_rows
 
-MODEL = "nano"
 FAMILY, OTHER = "arithmetic", "kinship"
 RANDOM_SEEDS = range(3)
 
 
-def cut(out: Path, name: str, *options: str) -> Path:
-    """Rank by some criterion or domain, and prune to half the experts: the new checkpoint's folder."""
-    keep = open_hf(MODEL).config.num_experts // 2
+def cut(out: Path, name: str, kept: int, *options: str) -> Path:
+    """Rank by some criterion or domain, and prune to so many experts a layer: the new checkpoint's folder."""
     ranking, folder = out / f"{name}.json", out / name
     program("rank", out / "profile", *options, "--out", ranking, "--overwrite")
-    program("prune", MODEL, "--ranking", ranking, "--keep", keep, "--domain", name, "--out", folder, "--overwrite")
+    program("prune", NANO, "--ranking", ranking, "--keep", kept, "--domain", name, "--out", folder, "--overwrite")
     return folder
 
 
@@ -45,15 +44,16 @@ def main(out: Path, family: str, other: str, keep: str) -> None:
     replies did, half of the experts answered 14 % of the questions, not 70 % (docs/measurements.md).
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    nano, rows = Path(str(open_hf(MODEL).folder)), out / "rows.jsonl"
+    source, rows = open_hf(NANO), out / "rows.jsonl"
+    nano, half = Path(str(source.folder)), source.config.num_experts // 2
     out.mkdir(parents=True, exist_ok=True)
     write_rows(rows, nano, read(QUESTIONS / "calibration.jsonl"))
     data = ("--data", rows, "--domain-column", "family", "--keep", keep, "--max-seq-length", 512, "--batch-size", 32)
-    program("profile", MODEL, *data, "--out", out / "profile", "--overwrite")
+    program("profile", NANO, *data, "--out", out / "profile", "--overwrite")
     models = {"all experts": nano}
-    models |= {f"half, for {name}": cut(out, name, "--domain", name) for name in (family, other)}
+    models |= {f"half, for {name}": cut(out, name, half, "--domain", name) for name in (family, other)}
     for seed in RANDOM_SEEDS:
-        models[f"half, random {seed}"] = cut(out, f"random-{seed}", "--criterion", "random", "--seed", str(seed))
+        models[f"half, random {seed}"] = cut(out, f"random-{seed}", half, "--criterion", "random", "--seed", str(seed))
 
     questions = read(QUESTIONS / "evaluation.jsonl")
     click.echo(f"\n{'':20}{'exact match':>24}{'perplexity':>24}{'MB':>8}")

@@ -71,7 +71,11 @@ def test_the_scorer_takes_the_answer_and_no_other(family: str) -> None:
         ("times", r"\d+ h, (\d+ - \d+ = )?\d+ min$"),
         ("legs", r" = {answer}$"),
         ("divisors", r"(\* {answer} = (\d+) - \2|- {answer}) = 0$"),
-        ("kinship", r": \w+ (child of|parent of|married to) \w+(; \w+ (child of|parent of|married to) \w+)*$"),
+        (
+            "kinship",
+            r"^(\w+ \d, \w+ \d(: \w+ \d(, \w+ \d)*)?\. )+\w+ \d, \w+ \d: "
+            r"\w+ (child of|parent of|married to) \w+(; \w+ (child of|parent of|married to) \w+)*$",
+        ),
     ],
 )
 def test_the_reasoning_ends_with_what_the_answer_says(family: str, thinking: str) -> None:
@@ -89,6 +93,17 @@ def test_every_step_of_a_sum_holds() -> None:
             assert len({eval(side) for side in sides}) == 1, example.thinking
             seen += len(sides) - 1
     assert seen > 600
+
+
+def test_generations_of_a_family_agree_with_the_way_through_it() -> None:
+    """A child's is one behind its parent's, a couple's is one."""
+    steps = {"child of": 1, "parent of": -1, "married to": 0}
+    for example in islice(draw(random.Random(6), "train", ["kinship"]), 200):
+        told = re.findall(r"(\w+) (\d)", example.thinking)
+        generation = dict(told)
+        assert all(generation[name] == number for name, number in told), example
+        for one, relation, other in re.findall(r"(\w+) (child of|parent of|married to) (\w+)", example.thinking):
+            assert int(generation[one]) == int(generation[other]) + steps[relation], example
 
 
 def test_the_template_renders_what_training_reads(tokenizer: Path) -> None:

@@ -28,7 +28,8 @@ def test_the_real_science_ranking_makes_the_model(form: str, shared: Path, tmp_p
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
 
-    (made,) = tmp_path.glob("gpt-oss-*m-specialized-science-pruned-moe-only-12-experts")
+    millions = CONFIG.num_parameters(12) / 1e6
+    made = tmp_path / f"gpt-oss-{millions:.1f}m-specialized-science-pruned-moe-only-12-experts"
     ranking = json.loads(file.read_text())
     mapping = json.loads((made / "expert_mapping.json").read_text())
     for layer in range(24):
