@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gptoss_jax.config import FULL, HUB_ID, Config
 
-from .from_hf import Checkpoint
+from .hf import Checkpoint
 
 # Names that this program gives to files by itself, which say nothing of a domain.
 GENERIC = re.compile(r"ranking|(.*_)?ranking_by_layer|keep")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gptoss_jax.outputs import let_go
+from gptoss_jax.files.atomic import let_go
 
 FILE = "SHA256SUMS"
 PIECE_BYTES = 4 << 20

@@ -1,4 +1,4 @@
-"""The one table of names: tensors of a Hugging Face checkpoint ↔ parameters of `gptoss_jax.model`.
+"""The one table of names: tensors of a Hugging Face checkpoint ↔ parameters of `gptoss_jax.network.model`.
 
 Each row gives both names and one pattern of axes per side (letters: see `gptoss_jax.config`;
 `c` is the pair gate, up, whose rows alternate in checkpoints). Reading rearranges `hf` into
@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange
 
 from gptoss_jax.config import Config
-from gptoss_jax.packed import BLOCK as MXFP4_BLOCK
+from gptoss_jax.kernels.mxfp4 import BLOCK as MXFP4_BLOCK
 
 
 @dataclass(frozen=True)

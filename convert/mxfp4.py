@@ -7,7 +7,7 @@ means 2^(s − 127). Every value is exact in bfloat16.
 import ml_dtypes
 import numpy as np
 
-from gptoss_jax.packed import LARGEST_EXPONENT
+from gptoss_jax.kernels.mxfp4 import LARGEST_EXPONENT
 
 FP4_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 SCALE_BIAS = 127
@@ -33,7 +33,7 @@ def decode(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
 def halves(pairs: np.ndarray) -> np.ndarray:
     """From bytes [E, I/2, …] that hold inputs 2i and 2i + 1 to those that hold i and i + I/2.
 
-    The first is how checkpoints pack, the second `gptoss_jax.packed`.
+    The first is how checkpoints pack, the second `gptoss_jax.kernels.mxfp4`.
     """
     first, second = np.split(pairs, 2, axis=1)  # of the low halves' inputs, and of the high ones'
     packed = np.empty_like(pairs)

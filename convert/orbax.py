@@ -3,7 +3,7 @@
 The folder is that of a Hugging Face checkpoint, with the arrays in the place of shards:
 
     config.json, tokenizer.json, …   as in the source
-    orbax/                           a tree of arrays, the parameters of `gptoss_jax.model.GptOss`
+    orbax/                           a tree of arrays, the parameters of `gptoss_jax.network.model.GptOss`
     orbax.index.json                 the size of each file below orbax/
 """
 
@@ -30,17 +30,16 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gptoss_jax import mesh as sharding
-from gptoss_jax import model
-from gptoss_jax.config import Config, read_json
+from gptoss_jax.config import Config
+from gptoss_jax.devices import mesh as sharding
 from gptoss_jax.errors import CheckpointError, reason
-from gptoss_jax.model import Weights
-from gptoss_jax.packed import dequantise
-from gptoss_jax.storage import AnyPath
+from gptoss_jax.files.paths import AnyPath, read_json
+from gptoss_jax.kernels.mxfp4 import dequantise
+from gptoss_jax.network.source import Weights, abstract
 
-from .from_hf import Checkpoint
+from .folder import copy_others, pruned_config, write_config
+from .hf import Checkpoint
 from .mapping import split_path
-from .prune import copy_others, pruned_config, write_config
 from .shards import ORBAX, UNSOUND
 
 INDEX = "orbax.index.json"
@@ -51,7 +50,7 @@ CACHE_BYTES = 256 << 20  # of chunks that were read: rows of the router and of b
 
 
 class OrbaxCheckpoint:
-    """Reads arrays on demand; implements `gptoss_jax.model.Source`."""
+    """Reads arrays on demand; implements `gptoss_jax.network.source.Source`."""
 
     four_bits = "mxfp4"
 
@@ -162,7 +161,7 @@ class OrbaxCheckpoint:
 
 def plan(config: Config, mesh: Mesh, weights: str) -> dict[str, jax.ShapeDtypeStruct]:
     """All parameters by their paths, split over `mesh`, experts in the form `weights`, "bf16" or "mxfp4"."""
-    return sharding.by_path(model.abstract(config, mesh, jnp.bfloat16, weights))
+    return sharding.by_path(abstract(config, mesh, jnp.bfloat16, weights))
 
 
 def nbytes(leaf: jax.ShapeDtypeStruct) -> int:

@@ -22,8 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from gptoss_jax.errors import CheckpointError, reason
-from gptoss_jax.outputs import let_go
-from gptoss_jax.storage import AnyPath
+from gptoss_jax.files.atomic import let_go
+from gptoss_jax.files.paths import AnyPath
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -15,11 +15,11 @@ import click
 import ml_dtypes
 import numpy as np
 
+from convert.folder import QUANTIZATION
 from convert.mapping import Named, all_tensors
-from convert.prune import QUANTIZATION
 from convert.shards import Planned, write_shards
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY, Config
-from gptoss_jax.outputs import new_folder
+from gptoss_jax.files.atomic import new_folder
 
 from . import tokenizers
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import click
 
-from convert.from_hf import NANO
-from convert.sources import open_hf
+from convert.sources import NANO, open_hf
 
 from .measure import program
 from .nano import QUESTIONS, evaluate

@@ -19,9 +19,9 @@ from typing import Any
 import click
 import numpy as np
 
-from gptoss_jax import harmony
 from gptoss_jax.config import GPT_OSS_20B
-from gptoss_jax.outputs import new_folder
+from gptoss_jax.data import harmony
+from gptoss_jax.files.atomic import new_folder
 
 from . import checkpoints, tokenizers
 from .measure import program

@@ -11,13 +11,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from convert import prune
-from convert.from_hf import Checkpoint
-from gptoss_jax import batching, model
-from gptoss_jax.batching import Batch, Document
+from convert import cut
+from convert.hf import Checkpoint
 from gptoss_jax.config import TINY
-from gptoss_jax.forward import forward_step
-from gptoss_jax.model import Output
+from gptoss_jax.data import batching
+from gptoss_jax.data.batching import Document
+from gptoss_jax.network.batch import Batch
+from gptoss_jax.network.model import Output
+from gptoss_jax.network.source import load
+from gptoss_jax.run.steps import forward_step
 from tests import oracle
 
 from . import checkpoints
@@ -52,7 +54,7 @@ def bfloat16_error(folder: Path, batch: Batch, exact: np.ndarray) -> float:
     """Our root mean square error in bfloat16 over that of transformers in bfloat16."""
     import torch
 
-    ours = forward_step(model.load(Checkpoint(folder), "bfloat16"), batch).logits[0]
+    ours = forward_step(load(Checkpoint(folder), "bfloat16"), batch).logits[0]
     theirs = oracle.forward(oracle.load(folder, torch.bfloat16), batch.token_ids[0]).logits
     mine, other = (np.sqrt(np.mean((np.asarray(x, np.float64) - exact) ** 2)) for x in (ours, theirs))
     return float(mine / other)
@@ -67,12 +69,12 @@ def cut_minus_masked(folder: Path, batch: Batch) -> str:
         dropped = sorted(set(range(TINY.num_experts)) - set(kept))
         masked.model.layers[layer].mlp.router.bias.data[dropped] = -np.inf
     with tempfile.TemporaryDirectory() as name:
-        groups = prune.plan(source, keep_sets, source.quantized)
-        prune.write(source, keep_sets, Path(name), groups, source.quantized, 10**9)
-        cut = oracle.forward(oracle.load(Path(name)), batch.token_ids[0]).logits
-        ours = np.asarray(forward_step(model.load(Checkpoint(Path(name)), "float32"), batch).logits[0])
+        groups = cut.plan(source, keep_sets, source.quantized)
+        cut.write(source, keep_sets, Path(name), groups, source.quantized, 10**9)
+        theirs = oracle.forward(oracle.load(Path(name)), batch.token_ids[0]).logits
+        ours = np.asarray(forward_step(load(Checkpoint(Path(name)), "float32"), batch).logits[0])
     expected = oracle.forward(masked, batch.token_ids[0]).logits
-    return f"{np.abs(cut - expected).max():.1e} in transformers, {np.abs(ours - expected).max():.1e} here"
+    return f"{np.abs(theirs - expected).max():.1e} in transformers, {np.abs(ours - expected).max():.1e} here"
 
 
 def main() -> None:
@@ -84,7 +86,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             checkpoints.write_random(folder, TINY, mxfp4=form == "MXFP4", seed=1)
-            ours, theirs = model.load(Checkpoint(folder), "float32"), oracle.load(folder)
+            ours, theirs = load(Checkpoint(folder), "float32"), oracle.load(folder)
             for length in (50, 700, 4200):
                 ids = np.random.default_rng(length).integers(0, TINY.vocab_size, length).astype(np.int32)
                 (batch,) = batching.padded([Document(ids, np.ones(length, np.float32))], 1, length)

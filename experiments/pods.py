@@ -15,8 +15,8 @@ import click
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # TPUs are compiled for, not run on
 
-from gptoss_jax import plan
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B
+from gptoss_jax.pods import plan
 
 CONFIGS = {"20b": GPT_OSS_20B, "120b": GPT_OSS_120B}
 CASES = [

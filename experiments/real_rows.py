@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from gptoss_jax.outputs import write_file
+from gptoss_jax.files.atomic import write_file
 
 SUBJECTS = {
     "law": ("international_law", "jurisprudence", "professional_law"),

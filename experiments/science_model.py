@@ -13,10 +13,10 @@ from pathlib import Path
 
 import click
 
-from convert.from_hf import Checkpoint
+from convert.hf import Checkpoint
 from convert.mapping import all_tensors
 from gptoss_jax.config import GPT_OSS_20B
-from gptoss_jax.outputs import new_folder
+from gptoss_jax.files.atomic import new_folder
 
 from .main_job import write_model
 from .measure import program

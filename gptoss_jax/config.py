@@ -9,16 +9,13 @@ Glossary, used in shapes, suffixes and einsum strings throughout the project:
     c the pair (gate, up)                 q query heads that share a key head (H / K)
 """
 
-import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigError, reason
-from .storage import AnyPath
+from .errors import ConfigError
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
@@ -206,18 +203,6 @@ def _yarn(rope: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> Yarn:
         beta_slow=_number(rope, "beta_slow", float, where),
         truncate=bool(rope.get("truncate", True)),
     )
-
-
-def read_json(path: AnyPath) -> Any:
-    """A JSON file of a checkpoint; ConfigError where it cannot be read or is no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: {os.strerror(error.errno or 0).lower()}: point at a folder in Hugging Face form"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({reason(error)}): download the file again") from None
 
 
 def _published(num_layers: int, num_experts: int) -> Config:

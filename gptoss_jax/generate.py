@@ -13,14 +13,16 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from . import cache, rope
-from . import mesh as sharding
-from .batching import Batch
-from .cache import Cache
-from .config import SLIDING, Config, read_json
+from .config import SLIDING, Config
+from .devices.placement import here
 from .errors import DataError, TokenizerError
-from .forward import float32_is_float32
-from .model import Head, Layer, Source, load_part
+from .files.paths import read_json
+from .network import cache, rope
+from .network.batch import Batch
+from .network.cache import Cache
+from .network.model import Head, Layer
+from .network.source import Source, load_part
+from .run.steps import float32_is_float32
 
 CAPACITY_STEP = 128  # tokens: caches grow by so many, so that few lengths are compiled
 STEPS_AT_ONCE = 16  # tokens between two looks at what was generated
@@ -78,7 +80,7 @@ def step(
     token_ids, positions, segment_ids = tokens
     # Statistics are not returned and so are not computed; no token counts in them.
     batch = Batch(token_ids, positions, segment_ids, jnp.zeros(token_ids.shape), jnp.zeros_like(token_ids))
-    tables, place = rope.tables(config, positions), sharding.here()
+    tables, place = rope.tables(config, positions), here()
     x_BSD = network.embedding[token_ids]
     after: list[Any] = []
     for layer, kind, before in zip(network.layers, config.layer_types, caches, strict=True):

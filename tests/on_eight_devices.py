@@ -18,13 +18,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert.from_hf import Checkpoint
+from convert.hf import Checkpoint
 from convert.shards import Stored
-from gptoss_jax import batching, cli, experts, forward, mesh, model
-from gptoss_jax.batching import Batch, Document
+from gptoss_jax import cli
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY, Config
-from gptoss_jax.forward import Mapped, Profiled
-from gptoss_jax.mesh import Placement
+from gptoss_jax.data import batching
+from gptoss_jax.data.batching import Document
+from gptoss_jax.devices import mesh
+from gptoss_jax.devices.placement import Placement
+from gptoss_jax.network import experts, model
+from gptoss_jax.network.batch import Batch
+from gptoss_jax.network.source import abstract, load
+from gptoss_jax.run import steps as forward
+from gptoss_jax.run.steps import Mapped, Profiled
 
 # As TINY, but eight devices can share experts and heads; only H is a multiple of another size.
 EIGHT = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
@@ -68,12 +74,12 @@ def measure(checkpoint: Checkpoint) -> tuple[dict[str, Profiled], dict[str, Any]
 
     def network(name: str, weights: str = "bf16") -> tuple[Any, model.GptOss]:
         devices, before = mesh.make(EIGHT, *MESHES[name]), sum(bytes_read)
-        split = model.load(checkpoint, "float32", devices, weights)
+        split = load(checkpoint, "float32", devices, weights)
         facts["bytes_read"][f"{name} {weights}"] = sum(bytes_read) - before
         return devices, split
 
     bytes_read = record_reads()
-    one = model.load(checkpoint, "float32")
+    one = load(checkpoint, "float32")
     results["one"] = jax.jit(lambda m, b: forward.scored_profile_step(m, b, Placement("cpu")))(one, batch())
     for name in MESHES:
         devices, split = network(name)
@@ -155,16 +161,14 @@ def shardings() -> str:
     for name, config in {"gpt-oss-20b": GPT_OSS_20B, "gpt-oss-120b": GPT_OSS_120B}.items():
         devices = mesh.make(config, 2, 4)
         for weights in ("bf16", "mxfp4"):
-            network = model.abstract(config, devices, weights=weights)
+            network = abstract(config, devices, weights=weights)
             lines += [f"{name}, {weights}", *map(sharding_line, named(network)), ""]
         lines += [f"{name}, statistics", *map(sharding_line, named(abstract_statistics(config, devices))), ""]
     return "\n".join(lines)
 
 
 def abstract_statistics(config: Config, devices: Any) -> Profiled:
-    step = jax.eval_shape(
-        lambda m, b: forward.profile_step(m, b, Placement("cpu")), model.abstract(config, devices), batch()
-    )
+    step = jax.eval_shape(lambda m, b: forward.profile_step(m, b, Placement("cpu")), abstract(config, devices), batch())
     return mesh.sharded(step, devices)
 
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptoss_jax import attention
-from gptoss_jax.mesh import Placement
+from gptoss_jax.devices.placement import Placement
+from gptoss_jax.network import attention
 
 
 def dense(q, k, v, sinks, segments, window):

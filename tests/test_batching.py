@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_jax.batching import SHORTEST, Batch, Document, packed, padded, side_by_side, skip_first
+from gptoss_jax.data.batching import SHORTEST, Document, packed, padded, side_by_side, skip_first
+from gptoss_jax.network.batch import Batch
 
 EOS = 99
 MAX_LENGTH = 150

@@ -11,16 +11,18 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_jax import batching, model
-from gptoss_jax import mesh as sharding
-from gptoss_jax.batching import Batch, Document
 from gptoss_jax.config import TINY
+from gptoss_jax.data import batching
+from gptoss_jax.data.batching import Document
+from gptoss_jax.devices import mesh as sharding
+from gptoss_jax.devices.placement import Placement
 from gptoss_jax.errors import StatisticsError
-from gptoss_jax.experts import Experts, Mixture
-from gptoss_jax.forward import profile_step
-from gptoss_jax.mesh import Placement
-from gptoss_jax.router import Routing
-from gptoss_jax.saliency import GATE_BINS, MAXIMA, layer_statistics, means
+from gptoss_jax.network.batch import Batch
+from gptoss_jax.network.experts import Experts, Mixture
+from gptoss_jax.network.router import Routing
+from gptoss_jax.network.source import abstract
+from gptoss_jax.run.steps import profile_step
+from gptoss_jax.statistics.sums import GATE_BINS, MAXIMA, layer_statistics, means
 
 HERE = Placement("cpu")
 # One expert after the other, and all pieces of the worst case.
@@ -202,7 +204,7 @@ def test_a_statistic_that_is_not_finite_names_layer_and_expert(value: float):
 def test_no_copy_of_all_experts_is_made() -> None:
     """In bfloat16, of which the compiler for CPU takes no slices: float32 of all would be twice the weights."""
     config = dataclasses.replace(TINY, hidden_size=256, expert_hidden_size=256, num_experts=16)
-    network = model.abstract(config, sharding.make(config, 1, 1, jax.devices()[:1]), jnp.bfloat16)
+    network = abstract(config, sharding.make(config, 1, 1, jax.devices()[:1]), jnp.bfloat16)
     (batch,) = batching.padded([Document(np.ones(64, np.int32), np.ones(64, np.float32))], 1, 64)
     step = jax.jit(functools.partial(profile_step, place=HERE)).lower(network, batch).compile()
     sizes = {path.rpartition("/")[2]: x.size for path, x in sharding.by_path(network).items()}

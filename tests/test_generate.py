@@ -14,16 +14,19 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from convert.from_hf import Checkpoint
+from convert.hf import Checkpoint
 from convert.sources import open_source
-from gptoss_jax import batching, generate, model
-from gptoss_jax.batching import Document
+from gptoss_jax import generate
 from gptoss_jax.cli import cli
 from gptoss_jax.cli.generate import _show
 from gptoss_jax.config import TINY
+from gptoss_jax.data import batching
+from gptoss_jax.data.batching import Document
 from gptoss_jax.errors import DataError, TokenizerError
-from gptoss_jax.forward import forward_step
 from gptoss_jax.generate import Sampling, sample
+from gptoss_jax.network import model
+from gptoss_jax.network.source import load
+from gptoss_jax.run.steps import forward_step
 from tests.oracle import load as load_reference
 from tests.oracle import relative
 
@@ -82,7 +85,7 @@ def test_logits_of_each_step_equal_those_of_all_tokens_at_once(tiny_mxfp4: Path)
         state.caches,
         source.config,
     )
-    whole = model.load(source, "float32")
+    whole = load(source, "float32")
     for row, prompt in enumerate(rows):
         (batch,) = batching.padded([Document(prompt, np.ones(len(prompt), np.float32))], 1, 64)
         logits = np.asarray(forward_step(whole, batch).logits)[0, : len(prompt)]

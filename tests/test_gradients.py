@@ -8,13 +8,17 @@ import optax
 import pytest
 import torch
 
-from convert.from_hf import Checkpoint
+from convert.hf import Checkpoint
 from convert.mapping import all_tensors
-from gptoss_jax import batching, grouped, model
-from gptoss_jax import mesh as sharding
-from gptoss_jax.batching import Batch, Document
 from gptoss_jax.config import TINY
-from gptoss_jax.mesh import Placement
+from gptoss_jax.data import batching
+from gptoss_jax.data.batching import Document
+from gptoss_jax.devices import mesh as sharding
+from gptoss_jax.devices.placement import Placement
+from gptoss_jax.kernels import grouped
+from gptoss_jax.network import model
+from gptoss_jax.network.batch import Batch
+from gptoss_jax.network.source import load
 from tests.oracle import load as load_reference
 from tests.oracle import relative
 
@@ -36,7 +40,7 @@ def test_gradients_of_all_weights_equal_transformers(
         logits = network(batch, Placement("cpu", differentiable=True)).logits[:, :44]
         return optax.softmax_cross_entropy_with_integer_labels(logits, IDS[None, 1:]).mean()
 
-    network = model.load(Checkpoint(tiny_bf16), "float32")
+    network = load(Checkpoint(tiny_bf16), "float32")
     (batch,) = batching.padded([Document(IDS, np.ones(45, np.float32))], 1, 64)
     ours = sharding.by_path(jax.jit(jax.grad(loss))(network, batch))
     for name, tensor, layer in all_tensors(TINY):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_jax import grouped
 from gptoss_jax.config import TINY
-from gptoss_jax.grouped import LANES, Kernels, tile_width
-from gptoss_jax.mesh import Placement
+from gptoss_jax.devices.placement import Placement
+from gptoss_jax.kernels import grouped
+from gptoss_jax.kernels.grouped import LANES, Kernels, tile_width
 
 from .conftest import QUICK
 from .test_experts import CHOICES, assert_mixtures_equal, experts_and_float64, mixture_by_loop, routing_of

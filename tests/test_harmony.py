@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import tokenizers
-from gptoss_jax import harmony
-from gptoss_jax.batching import Document
+from gptoss_jax.data import harmony
+from gptoss_jax.data.batching import Document
+from gptoss_jax.data.rows import Row
 from gptoss_jax.errors import TokenizerError
-from gptoss_jax.rows import Row
 
 START, MESSAGE, CHANNEL = "<|start|>", "<|message|>", "<|channel|>"
 STOPS = ("<|end|>", "<|call|>", "<|return|>")

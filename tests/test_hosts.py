@@ -24,10 +24,10 @@ import pytest
 from jax.sharding import Mesh
 
 from experiments import checkpoints, tokenizers
-from gptoss_jax import hosts, links
 from gptoss_jax.config import TINY
+from gptoss_jax.devices import hosts, links
 from gptoss_jax.errors import HostsError
-from gptoss_jax.resume import Progress
+from gptoss_jax.run.progress import Progress
 
 from .bad_input import Refused, poke, program, refused, tree
 from .conftest import conversation
@@ -61,11 +61,11 @@ if moment == "start":
     import jax
     wait_in(jax.distributed, "initialize", 1)
 if moment == "loading":
-    import gptoss_jax.model
-    wait_in(gptoss_jax.model, "load", 1)
+    import gptoss_jax.run.choose
+    wait_in(gptoss_jax.run.choose, "load", 1)
 if moment in ("step", "late step"):
-    import gptoss_jax.profile
-    wait_in(gptoss_jax.engine.Timed, "__call__", 2 if moment == "step" else 6)
+    import gptoss_jax.run.engine
+    wait_in(gptoss_jax.run.engine.Timed, "__call__", 2 if moment == "step" else 6)
 from gptoss_jax.cli import main
 main()
 """

@@ -28,7 +28,7 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import sys, time
-import convert.shards, gptoss_jax.profile
+import convert.shards, gptoss_jax.run.profile
 
 def stopping(module, name, first):
     def call(*args):
@@ -39,7 +39,7 @@ def stopping(module, name, first):
 
 write = convert.shards._write_shard
 stopping(convert.shards, "_write_shard", lambda *args: list(write(*args)))
-stopping(gptoss_jax.profile, "run", lambda *args: None)
+stopping(gptoss_jax.run.profile, "run", lambda *args: None)
 from gptoss_jax.cli import main
 main()
 """

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from upath import UPath
 
-from gptoss_jax import artifacts
+from gptoss_jax.data.rows import Row, row_hashes
 from gptoss_jax.errors import ProfileError
-from gptoss_jax.rows import Row, row_hashes
-from gptoss_jax.saliency import GATE_BINS, INTEGERS, MAX_DOMAINS, MAXIMA, SHAPES, Statistics
-from gptoss_jax.select import read_columns
+from gptoss_jax.run import artifacts
+from gptoss_jax.statistics.store import Sums, read_sums, write_sums
+from gptoss_jax.statistics.sums import GATE_BINS, INTEGERS, MAX_DOMAINS, MAXIMA, SHAPES, Statistics
+from gptoss_jax.statistics.tables import read_columns
 
 from .bad_input import Program, Refused, case, dump, edit, program, read_shard, refused, write_shard
 from .conftest import conversation
@@ -97,7 +98,7 @@ def assert_equal_profiles(ours: Path, expected: Path) -> None:
     for name in (*same, "kept_tokens_by_domain", "model", "model_fingerprint"):
         assert info[name] == theirs[name], name
     assert info["warnings"] == theirs["warnings"]
-    sums, theirs = (artifacts.read_sums(folder / "statistics.safetensors") for folder in (ours, expected))
+    sums, theirs = (read_sums(folder / "statistics.safetensors") for folder in (ours, expected))
     assert list(sums.domains) == list(theirs.domains) == ["", "a", "b"]
     np.testing.assert_array_equal(sums.row_hashes, theirs.row_hashes)
     np.testing.assert_array_equal(sums.statistics.tokens, theirs.statistics.tokens)
@@ -120,14 +121,14 @@ def test_sums_hold_each_row_by_its_hash(profiles: Path) -> None:
     expected = sorted(
         int.from_bytes(hashlib.sha256(f"r{i}\n{conversation(i)}".encode()).digest()[:8], "big") for i in range(12)
     )
-    sums = artifacts.read_sums(profiles / "all" / "statistics.safetensors")
+    sums = read_sums(profiles / "all" / "statistics.safetensors")
     assert sums.row_hashes.tolist() == expected
 
 
 # Of made-up numbers.
 
 
-def some_sums(seed: int, domains: list[str], rows: range, eaft: bool = False) -> artifacts.Sums:
+def some_sums(seed: int, domains: list[str], rows: range, eaft: bool = False) -> Sums:
     rng = np.random.default_rng(seed)
     sizes = {"L": L, "G": len(domains), "E": E, "k": K, "b": GATE_BINS}
     shapes = {name: tuple(sizes[x] for x in letters) for name, letters in SHAPES.items()}
@@ -138,7 +139,7 @@ def some_sums(seed: int, domains: list[str], rows: range, eaft: bool = False) ->
     numbers["tokens"] = np.tile(np.arange(len(domains)) + 3, (L, 1))
     numbers["computed"] = numbers["tokens"] * K * 2
     weighted = rng.normal(size=shapes["count"]) if eaft else None
-    return artifacts.Sums(Statistics(**numbers), weighted, domains, np.array(rows, np.uint64))
+    return Sums(Statistics(**numbers), weighted, domains, np.array(rows, np.uint64))
 
 
 Finished = Callable[..., Path]
@@ -200,10 +201,10 @@ def test_order_changes_no_byte(finished: Finished, program: Program, tmp_path: P
 def test_sums_read_back_are_those_written(tmp_path: Path) -> None:
     sums = some_sums(1, ["", "x"], range(3), eaft=True)
     columns_first = replace(sums, statistics=replace(sums.statistics, count=np.asfortranarray(sums.statistics.count)))
-    artifacts.write_sums(tmp_path / "a", sums)
-    artifacts.write_sums(tmp_path / "b", columns_first)
+    write_sums(tmp_path / "a", sums)
+    write_sums(tmp_path / "b", columns_first)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    back = artifacts.read_sums(tmp_path / "a")
+    back = read_sums(tmp_path / "a")
     for name, tensor in vars(sums.statistics).items():
         np.testing.assert_array_equal(getattr(back.statistics, name), tensor, strict=True)
     np.testing.assert_array_equal(back.eaft_gate_norm_sum, sums.eaft_gate_norm_sum, strict=True)
@@ -453,7 +454,7 @@ def test_bytes_at_random(two: list[Path], tmp_path: Path) -> None:
     for content in damaged:
         file.write_bytes(content)
         try:
-            artifacts.read_sums(file)
+            read_sums(file)
         except ProfileError:
             refusals += 1
     assert refusals > 250

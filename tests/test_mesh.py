@@ -16,11 +16,15 @@ import pytest
 from flax import nnx
 
 from convert.shards import find_tensors
-from gptoss_jax import forward, mesh, model
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY, Config
+from gptoss_jax.devices import mesh
+from gptoss_jax.devices.mesh import DATA, EXPERT, RULES
+from gptoss_jax.devices.placement import Placement
 from gptoss_jax.errors import MeshError
-from gptoss_jax.forward import TOP_LOGITS, UNEMBED_BLOCK
-from gptoss_jax.mesh import DATA, EXPERT, RULES, Placement
+from gptoss_jax.network import model
+from gptoss_jax.network.source import abstract
+from gptoss_jax.run import steps as forward
+from gptoss_jax.run.scores import TOP_LOGITS, UNEMBED_BLOCK
 from tests.on_eight_devices import EIGHT, GOLDEN, LENGTHS, MESHES, ON_ONE_DEVICE, REFUSED, batch, named
 
 from .bad_input import SHORT, Refused, case, program, refused
@@ -176,7 +180,7 @@ def test_shardings_of_the_published_models(eight: Eight) -> None:
 def arrays() -> dict[str, int]:
     """Path and number of axes of all that is split: parameters in both forms, results, rows."""
     one = mesh.make(TINY, 1, 1)
-    networks = [model.abstract(TINY, one, weights=weights) for weights in ("bf16", "mxfp4")]
+    networks = [abstract(TINY, one, weights=weights) for weights in ("bf16", "mxfp4")]
     step = jax.eval_shape(lambda m, b: forward.scored_profile_step(m, b, Placement("cpu")), networks[0], batch())
     return {"batch": 2} | {path: x.ndim for tree in (*networks, step) for path, x in named(tree)}
 

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.from_hf import Checkpoint
-from gptoss_jax import batching, model
-from gptoss_jax.batching import Document
+from convert.hf import Checkpoint
 from gptoss_jax.config import TINY
-from gptoss_jax.forward import forward_step
-from gptoss_jax.mesh import Placement
+from gptoss_jax.data import batching
+from gptoss_jax.data.batching import Document
+from gptoss_jax.devices.placement import Placement
+from gptoss_jax.network import model
+from gptoss_jax.network.source import load
+from gptoss_jax.run.steps import forward_step
 from tests.oracle import forward as reference_forward
 from tests.oracle import load as load_reference
 from tests.oracle import relative
@@ -47,7 +49,7 @@ def test_padded_rows_equal_transformers(form: str, request: pytest.FixtureReques
     folder = request.getfixturevalue(form)
     rows = documents(50, 61, 17)
     (batch,) = batching.padded(rows, 3, 4096)
-    output = forward_step(model.load(Checkpoint(folder), "float32"), batch)
+    output = forward_step(load(Checkpoint(folder), "float32"), batch)
     reference = load_reference(folder)
     for row in range(3):
         ids = batch.token_ids[row][batch.segment_ids[row] > 0]
@@ -57,7 +59,7 @@ def test_padded_rows_equal_transformers(form: str, request: pytest.FixtureReques
 def test_packed_documents_equal_transformers_on_each_alone(tiny_mxfp4: Path):
     rows = documents(20, 33, 9)
     (batch,) = batching.packed(rows, 1, 65, eos_token_id=2)
-    output = forward_step(model.load(Checkpoint(tiny_mxfp4), "float32"), batch)
+    output = forward_step(load(Checkpoint(tiny_mxfp4), "float32"), batch)
     reference, start = load_reference(tiny_mxfp4), 0
     for row in rows:
         stop = start + len(row.token_ids) + 1
@@ -69,7 +71,7 @@ def test_packed_documents_equal_transformers_on_each_alone(tiny_mxfp4: Path):
 def test_positions_past_the_original_context_equal_transformers(tiny_mxfp4: Path):
     (row,) = documents(4200)
     (batch,) = batching.padded([row], 1, 4200)
-    output = forward_step(model.load(Checkpoint(tiny_mxfp4), "float32"), batch)
+    output = forward_step(load(Checkpoint(tiny_mxfp4), "float32"), batch)
     assert TINY.rope_scaling.original_context == 4096
     assert_equal_rows(output, 0, slice(None), reference_forward(load_reference(tiny_mxfp4), row.token_ids))
 
@@ -80,7 +82,7 @@ def test_bfloat16_is_as_close_to_float32_as_transformers_bfloat16(tiny_mxfp4: Pa
 
     (row,) = documents(256)
     (batch,) = batching.padded([row], 1, 256)
-    ours = forward_step(model.load(Checkpoint(tiny_mxfp4), "bfloat16"), batch).logits[0]
+    ours = forward_step(load(Checkpoint(tiny_mxfp4), "bfloat16"), batch).logits[0]
     exact = reference_forward(load_reference(tiny_mxfp4), row.token_ids).logits
     theirs = reference_forward(load_reference(tiny_mxfp4, torch.bfloat16), row.token_ids).logits
 
@@ -92,7 +94,7 @@ def test_bfloat16_is_as_close_to_float32_as_transformers_bfloat16(tiny_mxfp4: Pa
 
 def test_no_output_depends_on_later_tokens(tiny_mxfp4: Path):
     """By gradient: what is computed at a position has no derivative in any later token's embedding."""
-    network = model.load(Checkpoint(tiny_mxfp4), "float32")
+    network = load(Checkpoint(tiny_mxfp4), "float32")
     ids = np.arange(1, 25, dtype=np.int32)  # no token twice, so that a row of the table is one position
     (batch,) = batching.padded([Document(ids, np.ones(24, np.float32))], 1, 24)
     place = Placement("cpu", differentiable=True)
@@ -105,7 +107,7 @@ def test_no_output_depends_on_later_tokens(tiny_mxfp4: Path):
 def test_window_ends_where_config_says(tiny_mxfp4: Path):
     """With sliding layers alone, information moves at most window − 1 tokens a layer."""
     config = replace(TINY, layer_types=("sliding_attention",) * 4)
-    network = model.load(Checkpoint(tiny_mxfp4), "float32")
+    network = load(Checkpoint(tiny_mxfp4), "float32")
     network.config = config
     rows = documents(64)[0].token_ids, documents(64)[0].token_ids.copy()
     rows[1][0] = (rows[1][0] + 1) % TINY.vocab_size

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from flax import nnx
 
 from convert import mxfp4
-from convert.from_hf import Checkpoint
+from convert.hf import Checkpoint
 from experiments import tokenizers
 from experiments.nano import evaluate, families, network, publish, specialise, train
 from experiments.nano.__main__ import main as make_nano
@@ -25,13 +25,15 @@ from experiments.nano.corpus import Corpus, prompt_and_reply
 from experiments.nano.evaluate import Score
 from experiments.nano.families import ENGLISH, FAMILIES, SPLITS, draw
 from experiments.nano.network import Recipe
-from gptoss_jax import batching, harmony, model, rope
-from gptoss_jax import mesh as sharding
-from gptoss_jax.batching import Document
 from gptoss_jax.config import TINY
+from gptoss_jax.data import batching, harmony
+from gptoss_jax.data.batching import Document
+from gptoss_jax.devices import mesh as sharding
 from gptoss_jax.errors import ResumeError
-from gptoss_jax.forward import forward_step
-from gptoss_jax.packed import round_to_mxfp4
+from gptoss_jax.kernels.mxfp4 import round_to_mxfp4
+from gptoss_jax.network import model, rope
+from gptoss_jax.network.source import load
+from gptoss_jax.run.steps import forward_step
 
 ALL = [*FAMILIES, ENGLISH]
 # TINY's tokenizer has 320 tokens, so that conversations are long.
@@ -223,7 +225,7 @@ def test_what_is_published_is_what_was_trained(tokenizer: Path, tmp_path: Path) 
     """The BF16 checkpoint read back has the weights, rounded to bfloat16."""
     trained_model = network.first_weights(TINY, 3)
     publish.write_bf16(tmp_path, trained_model, tokenizer)
-    read = sharding.by_path(model.load(Checkpoint(tmp_path), "bfloat16"))
+    read = sharding.by_path(load(Checkpoint(tmp_path), "bfloat16"))
     for path, array in sharding.by_path(trained_model).items():
         np.testing.assert_array_equal(array.astype("bfloat16"), read[path], err_msg=path)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_jax.errors import OutputError
-from gptoss_jax.outputs import new_folder
+from gptoss_jax.files.atomic import new_folder
 
 from .bad_input import tree
 
@@ -15,7 +15,7 @@ from .bad_input import tree
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gptoss_jax.outputs import new_folder
+from gptoss_jax.files.atomic import new_folder
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -107,7 +107,7 @@ def test_a_run_of_another_process_keeps_its_folder(tmp_path: Path) -> None:
     living = """
 import sys
 from pathlib import Path
-from gptoss_jax.outputs import new_folder
+from gptoss_jax.files.atomic import new_folder
 with new_folder(Path("out")) as folder:
     (folder / "file").write_text("first")
     print("now", flush=True)

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert import mxfp4
-from convert.from_hf import Checkpoint
-from gptoss_jax import model
+from convert.hf import Checkpoint
 from gptoss_jax.config import TINY
-from gptoss_jax.packed import BLOCK, dequantise, dequantise_pairs
+from gptoss_jax.kernels.mxfp4 import BLOCK, dequantise, dequantise_pairs
+from gptoss_jax.network import model
+from gptoss_jax.network.source import load
 
 unpack, unpack_pairs = (jax.jit(function, static_argnums=2) for function in (dequantise, dequantise_pairs))
 
@@ -88,7 +89,7 @@ def test_halves_and_pairs_are_inverse(shape: tuple[int, int, int], seed: int) ->
 @pytest.fixture(scope="module", params=["bfloat16", "float32"])
 def both_forms(request: pytest.FixtureRequest, tiny_mxfp4: Path) -> list[model.GptOss]:
     """The same checkpoint, its experts as floats and in four bits."""
-    return [model.load(Checkpoint(tiny_mxfp4), request.param, weights=weights) for weights in ("bf16", "mxfp4")]
+    return [load(Checkpoint(tiny_mxfp4), request.param, weights=weights) for weights in ("bf16", "mxfp4")]
 
 
 @pytest.mark.parametrize("layer", range(TINY.num_layers))

@@ -12,9 +12,11 @@ import pytest
 from jax import lax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from gptoss_jax import hlo, plan, splash, topologies
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY
+from gptoss_jax.devices import topologies
 from gptoss_jax.errors import MeshError
+from gptoss_jax.kernels import splash
+from gptoss_jax.pods import hlo, plan
 
 from .bad_input import Refused, program, refused
 

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from gptoss_jax import harmony
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
-from gptoss_jax.rows import ColumnNames, prompts_hash, read_rows
-from gptoss_jax.select import read_columns
+from gptoss_jax.data import harmony
+from gptoss_jax.data.rows import ColumnNames, prompts_hash, read_rows
+from gptoss_jax.statistics.tables import read_columns
 from tests import oracle
 from tests.bad_input import read_shard, shard_of, write_shard
 

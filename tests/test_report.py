@@ -14,13 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptoss_jax import artifacts, select
-from gptoss_jax.batching import Document, padded
-from gptoss_jax.experts import Mixture
-from gptoss_jax.mesh import Placement
+from gptoss_jax.data.batching import Document, padded
+from gptoss_jax.devices.placement import Placement
+from gptoss_jax.network.experts import Mixture
+from gptoss_jax.network.router import Routing
 from gptoss_jax.report.markdown import concentration, profile_report, thin_evidence, top_experts
-from gptoss_jax.router import Routing
-from gptoss_jax.saliency import GATE_BINS, Statistics, layer_statistics
+from gptoss_jax.run import artifacts
+from gptoss_jax.select import ranking as select
+from gptoss_jax.statistics.sums import GATE_BINS, Statistics, layer_statistics
+from gptoss_jax.statistics.tables import SALIENCY, SUMS, columns, read_columns, usage_table
 
 L, E, K = 2, 7, 3
 DOMAINS = ["law", "maths"]
@@ -131,7 +133,7 @@ def published(shared: Path) -> str:
 @pytest.fixture
 def rendered(shared: Path) -> str:
     """The report of the published table, with what the published report says of its run."""
-    columns = select.read_columns(shared / "data" / "seed1" / "20b_reap_saliency.parquet")
+    columns = read_columns(shared / "data" / "seed1" / "20b_reap_saliency.parquet")
     return profile_report(INFO, columns, nothing_measured(24, 32, 4), {"": nothing_measured(24, 32, 4)})
 
 
@@ -179,7 +181,7 @@ def test_the_sections_of_a_report_stand_in_order(folder: Path) -> None:
 
 def test_a_report_of_one_domain_without_warnings_leaves_both_sections_out(routed: Any) -> None:
     total = routed[0].total()
-    report = profile_report(INFO, artifacts.columns(total), total, {"": total})
+    report = profile_report(INFO, columns(total), total, {"": total})
     assert headings(report)[-2:] == ["## Reproduce", "## Router"]
     assert section(report, "Reproduce") == ["```bash", INFO["command"], "```"]
 
@@ -187,7 +189,7 @@ def test_a_report_of_one_domain_without_warnings_leaves_both_sections_out(routed
 def test_the_header_names_the_domains_and_says_which_tokens_are_kept(routed: Any) -> None:
     total = routed[0].total()
     info = INFO | {"options": INFO["options"] | {"domain": ("law", "maths"), "keep": "all"}}
-    report = profile_report(info, artifacts.columns(total), total, {"": total})
+    report = profile_report(info, columns(total), total, {"": total})
     assert "- Domain filter: `law, maths`\n" in report
     assert "| Kept (all) tokens: 10,220\n" in report
 
@@ -224,7 +226,7 @@ def test_experts_of_the_top_ten_on_few_tokens_are_named() -> None:
 
 
 def test_saliency_begins_with_the_published_columns_compressed_by_zstd(folder: Path) -> None:
-    file = pq.ParquetFile(folder / select.SALIENCY)
+    file = pq.ParquetFile(folder / SALIENCY)
     assert pa.schema(list(file.schema_arrow)[:9]) == PUBLISHED_COLUMNS
     group = file.metadata.row_group(0)
     assert {group.column(i).compression for i in range(group.num_columns)} == {"ZSTD"}
@@ -235,7 +237,7 @@ def test_the_published_saliency_table_has_these_columns(shared: Path) -> None:
 
 
 def test_saliency_is_layer_major_and_its_means_are_sums_over_counts(folder: Path) -> None:
-    rows = pq.read_table(folder / select.SALIENCY).to_pylist()
+    rows = pq.read_table(folder / SALIENCY).to_pylist()
     assert [(row["layer"], row["expert"]) for row in rows] == [(layer, e) for layer in range(L) for e in range(E)]
     assert any(row["count"] == 0 for row in rows)
     for row in rows:
@@ -245,14 +247,14 @@ def test_saliency_is_layer_major_and_its_means_are_sums_over_counts(folder: Path
 
 def test_the_ranking_is_the_saliency_tables(folder: Path) -> None:
     ranking = json.loads((folder / select.RANKING).read_text(encoding="utf-8"))
-    assert ranking == select.rank(select.read_columns(folder), "reap")
+    assert ranking == select.rank(read_columns(folder), "reap")
     assert [experts[-1] for experts in ranking] == [5] * L
 
 
 def test_domains_add_up_to_the_whole(folder: Path) -> None:
-    whole, parts = select.read_columns(folder), [select.read_columns(folder, name) for name in DOMAINS]
+    whole, parts = read_columns(folder), [read_columns(folder, name) for name in DOMAINS]
     np.testing.assert_array_equal(sum(part["count"] for part in parts), whole["count"])
-    for name in artifacts.SUMS:
+    for name in SUMS:
         np.testing.assert_allclose(sum(part[name] for part in parts), whole[name], rtol=1e-12)
 
 
@@ -309,7 +311,7 @@ def test_the_published_usage_adds_up_in_the_same_way(shared: Path) -> None:
 
 def test_usage_has_the_published_schema_and_order(shared: Path, routed: Any) -> None:
     published = pq.read_table(shared / "data" / "seed1" / "20b_expert_usage.parquet")
-    table = artifacts._usage_table(routed[0].total())
+    table = usage_table(routed[0].total())
     assert table.schema.equals(published.schema) and table.schema.equals(USAGE_SCHEMA)
     assert kinds_in_order(table) == [(kind, layer) for kind, layer in kinds_in_order(published) if layer < L]
     assert what_is_empty(table) == what_is_empty(published)

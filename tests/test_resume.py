@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from experiments.bench.kills import FIGURES, THROUGHPUT
-from gptoss_jax import engine, forward, memory, resume
-from gptoss_jax.engine import Unit
 from gptoss_jax.errors import ResumeError
-from gptoss_jax.resume import Progress, State
-from gptoss_jax.saliency import Statistics
-from gptoss_jax.storage import replace_file
+from gptoss_jax.files.atomic import replace_file
+from gptoss_jax.run import engine, memory
+from gptoss_jax.run import progress as resume
+from gptoss_jax.run import steps as forward
+from gptoss_jax.run.engine import Unit
+from gptoss_jax.run.progress import Progress, State
+from gptoss_jax.statistics.sums import Statistics
 
 from .bad_input import Program, Refused, program, refused
 from .test_interrupted import no_space

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from gptoss_jax import outputs, resume
-from gptoss_jax.resume import Progress
+from gptoss_jax.files import atomic as outputs
+from gptoss_jax.run import progress as resume
+from gptoss_jax.run.progress import Progress
 
 from .bad_input import Program, Refused, model, program, refused, shard_of
 from .test_interrupted import PROGRAM, no_space, words

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import tokenizers
-from gptoss_jax import harmony
+from gptoss_jax.data import harmony
+from gptoss_jax.data.rows import ColumnNames, Row, prompts_hash, read_rows, sample
 from gptoss_jax.errors import DataError
-from gptoss_jax.rows import ColumnNames, Row, prompts_hash, read_rows, sample
 
 MESSAGES = [
     [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "Hi", "thinking": "Easy."}],

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 
 from gptoss_jax.cli.prune import CRITERIA as OFFERED
 from gptoss_jax.config import GPT_OSS_20B, TINY
-from gptoss_jax.eaft import EaftOptions, class_weights, cuts
 from gptoss_jax.errors import ProfileError, RankingError
-from gptoss_jax.select import CRITERIA, Columns, keep_best, rank, read_columns, read_keep_sets, read_ranking
+from gptoss_jax.select.criteria import CRITERIA
+from gptoss_jax.select.keep_sets import keep_best, read_keep_sets
+from gptoss_jax.select.ranking import rank, read_ranking
+from gptoss_jax.statistics.eaft import EaftOptions, class_weights, cuts
+from gptoss_jax.statistics.tables import Columns, read_columns
 
 # Spec: what stays in each criterion, for one expert's row of the table.
 FORMULAS = {

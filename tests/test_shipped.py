@@ -10,14 +10,15 @@ import torch
 from click.testing import CliRunner
 
 from convert import checksums
-from convert.from_hf import NANO, Checkpoint
-from convert.sources import open_hf, open_source
+from convert.hf import Checkpoint
+from convert.sources import NANO, open_hf, open_source
 from experiments.nano import QUESTIONS, evaluate, families
 from experiments.nano.corpus import prompt_and_reply
 from experiments.nano.families import FAMILIES
-from gptoss_jax import generate, harmony
+from gptoss_jax import generate
 from gptoss_jax.cli import cli
 from gptoss_jax.config import FULL, SLIDING
+from gptoss_jax.data import harmony
 from gptoss_jax.generate import Sampling
 from tests.oracle import load as load_reference
 

@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.from_hf import Checkpoint
-from gptoss_jax import batching, model, splash
-from gptoss_jax.batching import Batch, Document
+from convert.hf import Checkpoint
 from gptoss_jax.config import TINY
-from gptoss_jax.forward import profile_step
-from gptoss_jax.mesh import Placement
+from gptoss_jax.data import batching
+from gptoss_jax.data.batching import Document
+from gptoss_jax.devices.placement import Placement
+from gptoss_jax.kernels import splash
+from gptoss_jax.network.batch import Batch
+from gptoss_jax.network.source import load
+from gptoss_jax.run.steps import profile_step
 
 from .conftest import QUICK
 from .test_attention import dense
@@ -113,7 +116,7 @@ def rows() -> list[Document]:
 def test_statistics_by_the_kernels_of_tpus_are_those_of_the_cpu(
     batch: Iterator[Batch], weights: str, tiny_mxfp4: Path
 ) -> None:
-    network, (only,) = model.load(Checkpoint(tiny_mxfp4), "float32", weights=weights), batch
+    network, (only,) = load(Checkpoint(tiny_mxfp4), "float32", weights=weights), batch
     profile = jax.jit(profile_step, static_argnums=2, compiler_options=QUICK)
     theirs = profile(network, only, Placement("cpu")).statistics
     ours = profile(network, only, Placement("tpu", interpret=True)).statistics

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
-from gptoss_jax import outputs
 from gptoss_jax.errors import OutputError, StorageError
-from gptoss_jax.storage import local_folder, place
+from gptoss_jax.files import atomic as outputs
+from gptoss_jax.files.paths import local_folder, place
 
 from .bad_input import SHORT, Program, Refused, program, refused
 

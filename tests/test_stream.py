@@ -14,14 +14,18 @@ from click.testing import CliRunner
 from flax import nnx
 from safetensors.numpy import load_file
 
-from convert.from_hf import Checkpoint
+from convert.hf import Checkpoint
 from convert.shards import Stored
-from gptoss_jax import memory, model, stream
-from gptoss_jax.cli import cli, engines
+from gptoss_jax.cli import cli
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY
 from gptoss_jax.errors import MemoryLimitError
-from gptoss_jax.memory import GIB
-from gptoss_jax.model import GptOss, Layer
+from gptoss_jax.network import model
+from gptoss_jax.network.model import GptOss, Layer
+from gptoss_jax.network.source import load, load_part
+from gptoss_jax.run import choose as engines
+from gptoss_jax.run import memory
+from gptoss_jax.run import streamed as stream
+from gptoss_jax.run.memory import GIB
 
 from .bad_input import Refused, program, refused
 from .test_profile import decided
@@ -88,7 +92,7 @@ def test_hidden_states_in_files_change_no_bit(tiny_mxfp4: Path, rows_jsonl: Path
 
 
 def test_hidden_states_beyond_the_limit_are_not_held(tmp_path: Path) -> None:
-    from gptoss_jax.resume import Progress
+    from gptoss_jax.run.progress import Progress
 
     progress = Progress(tmp_path / "out")
     x = np.arange(24, dtype=np.float32).reshape(1, 2, 12)
@@ -103,7 +107,7 @@ def test_hidden_states_beyond_the_limit_are_not_held(tmp_path: Path) -> None:
 
 
 def streamed(source: Path, out: Path) -> stream.Streamed:
-    from gptoss_jax.resume import Progress
+    from gptoss_jax.run.progress import Progress
 
     return stream.Streamed(Checkpoint(source), "float32", Progress(out), 0)
 
@@ -151,10 +155,10 @@ def test_the_unembedding_is_read_where_tokens_are_scored(
 def test_one_layer_has_the_weights_of_the_stack(tiny_mxfp4: Path, dtype: str) -> None:
     """Kernels in four bits are those of the resident form, expert by expert."""
     source = Checkpoint(tiny_mxfp4)
-    whole = model.load(source, dtype)
+    whole = load(source, dtype)
     for index in range(TINY.num_layers):
         make = lambda: Layer(TINY, "blocks", rngs=nnx.Rngs(0))  # noqa: E731
-        layer = model.load_part(source, make, dtype, f"layers/{index}/")
+        layer = load_part(source, make, dtype, f"layers/{index}/")
         np.testing.assert_array_equal(layer.attention.q_kernel[...], whole.layers.attention.q_kernel[index])
         for name in WEIGHTS:
             all_floats, offset = whole.layers.moe.experts.kernels(name, jnp.dtype(dtype), jnp.asarray(index))

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gptoss_jax import mesh as sharding
-from gptoss_jax.batching import Batch
 from gptoss_jax.config import GPT_OSS_20B, Config
-from gptoss_jax.forward import mapped, profile_step
-from gptoss_jax.model import GptOss, abstract
-from gptoss_jax.plan import Case, active_matmul_flops
+from gptoss_jax.devices import mesh as sharding
+from gptoss_jax.network.batch import Batch
+from gptoss_jax.network.model import GptOss
+from gptoss_jax.network.source import abstract
+from gptoss_jax.pods.plan import Case, active_matmul_flops
+from gptoss_jax.run.steps import mapped, profile_step
 
 SEED = {"saliency": 1551, "usage": 4498}  # tokens/s of the hook scripts on one data-centre GPU
 SCALE_BYTE = 120  # of MXFP4: 2^-7, with which random codes spread as real weights do

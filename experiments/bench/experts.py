@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gptoss_jax import grouped as spelling
-from gptoss_jax import mesh as sharding
 from gptoss_jax.config import GPT_OSS_20B
-from gptoss_jax.experts import Experts
-from gptoss_jax.mesh import here
-from gptoss_jax.router import Routing
+from gptoss_jax.devices import mesh as sharding
+from gptoss_jax.devices.placement import here
+from gptoss_jax.kernels import grouped as spelling
+from gptoss_jax.network.experts import Experts
+from gptoss_jax.network.router import Routing
 
 E, D, F, K = GPT_OSS_20B.num_experts, GPT_OSS_20B.hidden_size, GPT_OSS_20B.expert_hidden_size, GPT_OSS_20B.top_k
 BLOCKS = (128, 192, 256)

@@ -14,7 +14,7 @@ from statistics import median
 import click
 import numpy as np
 
-from convert.from_hf import Checkpoint
+from convert.hf import Checkpoint
 from convert.sources import open_hf
 from gptoss_jax import generate
 from gptoss_jax.config import Config

@@ -23,8 +23,7 @@ from pathlib import Path
 
 import click
 
-from convert.from_hf import NANO
-from convert.sources import open_hf
+from convert.sources import NANO, open_hf
 
 from .. import checkpoints, tokenizers
 from ..nano import QUESTIONS

@@ -12,15 +12,16 @@ import time
 
 import click
 
+from gptoss_jax.network.source import load
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 
 from convert.sources import open_source
-from gptoss_jax import mesh as sharding
-from gptoss_jax import model as network
-from gptoss_jax.artifacts import peak_rss_bytes
+from gptoss_jax.devices import mesh as sharding
+from gptoss_jax.run.artifacts import peak_rss_bytes
 
 
 @click.command()
@@ -32,7 +33,7 @@ def main(model: str, weights: str) -> None:
     mesh = sharding.make(source.config, 1, jax.device_count())
     jax.block_until_ready(jax.numpy.zeros(1))
     before, start = peak_rss_bytes(), time.perf_counter()
-    loaded = jax.block_until_ready(network.load(source, "bfloat16", mesh, weights))
+    loaded = jax.block_until_ready(load(source, "bfloat16", mesh, weights))
     seconds = time.perf_counter() - start
     held = sum(shard.data.nbytes for leaf in jax.tree.leaves(loaded) for shard in leaf.addressable_shards)
     part = max(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(loaded))

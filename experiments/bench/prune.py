@@ -21,10 +21,10 @@ from statistics import median
 import click
 import numpy as np
 
-from convert import checksums, prune
-from convert.from_hf import Checkpoint
+from convert import checksums, cut
+from convert.hf import Checkpoint
 from convert.shards import Planned
-from gptoss_jax.outputs import let_go
+from gptoss_jax.files.atomic import let_go
 
 from ..measure import Cost, program
 from ..science_model import KEEP, compare
@@ -98,7 +98,7 @@ def main(model: Path, out: Path, form: str, cold: bool, pairs: int) -> None:
         return program("prune", model, "--keep-sets", sets, "--format", form, "--out", folder, *options)
 
     pruned(reference)
-    reading = prune.plan(source, json.loads(sets.read_text()), quantize=True)
+    reading = cut.plan(source, json.loads(sets.read_text()), quantize=True)
     costs: list[Cost] = []
     copies: list[tuple[float, float]] = []
     for pair in range(pairs):

@@ -165,7 +165,7 @@ def conversations(model: Path, texts: Path | None) -> Iterator[Iterator[str]]:
     """Harmony text by source: of public question sets where their folder is given, else of Python's reference."""
     import random
 
-    from gptoss_jax import harmony
+    from gptoss_jax.data import harmony
 
     from .. import real_rows
     from ..nano import corpus, families
@@ -182,7 +182,7 @@ def conversations(model: Path, texts: Path | None) -> Iterator[Iterator[str]]:
 
 def write_rows(file: Path, model: Path, texts: Path | None, num_rows: int, length: int) -> None:
     """Rows of at least `length` tokens, each joined from conversations of one source, the sources in turn."""
-    from gptoss_jax import harmony
+    from gptoss_jax.data import harmony
 
     tokenizer = harmony.load_tokenizer(model)
     sources = list(conversations(model, texts))

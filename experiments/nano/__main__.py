@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from gptoss_jax.errors import UserError
-from gptoss_jax.outputs import new_folder
+from gptoss_jax.files.atomic import new_folder
 
 from .. import tokenizers
 from ..measure import program

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_jax.batching import Batch, Document, stack
-from gptoss_jax.harmony import load_tokenizer, render
+from gptoss_jax.data.batching import Document, stack
+from gptoss_jax.data.harmony import load_tokenizer, render
+from gptoss_jax.network.batch import Batch
 
 from .families import ENGLISH, FAMILIES, Instance, draw
 

@@ -9,14 +9,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from convert.from_hf import Checkpoint
-from gptoss_jax import batching, generate, harmony, model
-from gptoss_jax import mesh as sharding
+from convert.hf import Checkpoint
+from gptoss_jax import generate
 from gptoss_jax.config import Config
-from gptoss_jax.forward import scored_profile_step
+from gptoss_jax.data import batching, harmony
+from gptoss_jax.data.rows import Row
+from gptoss_jax.devices.placement import here
 from gptoss_jax.generate import Network, Sampling
-from gptoss_jax.model import GptOss
-from gptoss_jax.rows import Row
+from gptoss_jax.network.model import GptOss
+from gptoss_jax.network.source import load
+from gptoss_jax.run.steps import scored_profile_step
 
 from .corpus import prompt_and_reply
 from .families import FAMILIES, Instance
@@ -58,7 +60,7 @@ def score(folder: Path, examples: Sequence[Instance]) -> dict[str, Score]:
     """A checkpoint's, in float32, by family."""
     source = Checkpoint(folder)
     said = replies(generate.load(source, "float32"), source.config, folder, examples)
-    expected = surprise(model.load(source, "float32"), folder, examples)
+    expected = surprise(load(source, "float32"), folder, examples)
     table = {}
     for family, (nats, tokens) in expected.items():
         right = [final(r) == e.answer for e, r in zip(examples, said, strict=True) if e.family == family]
@@ -93,7 +95,7 @@ def surprise(network: GptOss, folder: Path, examples: Sequence[Instance]) -> dic
     documents = harmony.encode(rows, tokenizer, names, config.vocab_size, max_length=None)
     table = dict.fromkeys(names, (0.0, 0))
     for batch in batching.padded(documents, ROWS_AT_ONCE, config.max_position):
-        probability = np.asarray(scored_step(network, batch, sharding.here()).scores.probability)
+        probability = np.asarray(scored_step(network, batch, here()).scores.probability)
         for index, name in enumerate(names):
             kept = probability[(batch.weights > 0) & (batch.domains == index)]
             nats, tokens = table[name]

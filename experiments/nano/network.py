@@ -12,14 +12,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 from optax import contrib
 
-from gptoss_jax import mesh as sharding
-from gptoss_jax import rope
-from gptoss_jax.batching import Batch
 from gptoss_jax.config import FULL, SLIDING, Config, Yarn
-from gptoss_jax.mesh import Placement
-from gptoss_jax.model import GptOss, Output
-from gptoss_jax.packed import round_to_mxfp4
-from gptoss_jax.router import Routing, entropy
+from gptoss_jax.devices import mesh as sharding
+from gptoss_jax.devices.placement import Placement
+from gptoss_jax.kernels.mxfp4 import round_to_mxfp4
+from gptoss_jax.network import rope
+from gptoss_jax.network.batch import Batch
+from gptoss_jax.network.model import GptOss, Output
+from gptoss_jax.network.router import Routing, entropy
 
 CONFIG = Config(
     num_layers=6,

@@ -9,11 +9,11 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
+from convert.folder import write_config
 from convert.mapping import Named, all_tensors
-from convert.prune import write_config
 from convert.shards import Planned, write_shards
-from gptoss_jax import mesh as sharding
-from gptoss_jax.model import GptOss
+from gptoss_jax.devices import mesh as sharding
+from gptoss_jax.network.model import GptOss
 
 MAX_SHARD = 1 << 30
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptoss_jax import harmony, select
+from gptoss_jax.data import harmony
+from gptoss_jax.statistics.tables import read_columns
 
 from ..measure import program
 from .corpus import prompt_and_reply
@@ -53,7 +54,7 @@ def measure(model: Path, examples: Sequence[Instance], out: Path) -> Specialisat
     options = ("--domain-column", "half", "--dtype", "float32", "--batch-size", 32, "--max-seq-length", 512)
     program("profile", model, "--data", rows, *options, "--out", profile, "--overwrite")
     names = list(FAMILIES)
-    counts = np.array([[select.read_columns(profile, f"{n}, {half}")["count"] for half in HALVES] for n in names])
+    counts = np.array([[read_columns(profile, f"{n}, {half}")["count"] for half in HALVES] for n in names])
     halves = shares_of(counts)
     families = shares_of(counts.sum(1))
     between = np.array([[distance(a, b) for b in families] for a in families])

@@ -13,10 +13,10 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 
-from gptoss_jax.batching import Batch
 from gptoss_jax.config import Config
 from gptoss_jax.errors import ResumeError
-from gptoss_jax.model import GptOss
+from gptoss_jax.network.batch import Batch
+from gptoss_jax.network.model import GptOss
 
 from .corpus import Corpus
 from .network import Metrics, Recipe, State, first_weights, optimizer, train_step

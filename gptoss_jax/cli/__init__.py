@@ -59,7 +59,7 @@ def main() -> None:
         # JAX has a class of its own for memory that it cannot get; to import it here would load JAX.
         if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
             _fail("not enough memory: give a smaller --batch-size or --max-seq-length")
-        if hosts := sys.modules.get("gptoss_jax.hosts"):
+        if hosts := sys.modules.get("gptoss_jax.devices.hosts"):
             hosts.settle(error)
         _exit(1, traceback.print_exc)
     else:
@@ -72,7 +72,7 @@ def _fail(message: str) -> None:
 
 def _exit(status: Any, say: Callable[[], Any] = lambda: None) -> None:
     """Say the last word and end, where there are other processes without waiting for them."""
-    if hosts := sys.modules.get("gptoss_jax.hosts"):
+    if hosts := sys.modules.get("gptoss_jax.devices.hosts"):
         hosts.leave(status, say)
     else:
         say()

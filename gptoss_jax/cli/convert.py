@@ -39,11 +39,12 @@ def convert(
     """
     import jax
 
-    from convert import orbax, prune, to_hf
+    from convert import folder as folders
+    from convert import orbax, published
     from convert.sources import open_source
 
-    from .. import mesh as sharding
-    from .. import outputs
+    from ..devices import mesh as sharding
+    from ..files import atomic as outputs
 
     if mesh and to == "hf":
         raise UserError("--mesh goes with --to orbax: files in Hugging Face form are written by one process")
@@ -61,10 +62,10 @@ def convert(
             with progress(sum(map(orbax.nbytes, wanted.values())), "B") as advance:
                 orbax.write(source, folder, wanted, advance)
         else:
-            groups = to_hf.plan(source, quantize)
+            groups = published.plan(source, quantize)
             with progress(sum(t.nbytes for group in groups for t in group), "B") as advance:
-                config = prune.pruned_config(source.config_json, source.config.num_experts, quantize)
-                prune.write_checkpoint(folder, groups, config, source.folder, max_shard_size, advance)
+                config = folders.pruned_config(source.config_json, source.config.num_experts, quantize)
+                folders.write_checkpoint(folder, groups, config, source.folder, max_shard_size, advance)
     experts = f"{source.config.num_experts} {'MXFP4' if quantize else 'BF16'} experts"
     click.echo(
         f"{source.config.num_layers} layers of {experts} for {'Orbax' if to == 'orbax' else 'Hugging Face'}: {out}"

@@ -65,8 +65,8 @@ def generate(
     from convert.sources import open_source
 
     from .. import generate as job
-    from .. import harmony
-    from ..storage import local_folder
+    from ..data import harmony
+    from ..files.paths import local_folder
 
     if bool(prompts) == bool(messages):
         raise UserError("generate takes either --prompt or --messages")
@@ -120,7 +120,7 @@ def _show(chunks: "Iterable[np.ndarray]", count: int, tokenizer: Any) -> "Sequen
 
 def _by_channel(text: str, whole: bool) -> str:
     """Messages with the names of their channels above. What is shown of an unfinished reply only grows."""
-    from .. import harmony
+    from ..data import harmony
 
     parts = harmony.reply_parts(text)
     if not parts:

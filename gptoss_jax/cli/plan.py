@@ -40,9 +40,9 @@ def plan(
     """
     # What compiles for TPUs does not run on one.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from .. import mesh as sharding
-    from .. import plan as job
-    from .. import topologies
+    from ..devices import mesh as sharding
+    from ..devices import topologies
+    from ..pods import plan as job
 
     config = _config(model)
     data, expert = mesh or sharding.default_sizes(config, len(topologies.devices(topology)))
@@ -65,11 +65,12 @@ def plan(
 
 
 def _config(model: str) -> "Config":
-    from convert.from_hf import NANO, locate
+    from convert.sources import NANO, locate
 
     from .. import config
+    from ..files.paths import read_json
 
     if model in PRESETS:
         return getattr(config, PRESETS[model])
     path = (locate(model) if model == NANO else Path(model)) / "config.json"
-    return config.Config.from_json(config.read_json(path), str(path))
+    return config.Config.from_json(read_json(path), str(path))

@@ -141,9 +141,10 @@ def _check_merge(context: click.Context) -> None:
 
 
 def _merge(folders: tuple[str, ...], out: str, overwrite: bool) -> None:
-    from .. import merge, outputs
-    from ..artifacts import INFO
-    from ..storage import place
+    from ..files import atomic as outputs
+    from ..files.paths import place
+    from ..run import merge
+    from ..run.artifacts import INFO
 
     target = place(out)
     outputs.check_free(target, overwrite)

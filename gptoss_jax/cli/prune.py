@@ -25,11 +25,13 @@ def rank(profile: Path, criterion: str, domain: str | None, seed: int, out: Path
     """
     import json
 
-    from .. import outputs, select
+    from ..files import atomic as outputs
+    from ..select import ranking as select
+    from ..statistics.tables import read_columns
 
     outputs.check_free(out, overwrite)
     outputs.check_apart(out, profile)
-    ranking = select.rank(select.read_columns(profile, domain), criterion, seed)
+    ranking = select.rank(read_columns(profile, domain), criterion, seed)
     outputs.write_file(out, json.dumps(ranking) + "\n", overwrite)
     click.echo(f"{len(ranking)} layers of {len(ranking[0])} experts by {criterion}: {out}")
 
@@ -67,22 +69,23 @@ def prune(
     SHA256SUMS in the new folder has the digest of every other: in that folder, sha256sum -c SHA256SUMS says at any
     time whether a byte has changed.
     """
-    from convert import card, checksums
-    from convert import prune as cut
+    from convert import card, checksums, cut
     from convert.sources import open_hf
 
-    from .. import outputs, select
+    from ..files import atomic as outputs
+    from ..select import ranking as select
+    from ..select.keep_sets import check_active, keep_best, read_keep_sets
 
     if (keep_sets is None) == (ranking is None) or (ranking is None) != (keep is None):
         raise UserError("prune takes either --ranking with --keep, or --keep-sets")
     checkpoint = open_hf(model)
     config = checkpoint.config
     if keep_sets is not None:
-        kept, source = select.read_keep_sets(keep_sets, config), keep_sets
+        kept, source = read_keep_sets(keep_sets, config), keep_sets
     else:
         assert ranking is not None and keep is not None
-        kept, source = select.keep_best(select.read_ranking(ranking, config), keep, config), ranking
-    select.check_active(len(kept[0]), config, lower_top_k)
+        kept, source = keep_best(select.read_ranking(ranking, config), keep, config), ranking
+    check_active(len(kept[0]), config, lower_top_k)
     domain = domain or card.domain_of(source)
     if not re.fullmatch(r"[\w.-]{1,80}", domain):
         raise UserError(f"--domain {domain!r} becomes part of a folder's name: use letters, digits, '_', '-' and '.'")

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import DataError, OutputError, ResumeError, TokenizerError, UserError
-from . import engines
+from ..run import choose as engines
 from .options import invocation, progress
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from ..artifacts import Measured
-    from ..batching import Document
     from ..config import Config
-    from ..hosts import Share
-    from ..model import Source
-    from ..resume import Progress
-    from ..rows import Row
-    from ..storage import AnyPath
+    from ..data.batching import Document
+    from ..data.rows import Row
+    from ..devices.hosts import Share
+    from ..files.paths import AnyPath
+    from ..network.source import Source
+    from ..run.artifacts import Measured
+    from ..run.progress import Progress
 
 # Options that do not change what is computed: a run may go on with others.
 FREE = ("data", "memory_gib", "activation_gib", "coordinator", "process_id")
@@ -34,11 +34,14 @@ def run(model: str, out: str, overwrite: bool, resume: bool, options: dict[str, 
     """Profile MODEL over the rows that the options name, and write the artifacts to `out`."""
     from convert.sources import open_source
 
-    from .. import artifacts, harmony, hosts, outputs
-    from .. import profile as job
-    from ..resume import Progress
-    from ..rows import row_hashes
-    from ..storage import local_folder, place
+    from ..data import harmony
+    from ..data.rows import row_hashes
+    from ..devices import hosts
+    from ..files import atomic as outputs
+    from ..files.paths import local_folder, place
+    from ..run import artifacts
+    from ..run import profile as job
+    from ..run.progress import Progress
 
     target = place(out)
     if options["coordinator"]:
@@ -90,7 +93,7 @@ def run(model: str, out: str, overwrite: bool, resume: bool, options: dict[str, 
 
 def _standing(target: "AnyPath") -> dict[str, Any]:
     """Of the finished profile that stands there: the hash of its settings, and what `_adopt` takes."""
-    from .. import artifacts
+    from ..run import artifacts
 
     try:
         info = json.loads((target / artifacts.INFO).read_text(encoding="utf-8"))
@@ -137,9 +140,9 @@ def _measure(
     documents: "Sequence[Document]",
     make_batches: Callable[[], Any],
 ) -> "Measured":
-    from .. import hosts
-    from .. import profile as job
-    from ..eaft import EaftOptions
+    from ..devices import hosts
+    from ..run import profile as job
+    from ..statistics.eaft import EaftOptions
 
     job.check_kept(make_batches())
     state = kept.state()
@@ -163,9 +166,10 @@ def _documents(
     config: "Config", tokenizer: Any, engine: str, options: dict[str, Any], share: "Share"
 ) -> tuple[list["Row"], list["Document"], list[str], Callable[[], Any]]:
     """All rows, tokens of this process' share of them, the names of the domains, and what makes batches."""
-    from .. import batching, harmony, hosts
-    from ..rows import ColumnNames, read_rows, sample
-    from ..saliency import MAX_DOMAINS
+    from ..data import batching, harmony
+    from ..data.rows import ColumnNames, read_rows, sample
+    from ..devices import hosts
+    from ..statistics.sums import MAX_DOMAINS
 
     pack = options["pack"]
     if options["max_seq_length"] > config.max_position:
@@ -220,8 +224,8 @@ def _info(
     """What profile.json says of the run before it is measured."""
     import jax
 
-    from ..artifacts import data_warnings
-    from ..rows import prompts_hash
+    from ..data.rows import prompts_hash
+    from ..run.artifacts import data_warnings
 
     truncated, empty = counts
     return {
@@ -245,7 +249,7 @@ def _info(
 
 def _computed(info: dict[str, Any], rows: "Sequence[Row]") -> dict[str, Any]:
     """All that decides what a run computes, to the bit, by the names that users know."""
-    from ..rows import Row, prompts_hash
+    from ..data.rows import Row, prompts_hash
 
     context = click.get_current_context()
     flags = {p.name: p.opts[0] for p in context.command.params}

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ..saliency import STATISTICS, Statistics
-from ..select import RANKING, SALIENCY, SALIENCY_BY_DOMAIN, USAGE, USAGE_BY_DOMAIN, Columns, rank
+from ..select.ranking import RANKING, rank
+from ..statistics.sums import STATISTICS, Statistics
+from ..statistics.tables import SALIENCY, SALIENCY_BY_DOMAIN, USAGE, USAGE_BY_DOMAIN, Columns
 
 TOP = 10
 CONCENTRATION = (4, 8, 16)

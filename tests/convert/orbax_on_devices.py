@@ -16,9 +16,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from convert import orbax
-from convert.from_hf import Checkpoint
-from gptoss_jax import mesh
-from gptoss_jax.model import Weights
+from convert.hf import Checkpoint
+from gptoss_jax.devices import mesh
+from gptoss_jax.network.source import Weights
 
 SAVED_FROM = (2, 4)
 MESHES = ((4, 2), (1, 8))

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from convert import card
-from convert.from_hf import Checkpoint
+from convert.hf import Checkpoint
 from gptoss_jax.cli import cli
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY
 from gptoss_jax.errors import UserError

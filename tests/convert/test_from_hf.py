@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.from_hf import Checkpoint
+from convert.hf import Checkpoint
 from convert.mapping import LAYER, OUTER, Tensor, all_tensors, layer_name
 from convert.shards import find_tensors
-from gptoss_jax import model
 from gptoss_jax.config import TINY
-from gptoss_jax.mesh import by_path
+from gptoss_jax.devices.mesh import by_path
+from gptoss_jax.network.source import load
 
 
 @pytest.fixture(scope="module", params=["mxfp4", "bf16"])
@@ -37,7 +37,7 @@ def assert_same_bits(ours: np.ndarray, theirs: np.ndarray, tensor: Tensor) -> No
 
 
 def test_weights_are_what_transformers_loads(folder: Path, theirs: dict[str, np.ndarray]) -> None:
-    ours = by_path(model.load(Checkpoint(folder), "bfloat16"))
+    ours = by_path(load(Checkpoint(folder), "bfloat16"))
     assert len(ours) == len(LAYER) + len(OUTER)
     for name, tensor, layer in all_tensors(TINY):
         array = ours[tensor.path] if layer is None else ours[f"layers/{tensor.path}"][layer]

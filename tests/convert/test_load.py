@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.from_hf import Checkpoint
+from convert.hf import Checkpoint
 from convert.shards import Stored
-from gptoss_jax import mesh, model
-from gptoss_jax.mesh import EXPERT
+from gptoss_jax.devices import mesh
+from gptoss_jax.devices.mesh import EXPERT
+from gptoss_jax.network.source import abstract
 from tests.on_eight_devices import EIGHT, named
 
 Ranges = tuple[tuple[int, int], ...]
@@ -23,7 +24,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 def parameters(weights: str) -> dict[str, Any]:
     """Shape and dtype of each, by path."""
-    return dict(named(model.abstract(EIGHT, mesh.make(EIGHT, 1, 1), weights=weights)))
+    return dict(named(abstract(EIGHT, mesh.make(EIGHT, 1, 1), weights=weights)))
 
 
 FLOATS, FOUR_BITS = parameters("bf16"), parameters("mxfp4")

@@ -9,7 +9,8 @@ import pytest
 from convert import card
 from convert.mapping import LAYER, OUTER, Tensor, all_tensors
 from convert.shards import find_tensors
-from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY, Config, read_json
+from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY, Config
+from gptoss_jax.files.paths import read_json
 
 ROWS = [pytest.param(t, id=t.path) for t in (*LAYER, *OUTER)]
 MXFP4_ROWS = [pytest.param(t, id=t.path) for t in LAYER if t.mxfp4]
@@ -122,7 +123,7 @@ def test_the_table_has_every_parameter_of_the_model() -> None:
     from flax import nnx
     from flax.traverse_util import flatten_dict
 
-    from gptoss_jax.model import GptOss
+    from gptoss_jax.network.model import GptOss
 
     model = nnx.eval_shape(lambda: GptOss(TINY, rngs=nnx.Rngs(0)))
     state = flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param)), sep="/")

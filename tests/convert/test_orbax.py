@@ -22,14 +22,14 @@ from click.testing import CliRunner
 from flax.traverse_util import flatten_dict
 
 from convert import orbax
-from convert.from_hf import Checkpoint
+from convert.hf import Checkpoint
 from convert.orbax import OrbaxCheckpoint
 from convert.sources import open_source
-from gptoss_jax import mesh
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
+from gptoss_jax.devices import mesh
 from gptoss_jax.errors import CheckpointError, UserError
-from gptoss_jax.model import Weights
+from gptoss_jax.network.source import Weights
 from tests.bad_input import SHORT, Refused, case, dump, edit, poke, program, refused, tree
 from tests.test_hosts import free_port
 from tests.test_interrupted import on_disk

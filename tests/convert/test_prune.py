@@ -13,11 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from convert import checksums, mxfp4, shards
-from convert import prune as cut_module
+from convert import cut as cut_module
 from convert.mapping import LAYER
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from gptoss_jax.errors import CheckpointError, OutputError, RankingError
+from gptoss_jax.network import source as weights
 
 KEEP = 4
 RANKING = [np.random.default_rng(layer).permutation(TINY.num_experts).tolist() for layer in range(TINY.num_layers)]
@@ -377,12 +378,12 @@ def masked(model: Any, keep_sets: Sequence[Sequence[int]]) -> Any:
 
 
 def our_logits(folder: Path, keep_sets: Sequence[Sequence[int]] | None = None) -> np.ndarray:
-    from convert.from_hf import Checkpoint
-    from gptoss_jax import model as network
-    from gptoss_jax.batching import Document, padded
-    from gptoss_jax.forward import forward_step
+    from convert.hf import Checkpoint
+    from gptoss_jax.data.batching import Document, padded
+    from gptoss_jax.network import model as network
+    from gptoss_jax.run.steps import forward_step
 
-    model = network.load(Checkpoint(folder), "float32")
+    model = weights.load(Checkpoint(folder), "float32")
     if keep_sets is not None:
         model = network.mask_experts(model, keep_sets)
     documents = [Document(ids, np.ones(len(ids), np.float32)) for ids in TOKENS]

@@ -16,7 +16,7 @@ import pytest
 from convert import shards
 from convert.shards import DTYPES, INDEX, SINGLE, Planned, find_tensors, write_shards
 from gptoss_jax.errors import CheckpointError
-from gptoss_jax.outputs import let_go
+from gptoss_jax.files.atomic import let_go
 
 SHAPES = {
     "a": ("BF16", (6, 4)),

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.from_hf import Checkpoint
+from convert.hf import Checkpoint
 from convert.mapping import all_tensors
 from convert.orbax import OrbaxCheckpoint
+from convert.published import Published, plan
 from convert.shards import find_tensors
-from convert.to_hf import Published, plan
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from tests.bad_input import edit

@@ -1,0 +1,159 @@
+"""Tokenised documents → batches of fixed shape: padded one document a row, or packed. Letters: see `config`."""
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+
+from ..network.batch import Batch
+
+# Padded lengths are this times a power of two: few shapes to compile, at most half of a row wasted.
+SHORTEST = 64
+
+
+@dataclass(frozen=True)
+class Document:
+    """One tokenised row."""
+
+    token_ids: np.ndarray
+    """int32 [length]"""
+    weights: np.ndarray
+    """float32 [length]: what each token counts in the statistics; 0 is a token that is not kept."""
+    domain: int = 0
+    truncated: bool = False
+
+
+def padded(
+    documents: Sequence[Document],
+    batch_size: int,
+    max_length: int,
+    num_domains: int = 1,
+    agree: Callable[[list[int]], list[int]] = lambda lengths: lengths,
+) -> Iterator[Batch]:
+    """Batches of one document a row, padded on the right; documents of like length share a batch.
+
+    `agree` gives the lengths of all batches, from those that these documents need: as many, and as long, or
+    more. Processes that run the same steps agree on the largest.
+    """
+
+    def padded_length(document: Document) -> int:
+        length = SHORTEST
+        while length < len(document.token_ids):
+            length *= 2
+        return min(length, max_length)
+
+    ordered = sorted(documents, key=padded_length)
+    groups = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    for number, length in enumerate(agree([padded_length(group[-1]) for group in groups])):
+        rows = groups[number] if number < len(groups) else []
+        yield stack([[row] for row in rows], batch_size, length, num_domains)
+
+
+def side_by_side(
+    documents: Sequence[Document], batch_size: int, max_length: int, num_domains: int = 1
+) -> Iterator[Batch]:
+    """Batches of whole documents, several in a row where they fit: what `padded` gives with little padding, and in
+    one shape. Rows are shared out evenly over as few batches as hold them."""
+    tokens = sum(len(d.token_ids) for d in documents)
+    length = min(max_length, max(1, -(-tokens // SHORTEST)) * SHORTEST)
+    rows: list[list[Document]] = []
+    room: list[tuple[int, int]] = []  # free tokens and number of each row that is not full, sorted
+    for document in sorted(documents, key=lambda d: -len(d.token_ids)):
+        # The row that it fills best.
+        best = bisect_left(room, (len(document.token_ids), 0))
+        free, number = room.pop(best) if best < len(room) else (length, len(rows))
+        if number == len(rows):
+            rows.append([])
+        rows[number].append(document)
+        if free > len(document.token_ids):
+            insort(room, (free - len(document.token_ids), number))
+    rows_each = -(-len(rows) // -(-len(rows) // batch_size))
+    for start in range(0, len(rows), rows_each):
+        yield stack(rows[start : start + rows_each], rows_each, length, num_domains)
+
+
+def packed(
+    documents: Sequence[Document],
+    batch_size: int,
+    length: int,
+    eos_token_id: int,
+    num_domains: int = 1,
+    cross_document: bool = False,
+) -> Iterator[Batch]:
+    """Batches of the documents' stream, EOS (not kept) after each, cut into blocks of `length`.
+
+    Attention stays inside a document, and positions restart with it, unless `cross_document`. A
+    document that a cut divides goes on as a new one in the next block.
+    """
+    rows: list[list[Document]] = []
+    row: list[Document] = []
+    free = length
+    for document in documents:
+        rest = _with_eos(document, eos_token_id)
+        while len(rest.token_ids):
+            piece, rest = _split(rest, free)
+            row.append(piece)
+            free -= len(piece.token_ids)
+            if free == 0:
+                rows.append(row)
+                row, free = [], length
+    if row:
+        rows.append(row)
+    for start in range(0, len(rows), batch_size):
+        yield stack(rows[start : start + batch_size], batch_size, length, num_domains, cross_document)
+
+
+def _with_eos(document: Document, eos_token_id: int) -> Document:
+    return Document(
+        np.append(document.token_ids, np.int32(eos_token_id)),
+        np.append(document.weights, np.float32(0)),
+        document.domain,
+    )
+
+
+def _split(document: Document, at: int) -> tuple[Document, Document]:
+    ids, weights, domain = document.token_ids, document.weights, document.domain
+    return Document(ids[:at], weights[:at], domain), Document(ids[at:], weights[at:], domain)
+
+
+def stack(
+    rows: Sequence[Sequence[Document]],
+    batch_size: int,
+    length: int,
+    num_domains: int,
+    cross_document: bool = False,
+) -> Batch:
+    """Rows of documents, side by side, as a batch of `batch_size` rows of `length` tokens."""
+    shape = (batch_size, length)
+    batch = Batch(
+        token_ids=np.zeros(shape, np.int32),
+        positions=np.zeros(shape, np.int32),
+        segment_ids=np.zeros(shape, np.int32),
+        weights=np.zeros(shape, np.float32),
+        domains=np.zeros(shape, np.int32),
+        num_domains=num_domains,
+    )
+    for b, documents in enumerate(rows):
+        start = 0
+        for number, document in enumerate(documents, 1):
+            here = slice(start, start + len(document.token_ids))
+            batch.token_ids[b, here] = document.token_ids
+            batch.positions[b, here] = np.arange(len(document.token_ids)) + (start if cross_document else 0)
+            batch.segment_ids[b, here] = 1 if cross_document else number
+            batch.weights[b, here] = document.weights
+            batch.domains[b, here] = document.domain
+            start = here.stop
+    return batch
+
+
+def share(batch: Batch, index: int, shares: int) -> Batch:
+    """Of the rows of a batch, the share of one of several processes."""
+    rows = len(batch.token_ids) // shares
+    return jax.tree.map(lambda x: x[index * rows : (index + 1) * rows], batch)
+
+
+def skip_first(batch: Batch, count: int) -> Batch:
+    """The batch with the first `count` positions left out of the statistics, wherever positions restart."""
+    return replace(batch, weights=np.where(batch.positions < count, np.float32(0), batch.weights))

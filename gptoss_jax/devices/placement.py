@@ -1,0 +1,62 @@
+"""Where a step runs, as far as the layers inside it need to know. Letters: see `config`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import Mesh
+
+from .mesh import EXPERT
+
+LANES = 128  # of a TPU's vector registers: kernels work on whole multiples
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a step runs, as far as the layers inside it need to know."""
+
+    platform: str
+    """Of the devices, as JAX names it: chooses the kernels."""
+    expert_axis: str | None = None
+    """The mesh axis that heads and experts are split over; None where each device has all."""
+    interpret: bool = False
+    """Run the kernels of `platform` in Pallas' interpreter, on any device."""
+    differentiable: bool = False
+    """Whether gradients are taken: loops then run for the worst case, as those that end by data have none."""
+
+    def sum_experts(self, x: jax.Array, dtype: Any = None) -> jax.Array:
+        """The sum of what the devices of the `expert` axis have, handed over as `dtype`."""
+        if self.expert_axis is None:
+            return x
+        return lax.psum(x if dtype is None else x.astype(dtype), self.expert_axis).astype(x.dtype)
+
+    def max_experts(self, x: jax.Array) -> jax.Array:
+        """The largest of what the devices of the `expert` axis have."""
+        return x if self.expert_axis is None else lax.pmax(x, self.expert_axis)
+
+    def gather_experts(self, x: jax.Array) -> jax.Array:
+        """What the devices of the `expert` axis have, joined along the last axis."""
+        return x if self.expert_axis is None else lax.all_gather(x, self.expert_axis, axis=x.ndim - 1, tiled=True)
+
+    def local(self, total: int) -> tuple[jax.Array | int, int]:
+        """Of `total` ids split over the `expert` axis, the first one here and their number."""
+        if self.expert_axis is None:
+            return 0, total
+        count = total // lax.axis_size(self.expert_axis)
+        return lax.axis_index(self.expert_axis) * count, count
+
+
+def mosaic_precision(dtype: Any) -> Any:
+    """A context for TPU kernels: Mosaic refuses the highest precision, which steps ask for, for bfloat16."""
+    return jax.default_matmul_precision("default" if dtype == jax.numpy.bfloat16 else "highest")
+
+
+def here() -> Placement:
+    """All on one device of the default platform."""
+    return Placement(jax.default_backend())
+
+
+def over(mesh: Mesh) -> Placement:
+    """What the layers inside a step that is mapped over `mesh` are told."""
+    return Placement(mesh.devices.flat[0].platform, EXPERT)

@@ -1,0 +1,1 @@
+"""Paths, and outputs that are complete or absent."""

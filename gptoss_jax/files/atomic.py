@@ -1,0 +1,185 @@
+"""Outputs appear under their final name only when they are complete."""
+
+import errno
+import fcntl
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import OutputError
+from .paths import AnyPath, upload
+
+OLD = "old"  # in a workplace: what stood at the path before
+
+
+@contextmanager
+def new_folder(path: AnyPath, overwrite: bool = False, last: str = "") -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that becomes `path` if the block succeeds.
+
+    An existing `path` is refused before anything is written; with `overwrite` it is replaced, at the
+    end. If the block fails the temporary folder is removed, and `path` is as it was; if the process is killed, the
+    next run that writes `path` sees to that. A remote `path` cannot be renamed to: its files are copied, `last`
+    after all others.
+    """
+    if not isinstance(path, Path):
+        check_free(path, overwrite)
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+            upload(Path(name), path, last)
+        return
+    _end_killed(path)
+    check_free(path, overwrite)
+    with _new_parents(path), _errors_of(path), _workplace(path) as workplace:
+        partial = workplace / "new"
+        partial.mkdir()
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        check_free(path, overwrite)
+        if path.exists():
+            path.rename(workplace / OLD)  # a folder with content cannot be replaced in one step
+        partial.rename(path)
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, locked while the block runs: the lock ends with the process, however that ends."""
+    workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    lock = os.open(workplace, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks on folders, as NFS: there no run can end another
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield workplace
+    finally:
+        _end(workplace, path)
+        os.close(lock)
+
+
+def _end_killed(path: Path) -> None:
+    """End the workplaces of runs that were killed while they wrote `path`."""
+    # Eight characters are what tempfile adds.
+    for workplace in path.parent.glob(glob.escape(f".{path.name}.partial-") + "?" * 8):
+        with suppress(OSError):
+            lock = os.open(workplace, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if any(workplace.iterdir()):  # an empty one may have been made just now, and not been locked yet
+                    _end(workplace, path)
+            finally:
+                os.close(lock)
+
+
+def _end(workplace: Path, path: Path) -> None:
+    """Remove a workplace; what was moved out of the way there and has not been replaced comes back."""
+    old = workplace / OLD
+    if os.path.lexists(old) and not os.path.lexists(path):
+        old.rename(path)
+    shutil.rmtree(workplace, ignore_errors=True)
+
+
+def try_folder(path: AnyPath, overwrite: bool = False) -> None:
+    """OutputError where `new_folder` could not begin, said before hours of work; leaves nothing."""
+
+    class Undone(Exception):
+        pass
+
+    with suppress(Undone), new_folder(path, overwrite):
+        raise Undone
+
+
+def write_file(path: Path, text: str, overwrite: bool = False) -> None:
+    """Write a text file under a temporary name, then rename it."""
+    check_free(path, overwrite)
+    with _new_parents(path), _errors_of(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            _sync(partial)
+            partial.chmod(0o666 & ~_umask())
+            check_free(path, overwrite)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def check_free(path: AnyPath, overwrite: bool) -> None:
+    """OutputError where `path` exists and may not be replaced."""
+    with _errors_of(path):
+        if isinstance(path, Path) and Path.cwd().is_relative_to(path.resolve()):
+            raise OutputError(f"{path}: is the current folder or holds it: give another --out")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists already: give another --out, or --overwrite to replace it at the end")
+
+
+def check_apart(path: AnyPath, *inputs: AnyPath, or_inside: bool = False) -> None:
+    """OutputError where writing `path` would replace an input, or, with `or_inside`, lie in its folder."""
+    with _errors_of(path):
+        for source in inputs:
+            written, read = (place.resolve() if isinstance(place, Path) else place for place in (path, source))
+            over = written == read or written in read.parents
+            if over or (or_inside and read in written.parents):
+                raise OutputError(f"{path}: is where the input {source} lies: give another --out")
+
+
+@contextmanager
+def _errors_of(path: AnyPath) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = "no space left on the device: free some, or give another --out; nothing was written"
+        else:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            message = f"{reason.lower()}: give an --out that can be written"
+        raise OutputError(f"{path}: {message}") from error
+
+
+@contextmanager
+def _new_parents(path: Path) -> Iterator[None]:
+    """Make the folders above `path`; if the block fails, remove those that were made."""
+    with _errors_of(path):
+        missing = [parent for parent in path.absolute().parents if not parent.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):  # another program may have put something there
+                parent.rmdir()
+        raise
+
+
+def let_go(descriptor: int) -> None:
+    """Have the page cache drop what it holds of a file, and begin to write what is not on the disk yet."""
+    if hasattr(os, "posix_fadvise"):  # macOS has none
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _sync(file: Path) -> None:
+    with open(file, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    # The only way to read the umask is to set it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def replace_file(file: AnyPath, parts: Sequence[bytes | memoryview]) -> None:
+    """Write a file so that under its name stands what stood there before or the whole of `parts`; storages of
+    objects show nothing else."""
+    new = file.with_name(f".{file.name}.new") if isinstance(file, Path) else file
+    with new.open("wb") as stream:
+        for part in parts:
+            stream.write(part)
+    if isinstance(file, Path):
+        os.replace(str(new), file)

@@ -1,0 +1,70 @@
+"""Paths of this machine, and those that fsspec knows: gs://bucket/folder, s3://…, and others by their scheme."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from upath import UPath
+
+from ..errors import ConfigError, StorageError, reason
+
+AnyPath: TypeAlias = Path | UPath
+
+SCHEME = re.compile(r"\w[\w+.-]*://")
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}  # in any form
+
+
+def place(text: str) -> Any:
+    """The path that a user names; StorageError where the package of its scheme is missing."""
+    if not SCHEME.match(text):
+        return Path(text)
+    try:
+        path = UPath(text)
+        path.exists()
+    except Exception as error:  # of the scheme's own package: missing, no such bucket, no right to see it
+        raise StorageError(f"{text}: cannot be reached ({reason(error)})") from error
+    return path
+
+
+@contextmanager
+def local_folder(folder: AnyPath) -> Iterator[Path]:
+    """A folder of this machine with what `folder` holds beside weights: itself, or a copy for as long as needed."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        for file in folder.iterdir():
+            if file.is_file() and file.suffix not in WEIGHT_SUFFIXES:
+                (Path(name) / file.name).write_bytes(file.read_bytes())
+        yield Path(name)
+
+
+def upload(folder: Path, target: AnyPath, last: str) -> None:
+    """Copy all files of a folder; `last` comes last, so that where it stands all others do."""
+    files = sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.name == last)
+    try:
+        for file in files:
+            copy = target / file.relative_to(folder).as_posix()
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("rb") as read, copy.open("wb") as write:
+                shutil.copyfileobj(read, write)
+    except Exception as error:  # of the scheme's own package
+        raise StorageError(f"{target}: cannot be written ({reason(error)}): nothing there is complete") from error
+
+
+def read_json(path: AnyPath) -> Any:
+    """A JSON file of a checkpoint; ConfigError where it cannot be read or is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {os.strerror(error.errno or 0).lower()}: point at a folder in Hugging Face form"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({reason(error)}): download the file again") from None

@@ -1,0 +1,1 @@
+"""The GPT-OSS network."""

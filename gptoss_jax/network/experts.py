@@ -1,0 +1,213 @@
+"""The experts: gated feed-forward networks, each applied to the tokens that chose it.
+
+Letters: see `config`. A *pair* is a (token, chosen expert); there are T·k of them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from ..config import Config
+from ..devices.placement import Placement
+from ..kernels import grouped
+from ..kernels.mxfp4 import BLOCK, dequantise, dequantise_pairs
+from .router import Routing
+
+SIGMOID_SLOPE = 1.702  # of GPT-OSS's swish, the slope that makes x·σ(1.702x) approximate GELU
+
+
+class Mixture(NamedTuple):
+    """What this device's experts give for each token; zeros for pairs of experts that it does not hold."""
+
+    output_TD: Float[Array, "T D"]
+    """Σ_j g_j·f_j(x), float32."""
+    norms_Tk: Float[Array, "T k"]
+    """‖f_j(x)‖₂ of each pair, before the gate, float32."""
+    peaks_Tk: Float[Array, "T k"]
+    """max |f_j(x)| of each pair, float32."""
+    computed_Tk: Bool[Array, "T k"]
+    """Whether the pair's expert ran: over all devices, once for each valid token and chosen expert."""
+
+
+class Experts(nnx.Module):
+    """Weights of a layer's experts. Kernels lie [E, out, in], the order in which MXFP4 stores them: arrays of a float
+    type, or with `weights="blocks"` four bits a value, of which one expert's at a time become floats. With
+    `weights="mxfp4"` they lie [E, in, out], and all become floats at once. For both see `packed`."""
+
+    def __init__(self, config: Config, weights: str = "bf16", *, rngs: nnx.Rngs):
+        E, D, F = config.num_experts, config.hidden_size, config.expert_hidden_size
+        kernel, zeros = nnx.initializers.normal(0.02), nnx.initializers.zeros
+        # Gate and up of four bits as one run of outputs: an axis of 2 would be moved, and back at each layer, on TPU.
+        for name, inputs, outputs in (("gate_up", D, 2 * F), ("down", F, D)):
+            if weights == "mxfp4":
+                setattr(self, f"{name}_packed", nnx.Param(jnp.zeros((E, inputs // 2, outputs), jnp.uint8)))
+                setattr(self, f"{name}_scales", nnx.Param(jnp.zeros((E, inputs // BLOCK, outputs), jnp.uint8)))
+            elif weights == "blocks":
+                setattr(self, f"{name}_blocks", nnx.Param(jnp.zeros((E, outputs, inputs // 2), jnp.uint8)))
+                setattr(self, f"{name}_exponents", nnx.Param(jnp.zeros((E, outputs, inputs // BLOCK), jnp.uint8)))
+        if weights == "bf16":
+            self.gate_up_kernel = nnx.Param(kernel(rngs.params(), (E, 2, F, D)))
+            self.down_kernel = nnx.Param(kernel(rngs.params(), (E, D, F)))
+        self.gate_up_bias = nnx.Param(zeros(rngs.params(), (E, 2, F)))
+        self.down_bias = nnx.Param(zeros(rngs.params(), (E, D)))
+        self.swiglu_limit = config.swiglu_limit
+        self.weights = weights
+
+    def kernels(
+        self, name: str, dtype: Any, layer: Int[Array, ""] | None, expert: Int[Array, ""] | None = None
+    ) -> tuple[grouped.Kernels, Any]:
+        """Kernels `name` as floats, of the layer's experts or of one, and what is added to an expert's id to find its
+        own among them."""
+        at = tuple(index for index in (layer, expert) if index is not None)
+        offset = 0 if expert is None else -expert
+        if self.weights == "mxfp4":
+            packed, scales = (getattr(self, f"{name}_{part}")[at] for part in ("packed", "scales"))
+            array = dequantise(packed, scales, dtype)
+        elif self.weights == "blocks":
+            blocks, exponents = (getattr(self, f"{name}_{part}")[at] for part in ("blocks", "exponents"))
+            array = dequantise_pairs(blocks, exponents, dtype)
+        else:
+            stack = getattr(self, f"{name}_kernel")[...]
+            stack = stack.reshape(*self.down_bias.shape[:-1], -1, stack.shape[-1])
+            if expert is None and layer is not None:
+                # The stack of all layers as it is: a slice of it would be copied at each layer.
+                offset, at = layer * stack.shape[1], ()
+            array = grouped.picked(stack, at) if at else stack
+        return grouped.Kernels(array.reshape(-1, *array.shape[-2:]), inputs_first=self.weights == "mxfp4"), offset
+
+    def activate(self, hidden_NI: Float[Array, "N I"]) -> Float[Array, "N F"]:
+        """Clamped SwiGLU of gate and up, which lie one after the other."""
+        gate, up = jnp.split(hidden_NI, 2, axis=-1)
+        gate = jnp.minimum(gate, self.swiglu_limit)
+        up = jnp.clip(up, -self.swiglu_limit, self.swiglu_limit)
+        return (up + 1) * gate * jax.nn.sigmoid(SIGMOID_SLOPE * gate)
+
+    def at(
+        self,
+        dtype: Any,
+        spelling: grouped.Grouped,
+        layer: Int[Array, ""] | None,
+        expert: Int[Array, ""] | None = None,
+    ) -> Callable[[Array, Array], Array]:
+        """The layer's experts, or one of them, as a function: x [N, D], by blocks of rows, and the expert of each
+        block → f(x) [N, D], float32. Where a block's expert does not exist, its results are not defined."""
+        gate_up, offset = self.kernels("gate_up", dtype, layer, expert)
+        down, _ = self.kernels("down", dtype, layer, expert)
+        gate_up_bias, down_bias = (b[...] if layer is None else b[layer] for b in (self.gate_up_bias, self.down_bias))
+        gate_up_bias = gate_up_bias.reshape(len(gate_up_bias), -1)
+
+        def run(x_ND: Array, experts: Array) -> Array:
+            def by_row(bias_EO: Array) -> Array:
+                # 0 where there is no expert: from NaN there, gradients of all kernels would be NaN.
+                bias = bias_EO.at[experts].get(mode="fill", fill_value=0).astype(jnp.float32)
+                return jnp.repeat(bias, spelling.block, axis=0)
+
+            groups = jnp.where(experts < len(down_bias), experts + offset, len(gate_up.array))
+            hidden = spelling.product(x_ND, gate_up, groups) + by_row(gate_up_bias)
+            return spelling.product(self.activate(hidden).astype(dtype), down, groups) + by_row(down_bias)
+
+        return run
+
+    def __call__(
+        self,
+        x_TD: Float[Array, "T D"],
+        routing: Routing,
+        valid_T: Bool[Array, " T"],
+        place: Placement,
+        layer: Int[Array, ""] | None = None,
+    ) -> Mixture:
+        """Apply to each token those of the experts here that it chose, once each; invalid tokens get zeros.
+
+        Where the weights are those of all layers, [L, E, …], `layer` says whose experts they are.
+
+        Pairs are sorted by expert and cut into blocks that hold one expert's pairs only. Where a call of the grouped
+        product takes one block, one expert after the other has its kernels made floats and its blocks run. Else some
+        blocks at a time, a piece, pass the product. No pair is ever dropped: the number of pieces covers the
+        worst split of T·k pairs over E experts, and pieces left over are skipped at run time.
+        """
+        T, k = routing.experts_Tk.shape
+        first_id, E = place.local(routing.logits_TE.shape[-1])
+        spelling = grouped.choose(place, -(-T * k // routing.logits_TE.shape[-1]), E)
+        # Invalid tokens, and experts of other devices, go to an expert E that does not exist, behind all others.
+        local_Tk = routing.experts_Tk - first_id
+        expert_Tk = jnp.where(valid_T[:, None] & (local_Tk >= 0) & (local_Tk < E), local_Tk, E)
+        pairs = _sort(x_TD, expert_Tk, routing.gates_Tk, E, spelling)
+
+        def one_expert(mixture: Mixture, expert: Array) -> tuple[Mixture, None]:
+            run = self.at(x_TD.dtype, spelling, layer, expert)
+            stop = pairs.blocks_end_E[expert]
+            start = stop - pairs.blocks_E[expert]
+            return lax.fori_loop(start, stop, lambda piece, mixture: pairs.add(mixture, run, piece), mixture), None
+
+        zeros = jnp.zeros((T, k), jnp.float32)
+        mixture = Mixture(jnp.zeros(x_TD.shape, jnp.float32), zeros, zeros, jnp.zeros((T, k), bool))
+        if spelling.by_expert:
+            return lax.scan(one_expert, mixture, jnp.arange(E))[0]
+        run = self.at(x_TD.dtype, spelling, layer)
+
+        def one_piece(mixture: Mixture, piece: Array) -> tuple[Mixture, None]:
+            exists = pairs.experts[piece, 0] < E
+            return lax.cond(exists, lambda: pairs.add(mixture, run, piece), lambda: mixture), None
+
+        return lax.scan(one_piece, mixture, jnp.arange(len(pairs.experts)))[0]
+
+
+class _Pairs(NamedTuple):
+    """Pairs sorted by expert, in blocks of one expert's alone; some blocks are a piece."""
+
+    x_TD: Float[Array, "T D"]
+    gates_Tk: Float[Array, "T k"]
+    order: Int[Array, " pairs"]
+    """The pairs t·k + j, sorted."""
+    experts: Int[Array, "pieces blocks"]
+    """The expert of each block; E where there is none."""
+    rows: Int[Array, "pieces blocks block"]
+    """Where in `order` its pairs stand; T·k, which is out of range, behind the expert's last."""
+    blocks_E: Int[Array, " E"]
+    blocks_end_E: Int[Array, " E"]
+    """Blocks of each expert, and the number of the one behind its last."""
+
+    def add(self, mixture: Mixture, run: Callable[[Array, Array], Array], piece: Array) -> Mixture:
+        """The mixture with the results of one piece; out of range, reads are filled and writes are dropped."""
+        T, k = self.gates_Tk.shape
+        pair = self.order.at[self.rows[piece].reshape(-1)].get(mode="fill", fill_value=T * k)
+        token, rank = jnp.divmod(pair, k)
+        out = run(self.x_TD.at[token].get(mode="fill", fill_value=0), self.experts[piece])
+        gated = self.gates_Tk.at[token, rank].get(mode="fill", fill_value=0)[:, None] * out
+        return Mixture(
+            mixture.output_TD.at[token].add(gated, mode="drop"),
+            mixture.norms_Tk.at[token, rank].set(jnp.linalg.norm(out, axis=-1), mode="drop"),
+            mixture.peaks_Tk.at[token, rank].set(jnp.abs(out).max(-1), mode="drop"),
+            mixture.computed_Tk.at[token, rank].set(True, mode="drop"),
+        )
+
+
+def _sort(
+    x_TD: Float[Array, "T D"],
+    expert_Tk: Int[Array, "T k"],
+    gates_Tk: Float[Array, "T k"],
+    num_experts: int,
+    spelling: grouped.Grouped,
+) -> _Pairs:
+    """Pairs by expert; those of the expert `num_experts`, which does not exist, are in no block."""
+    E, block, num_pairs = num_experts, spelling.block, expert_Tk.size
+    pieces, per_piece = spelling.pieces(num_pairs, E)
+    sizes_E = jnp.bincount(expert_Tk.reshape(-1), length=E)
+    ends_E = jnp.cumsum(sizes_E)
+    blocks_E = -(-sizes_E // block)
+    blocks_end_E = jnp.cumsum(blocks_E)
+    index = jnp.arange(pieces * per_piece)
+    experts = jnp.searchsorted(blocks_end_E, index, side="right")
+    nth = index - (blocks_end_E - blocks_E).at[experts].get(mode="fill", fill_value=0)
+    starts = (ends_E - sizes_E).at[experts].get(mode="fill", fill_value=0) + nth * block
+    rows = starts[:, None] + jnp.arange(block)[None]
+    rows = jnp.where(rows < ends_E.at[experts].get(mode="fill", fill_value=0)[:, None], rows, num_pairs)
+    order = jnp.argsort(expert_Tk.reshape(-1), stable=True)
+    shape = pieces, per_piece
+    by_piece = experts.reshape(shape), rows.reshape(*shape, block)
+    return _Pairs(x_TD, gates_Tk, order, *by_piece, blocks_E, blocks_end_E)

@@ -1,0 +1,160 @@
+"""The GPT-OSS network. Letters: see `config`."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from ..config import SLIDING, Config
+from ..devices.placement import Placement
+from ..statistics.sums import Statistics
+from . import rope
+from .attention import Attention
+from .batch import Batch
+from .cache import Cache
+from .moe import MoE
+from .router import Routing
+
+
+class LayerOutput(NamedTuple):
+    """What a layer returns beside its output; stacked over layers by the scan."""
+
+    hidden: Float[Array, "*layers B S D"]
+    """The layer's output, the residual stream after it."""
+    routing: Routing
+    statistics: Statistics
+    cache: Cache | None = None
+
+
+class Output(NamedTuple):
+    """What the model returns."""
+
+    logits: Float[Array, "B S V"]
+    final: Float[Array, "B S D"]
+    """What the unembedding takes: the last layer's output behind the final norm."""
+    layers: LayerOutput
+
+
+class RMSNorm(nnx.Module):
+    """Scale to unit root mean square, in float32."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), (config.hidden_size,)))
+        self.eps = config.rms_norm_eps
+
+    def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
+        wide = x.astype(jnp.float32)
+        wide = wide * lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        scale = self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        return (scale * wide).astype(x.dtype)
+
+
+class Layer(nnx.Module):
+    """Attention and mixture of experts, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: Config, weights: str = "bf16", *, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.moe_norm = RMSNorm(config, rngs=rngs)
+        self.moe = MoE(config, weights, rngs=rngs)
+
+    def __call__(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        batch: Batch,
+        rope_tables: tuple[Float[Array, "B S half"], Float[Array, "B S half"]],
+        sliding: Bool[Array, ""],
+        place: Placement,
+        index: Int[Array, ""] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B S D"], LayerOutput]:
+        """`index` is this layer's, where its experts' weights are left in the stack of all layers; `cache` holds what
+        it keeps of the tokens before these, where these go on."""
+        normed_BSD = self.attention_norm(x_BSD)
+        attended_BSD, cache = self.attention(normed_BSD, rope_tables, batch, sliding, place, cache)
+        x_BSD = x_BSD + attended_BSD
+        mixture, routing, statistics = self.moe(self.moe_norm(x_BSD), batch, place, index)
+        x_BSD = x_BSD + mixture
+        return x_BSD, LayerOutput(x_BSD, routing, statistics, cache)
+
+
+class GptOss(nnx.Module):
+    """Embedding, a stack of layers, norm, unembedding. The layers' parameters are stacked [L, …].
+
+    With `weights="mxfp4"` the experts' kernels stay in four bits, and a layer's become floats when it runs.
+    """
+
+    def __init__(self, config: Config, weights: str = "bf16", *, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.hidden_size)
+        self.config = config
+        self.embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape))
+        self.layers = nnx.vmap(lambda r: Layer(config, weights, rngs=r))(rngs.split(config.num_layers))
+        self.final_norm = RMSNorm(config, rngs=rngs)
+        self.unembedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape))
+
+    def __call__(self, batch: Batch, place: Placement) -> Output:
+        """Logits and every layer's outputs; what a jitted caller does not return is not computed."""
+        rope_tables = rope.tables(self.config, batch.positions)
+        # One compiled layer serves both kinds: the pattern is data.
+        sliding_L = jnp.array([kind == SLIDING for kind in self.config.layer_types])
+
+        # A scan copies each layer's slice of what it scans. The experts are nearly all of the weights, and
+        # stay where they are: the layer picks from the whole stack the experts that its tokens chose.
+        # Where gradients are taken they are scanned: that of each layer would have the size of the stack.
+        graph, *states = nnx.split(self.layers, nnx.PathContains("experts"), ...)
+        in_place = 0 if place.differentiable else 1
+        held, scanned = states[:in_place], states[in_place:]
+
+        def one_layer(x_BSD: Array, slices: tuple[list[nnx.State], Array, Array]) -> tuple[Array, LayerOutput]:
+            states, sliding, index = slices
+            layer = nnx.merge(graph, *held, *states)
+            return layer(x_BSD, batch, rope_tables, sliding, place, index if held else None)
+
+        indices_L = jnp.arange(self.config.num_layers)
+        embedded_BSD, per_layer = self.embed(batch.token_ids, place), (scanned, sliding_L, indices_L)
+        # Unrolled, what each layer keeps for its gradients is not copied into a stack of all layers' and out again.
+        x_BSD, layers = lax.scan(one_layer, embedded_BSD, per_layer, unroll=place.differentiable)
+        final_BSD = self.final_norm(x_BSD)
+        return Output(self.logits(final_BSD), final_BSD, layers)
+
+    def embed(self, token_ids_BS: Int[Array, "B S"], place: Placement) -> Float[Array, "B S D"]:
+        """Rows of the embedding; where its rows are split, each comes from the device that holds it."""
+        first, count = place.local(self.config.vocab_size)
+        local_BS = token_ids_BS - first
+        local_BS = jnp.where((local_BS >= 0) & (local_BS < count), local_BS, count)
+        return place.sum_experts(self.embedding[...].at[local_BS].get(mode="fill", fill_value=0))
+
+    def logits(self, final: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
+        """Unembed, in float32; where the vocabulary is split, the logits of the tokens here."""
+        return unembed(final, self.unembedding[...])
+
+
+def unembed(final: Float[Array, "*any D"], unembedding: Float[Array, "V D"]) -> Float[Array, "*any V"]:
+    """Logits, in float32."""
+    return jnp.einsum("...D,VD->...V", final, unembedding, preferred_element_type=jnp.float32)
+
+
+class Head(nnx.Module):
+    """What stands behind the layers, alone; names are those of `GptOss`."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.final_norm = RMSNorm(config, rngs=rngs)
+        self.unembedding = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size)))
+
+    def logits(self, final: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
+        return unembed(final, self.unembedding[...])
+
+
+def mask_experts(model: GptOss, keep_sets: Sequence[Sequence[int]]) -> GptOss:
+    """The model with the router logits of all experts outside the L keep-sets at −∞ before top-k."""
+    dropped_LE = np.ones((model.config.num_layers, model.config.num_experts), bool)
+    for layer, kept in enumerate(keep_sets):
+        dropped_LE[layer, list(kept)] = False
+    graph, state = nnx.split(model)
+    bias: Any = state["layers"]["moe"]["router"]["bias"]
+    bias[...] = jnp.where(dropped_LE, -jnp.inf, bias[...])
+    return nnx.merge(graph, state)

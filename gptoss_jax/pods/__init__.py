@@ -1,0 +1,1 @@
+"""TPU slices that are not at hand."""

@@ -1,0 +1,331 @@
+"""The job `plan`: compile the profile step for devices that are not at hand, and say what it takes there.
+
+Letters: see `config`. T counts the tokens of one step over all devices; the axes of the mesh are `data` and
+`expert`. Bytes are of one device, which on all chips but TPU7x is a chip; FLOPs are of all devices.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ..config import SLIDING, Config
+from ..devices import mesh as sharding
+from ..devices import topologies
+from ..devices.placement import Placement
+from ..errors import MeshError
+from ..kernels import grouped, splash
+from ..network.batch import Batch
+from ..network.source import abstract
+from ..run.steps import mapped, profile_step
+from . import hlo
+
+ITEM_BYTES = 2  # of activations: bfloat16
+SOUGHT_UP_TO = 1 << 20  # tokens a step: for a small model's, doubling would go on for long and tell nothing
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step on one slice."""
+
+    config: Config
+    topology: str
+    data: int
+    expert: int
+    weights: str
+    batch: int
+    seq_len: int
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.batch * self.seq_len
+
+    def mesh(self) -> Mesh:
+        """The compile-only mesh; MeshError where anything does not divide or exist."""
+        if self.seq_len > self.config.max_position:
+            raise MeshError(f"--seq-len is above the model's context of {self.config.max_position}")
+        sharding.check_batch(self.batch, self.data)
+        return sharding.make(self.config, self.data, self.expert, topologies.devices(self.topology))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler said of a case."""
+
+    case: Case
+    needed_bytes: int
+    """Weights, rows, temporaries and results of one device."""
+    memory_bytes: int
+    seconds: float
+    weight_bytes: int = 0
+    temp_bytes: int = 0
+    output_bytes: int = 0
+    text: str = ""
+    """Empty where the step does not fit."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step runs within the memory of each device."""
+        return bool(self.text) and self.needed_bytes <= self.memory_bytes
+
+    @cached_property
+    def program(self) -> hlo.Program:
+        """The program of one device."""
+        return hlo.parse(self.text)
+
+
+def compile_step(case: Case) -> Compiled:
+    """Compile the step that `profile` runs, as it runs it, for the case's devices."""
+    mesh = case.mesh()
+    memory = topologies.memory_bytes(mesh.devices.flat[0])
+    model = abstract(case.config, mesh, jnp.bfloat16, case.weights)
+    shape, split = (case.batch, case.seq_len), sharding.rows(mesh)
+    whole, real = (jax.ShapeDtypeStruct(shape, kind, sharding=split) for kind in (jnp.int32, jnp.float32))
+    batch = Batch(whole, whole, whole, real, whole)
+    start = time.perf_counter()
+    try:
+        compiled = mapped(profile_step, mesh).step.lower(model, batch).compile()
+    except Exception as error:
+        amounts = topologies.does_not_fit(error)
+        if not amounts:
+            raise
+        return Compiled(case, amounts[0], memory, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    usage = compiled.memory_analysis()
+    # The step has no unembedding, which lies in memory all the same.
+    unembedding: Any = model.unembedding.get_value()
+    unused = math.prod(unembedding.sharding.shard_shape(unembedding.shape)) * unembedding.dtype.itemsize
+    weight_bytes = usage.argument_size_in_bytes + unused
+    needed = weight_bytes + usage.temp_size_in_bytes + usage.output_size_in_bytes
+    return Compiled(
+        case,
+        needed,
+        memory,
+        seconds,
+        weight_bytes,
+        usage.temp_size_in_bytes,
+        usage.output_size_in_bytes,
+        compiled.as_text(),
+    )
+
+
+def largest_batch(first: Compiled, compile_step: Callable[[Case], Compiled] = compile_step) -> int:
+    """The most rows that fit, found by compiling: doubled from those of `first` until a step does not fit or
+    has more than SOUGHT_UP_TO tokens, or halved until one fits; 0 where not even one row for each of `data` does."""
+
+    def fits(batch: int) -> bool:
+        return compile_step(replace(first.case, batch=batch)).fits
+
+    batch, data = first.case.batch, first.case.data
+    if first.fits:
+        while 2 * batch * first.case.seq_len <= SOUGHT_UP_TO and fits(2 * batch):
+            batch *= 2
+        return batch
+    rows = batch // data  # for each of `data`
+    while rows := rows // 2:
+        if fits(rows * data):
+            break
+    return rows * data
+
+
+def active_matmul_flops(case: Case) -> float:
+    """Of all products that the statistics need: attention, router and the chosen experts of each token."""
+    c = case.config
+    heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    a_token = 2 * c.hidden_size * (2 * heads + 2 * kv + c.num_experts)
+    a_token += c.top_k * 6 * c.hidden_size * c.expert_hidden_size
+    return float(case.tokens * a_token * c.num_layers + _attention_flops(case, _keys_seen))
+
+
+def _attention_flops(case: Case, scores: Callable[[int, int | None], int]) -> int:
+    """Of all layers' scores and what they weigh, for the scores of a head and row of a length and window."""
+    c = case.config
+    seen = sum(scores(case.seq_len, c.sliding_window if kind == SLIDING else None) for kind in c.layer_types)
+    return case.batch * seen * 4 * c.num_heads * c.head_dim
+
+
+def _keys_seen(length: int, window: int | None) -> int:
+    """Keys that the queries of a row see, together."""
+    window = min(length, window or length)
+    return window * (window + 1) // 2 + (length - window) * window
+
+
+def compiled_matmul_flops(compiled: Compiled) -> float:
+    """Of all products in the compiled text, over all devices; experts are taken as evenly chosen.
+
+    The kernels' work depends on the tokens: grouped products visit the blocks that hold any, attention those
+    that its mask shows. Both are counted by whole blocks, with all columns of their tiles.
+    """
+    case = compiled.case
+    dots = hlo.dot_flops(compiled.program) * case.data * case.expert
+    return float(dots + _expert_flops(compiled) + _attention_flops(case, splash.visited_scores))
+
+
+def _expert_flops(compiled: Compiled) -> float:
+    """Of the grouped products: what the text has room for, by the share of it that is visited."""
+    case, c = compiled.case, compiled.case.config
+    pairs, experts = case.tokens // case.data * c.top_k, c.num_experts // case.expert
+    per_expert = -(-pairs // c.num_experts)
+    spelling = grouped.choose(Placement("tpu"), per_expert, experts)
+    pieces, per_piece = spelling.pieces(pairs, experts)
+    visited = experts * grouped.visited_rows(per_expert, spelling.block) / (pieces * per_piece * spelling.block)
+    named = computed = 0
+    for inputs, outputs in ((c.hidden_size, 2 * c.expert_hidden_size), (c.expert_hidden_size, c.hidden_size)):
+        tile = grouped.tile_width(outputs, inputs * ITEM_BYTES)
+        named += inputs * outputs
+        computed += inputs * -(-outputs // tile) * tile
+    return hlo.kernel_flops(compiled.program, "gmm") * case.data * case.expert * visited * computed / named
+
+
+def expected_collective_bytes(case: Case) -> float:
+    """That one device sends in a layer, along rings: the attention's and the experts' sums, and the router's scores.
+
+    2 · 2·(M−1)/M · (T/N)·D·2  +  (M−1)/M · (T/N)·E·4        for a mesh of N data and M expert
+    """
+    c, tokens = case.config, case.tokens // case.data
+    part = (case.expert - 1) / case.expert
+    return 4 * part * tokens * c.hidden_size * ITEM_BYTES + part * tokens * c.num_experts * 4
+
+
+def collective_bytes(compiled: Compiled) -> tuple[float, float]:
+    """That one device sends in a layer and in a step, by the compiled text."""
+    found = hlo.collectives(compiled.program)
+    layers = compiled.case.config.num_layers
+    a_layer = sum(c.moved_bytes * c.times for c in found if c.times >= layers) / layers
+    return a_layer, sum(c.moved_bytes * c.times for c in found)
+
+
+def moved_weights(compiled: Compiled) -> list[str]:
+    """Instructions that copy or gather experts' kernels, in whichever form: none should."""
+    D, F = compiled.case.config.hidden_size, compiled.case.config.expert_hidden_size
+    kernels = {(F, D), (2 * F, D), (D, F), (D // 2, 2 * F), (D, 2 * F), (F // 2, D)}
+    return [
+        instruction.name
+        for instruction in hlo.copies(compiled.program)
+        for _, dims in instruction.shapes
+        if len(dims) > 2 and dims[-2:] in kernels
+    ]
+
+
+def roofline(compiled: Compiled, flops: float, step_collectives: float) -> tuple[float, list[str]]:
+    """Tokens a second at most, and what that assumes."""
+    case = compiled.case
+    device = topologies.devices(case.topology)[0]
+    chip = topologies.CHIPS[device.device_kind]
+    compute = flops / (case.data * case.expert) / chip.bf16_flops
+    # A layer's experts are read once for each pass of the grouped product; what it makes is written and read.
+    c = case.config
+    rows = case.tokens * c.top_k / (case.data * case.expert)
+    made = rows * c.num_layers * (2 * 4 * 2 * c.expert_hidden_size + 4 * 2 * c.hidden_size)
+    memory = (compiled.weight_bytes + made) / chip.memory_bandwidth
+    links = step_collectives / chip.link_bandwidth
+    return case.tokens / (max(compute, memory) + links), [
+        "a roofline: real runs reach a part of it, and no TPU was at hand to say which",
+        f"{chip.bf16_flops / 1e12:g} TFLOP/s, {chip.memory_bandwidth / 1e9:g} GB/s of memory and "
+        f"{chip.link_bandwidth / 1e9:g} GB/s of links for each device ({device.device_kind}), all at their peak",
+        "products overlap with memory, exchanges with nothing; gathers and scatters cost nothing",
+        "all positions hold tokens, and all experts are chosen equally often",
+    ]
+
+
+def figures(compiled: Compiled, largest: int) -> dict[str, Any]:
+    """What `plan` says of a case; the keys are those of `plan --json`. A step that does not fit has no text, and
+    with it no figures of what it would do."""
+    case = compiled.case
+    said = {
+        "topology": case.topology,
+        "chips": case.data * case.expert,
+        "mesh": {"data": case.data, "expert": case.expert},
+        "weights": case.weights,
+        "batch": case.batch,
+        "seq_len": case.seq_len,
+        "tokens_per_step": case.tokens,
+        "needed_bytes_per_chip": compiled.needed_bytes,
+        "memory_bytes_per_chip": compiled.memory_bytes,
+        "fits": compiled.fits,
+        "largest_batch": largest,
+        "active_matmul_flops": active_matmul_flops(case),
+        "expected_collective_bytes_per_layer": expected_collective_bytes(case),
+        "compile_seconds": compiled.seconds,
+    }
+    if not compiled.text:
+        return said
+    flops = compiled_matmul_flops(compiled)
+    a_layer, a_step = collective_bytes(compiled)
+    rate, assumptions = roofline(compiled, flops, a_step)
+    return said | {
+        "weight_bytes_per_chip": compiled.weight_bytes,
+        "temp_bytes_per_chip": compiled.temp_bytes,
+        "output_bytes_per_chip": compiled.output_bytes,
+        "compiled_matmul_flops": flops,
+        "collective_bytes_per_layer": a_layer,
+        "collective_bytes_per_step": a_step,
+        "moved_weights": moved_weights(compiled),
+        "estimated_tokens_per_s": rate,
+        "assumptions": assumptions,
+    }
+
+
+def table(said: dict[str, Any], tokens: int) -> str:
+    """The figures for a reader."""
+    gib = 1 << 30
+    compiled, active = (said[f"{kind}_matmul_flops"] / 1e12 for kind in ("compiled", "active"))
+    or_more = " or more" if 2 * said["largest_batch"] * said["seq_len"] > SOUGHT_UP_TO else ""
+    mesh = said["mesh"]
+    lines = [
+        ("slice", f"{said['topology']}, {said['chips']} chips, data={mesh['data']} × expert={mesh['expert']}"),
+        (
+            "step",
+            f"{said['batch']} × {said['seq_len']} = {said['tokens_per_step']:,} tokens, {said['weights']} experts",
+        ),
+        ("weights a chip", f"{said['weight_bytes_per_chip'] / gib:.2f} GiB"),
+        ("temporaries a chip", f"{said['temp_bytes_per_chip'] / gib:.2f} GiB"),
+        ("results a chip", f"{said['output_bytes_per_chip'] / gib:.4f} GiB"),
+        (
+            "together",
+            f"{said['needed_bytes_per_chip'] / gib:.2f} of {said['memory_bytes_per_chip'] / gib:.2f} GiB",
+        ),
+        ("largest batch", f"{said['largest_batch']} rows of {said['seq_len']}{or_more}"),
+        (
+            "matrix FLOPs a step",
+            f"{compiled:.1f} T compiled, {active:.1f} T active: {compiled / active:.3f}",
+        ),
+        (
+            "exchanged a chip",
+            f"{said['collective_bytes_per_layer'] / 1e6:.1f} MB a layer, "
+            f"{said['collective_bytes_per_step'] / 1e9:.2f} GB a step",
+        ),
+        ("compiled in", f"{said['compile_seconds']:.0f} s"),
+        ("at most, by roofline", f"{said['estimated_tokens_per_s']:,.0f} tokens/s"),
+        (f"{tokens:,} tokens", f"{tokens / said['estimated_tokens_per_s'] / 3600:.2f} hours at that rate, at least"),
+    ]
+    width = max(len(name) for name, _ in lines)
+    assumed = [f"  - {assumption}" for assumption in said["assumptions"]]
+    return "\n".join([*(f"{name:<{width}}  {value}" for name, value in lines), "The rate assumes:", *assumed])
+
+
+def refusal(compiled: Compiled, largest: int) -> MeshError:
+    """Why a step does not fit, by how much, and what would."""
+    case, gib = compiled.case, 1 << 30
+    over = compiled.needed_bytes - compiled.memory_bytes
+    would = [f"--batch {largest} fits"] if largest else []
+    if case.weights == "bf16":
+        would.append("--weights mxfp4 holds experts in a quarter")
+    chips = case.data * case.expert
+    wider = [size for size in sharding.expert_sizes(case.config) if size > case.expert and chips % size == 0]
+    if wider:
+        would.append(f"--mesh data={chips // wider[0]},expert={wider[0]} holds fewer of them on each chip")
+    if not largest:
+        would.append("a slice with more chips holds more")
+    return MeshError(
+        f"a step of {case.batch} × {case.seq_len} tokens needs {compiled.needed_bytes / gib:.2f} GiB of "
+        f"{compiled.memory_bytes / gib:.2f} on each chip of {case.topology}, {over / gib:.2f} too much: "
+        f"{'; '.join(would)}"
+    )

@@ -1,0 +1,1 @@
+"""A run of the profile: options, steps, engines, artifacts."""

@@ -1,0 +1,186 @@
+"""What is finished of a run, kept in a folder beside its output, so that a killed run can go on."""
+
+import hashlib
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from ..devices import hosts
+from ..errors import OutputError, ResumeError, reason
+from ..files.atomic import replace_file
+from ..files.paths import AnyPath
+from ..statistics.sums import Statistics
+from .engine import Unit
+
+SUFFIX = ".progress"
+RUN, STATE = "run", "state"
+DIGEST_BYTES = hashlib.sha256().digest_size  # at the head of each file
+SHARE = 20  # saving takes at most one of so many seconds
+
+
+class Progress:
+    """Files of one run. Each stands under its name when it is whole, and its digest tells whether it still is."""
+
+    def __init__(self, out: AnyPath):
+        self.folder = out.parent / (out.name + SUFFIX)
+        self.settings: dict[str, Any] = {}
+        self._due = 0.0
+
+    def begin(self, settings: dict[str, Any], resume: bool) -> None:
+        """ResumeError where an unfinished run is in the way, or is one of other settings. Writes nothing."""
+        self.settings = json.loads(json.dumps(settings))  # as they come back
+        theirs = self.begun()
+        if theirs is None:
+            if self.folder.is_dir() and not all(file.name.startswith(".") for file in self.folder.iterdir()):
+                raise ResumeError(f"{self.folder}: is no unfinished run: remove that folder, or give another --out")
+            return
+        if not resume:
+            raise ResumeError(
+                f"{self.folder}: holds an unfinished run: --resume goes on with it, or remove that folder to begin anew"
+            )
+        for name in sorted({*theirs, *self.settings}):
+            if theirs.get(name) != self.settings.get(name):
+                raise ResumeError(
+                    f"{self.folder}: the unfinished run has {name} {theirs.get(name)!r}, this one "
+                    f"{self.settings.get(name)!r}: use the same, or remove that folder to begin anew"
+                )
+
+    def write(self, name: str, data: Any) -> None:
+        """Keep the bytes of a buffer under `name`, in the place of what stood there."""
+        first = not self.exists()
+        try:
+            if first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._put(RUN, json.dumps(self.settings).encode())
+            self._put(name, data)
+        except Exception as error:  # remote storages have classes of their own
+            if first:
+                self.remove()
+            why = getattr(error, "strerror", None) or reason(error)
+            raise OutputError(f"{self.folder}: {why}: free some space or mend it") from error
+
+    def _put(self, name: str, data: Any) -> None:
+        payload = memoryview(data).cast("B")
+        replace_file(self.folder / name, [hashlib.sha256(payload).digest(), payload])
+
+    def read(self, name: str) -> np.ndarray | None:
+        """uint8, mapped into memory where the folder is on this machine; None where nothing is kept under `name`."""
+        file = self.folder / name
+        try:
+            if not file.exists():
+                return None
+            if isinstance(file, Path) and file.stat().st_size > DIGEST_BYTES:
+                whole: np.ndarray = np.memmap(file, np.uint8, "r")
+            else:
+                whole = np.frombuffer(file.read_bytes(), np.uint8)
+        except Exception as error:
+            raise ResumeError(f"{file}: cannot be read: {reason(error)}") from error
+        payload = whole[DIGEST_BYTES:]
+        if hashlib.sha256(payload.data).digest() != whole[:DIGEST_BYTES].tobytes():
+            raise self.damaged(name)
+        return payload
+
+    def damaged(self, name: str) -> ResumeError:
+        """What to raise where a file's content is not what was written."""
+        return ResumeError(f"{self.folder / name}: is damaged: remove that folder to begin anew")
+
+    def drop(self, name: str) -> None:
+        """Keep nothing under `name`; what cannot be removed now is in nobody's way."""
+        with suppress(Exception):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def save(self, state: "State", always: bool) -> None:
+        """Keep the state, unless it was kept a short while ago."""
+        if always or time.monotonic() >= self._due:
+            start = time.monotonic()
+            self.write(STATE, state.to_bytes())
+            self._due = time.monotonic() + SHARE * (time.monotonic() - start)
+
+    def state(self) -> "State":
+        """What was kept last, of the first process, or the state of a run that begins."""
+        kept = self.read(STATE) if hosts.is_first() else None
+        data = hosts.from_first(b"" if kept is None else kept.tobytes())
+        try:
+            return State.from_bytes(data) if data else State()
+        except Exception as error:  # of several packages; the digest is right, so another version wrote it
+            raise self.damaged(STATE) from error
+
+    def remove(self) -> None:
+        """The output is complete. The settings go last: where they are missing, nothing is of a run."""
+        with suppress(Exception):  # what is left is in nobody's way
+            files: list[Any] = [*self.folder.iterdir()]
+            for file in sorted(files, key=lambda file: file.name == RUN):
+                file.unlink()
+            self.folder.rmdir()
+
+    def exists(self) -> bool:
+        """Whether anything is kept."""
+        return (self.folder / RUN).exists()
+
+    def begun(self) -> dict[str, Any] | None:
+        """The settings of the unfinished run, where there is one."""
+        kept = self.read(RUN)
+        return None if kept is None else json.loads(kept.tobytes())
+
+
+@dataclass
+class State:
+    """How far a run is: all that it needs to go on, beside what its engine keeps."""
+
+    weighing: bool = False
+    """Whether this is the second pass, with the weights of EAFT."""
+    units: int = 0
+    """Finished ones of this pass."""
+    tokens: float = 0.0
+    """Of all passes."""
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    statistics: Statistics | None = None
+    """[L, G, …], of the first pass."""
+    weighted: np.ndarray | None = None
+    """[L, G, E] Σ w·g·n, of the second."""
+    scores: list[np.ndarray] = field(default_factory=list)
+    """Of each whole batch, [B, S, 2]."""
+
+    def add(self, unit: Unit, num_layers: int) -> None:
+        """One more unit is finished."""
+        if unit.scores is not None:
+            self.scores.append(unit.scores)
+        if self.statistics is None:
+            self.statistics = unit.statistics.zeros(num_layers)
+        if not self.weighing:
+            self.statistics.add(unit.first_layer, unit.statistics)
+        else:
+            if self.weighted is None:
+                self.weighted = np.zeros_like(self.statistics.gate_norm_sum)
+            layers = slice(unit.first_layer, unit.first_layer + len(unit.statistics.gate_norm_sum))
+            self.weighted[layers] += unit.statistics.gate_norm_sum
+        self.units += 1
+        self.tokens += unit.tokens
+
+    def to_bytes(self) -> bytes:
+        """As a file."""
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        arrays = {f"scores/{i}": scores for i, scores in enumerate(self.scores)}
+        arrays |= {} if self.statistics is None else vars(self.statistics)
+        arrays |= {} if self.weighted is None else {"weighted": self.weighted}
+        return safetensors.numpy.save(arrays, {"numbers": json.dumps(numbers)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "State":
+        """The reverse."""
+        arrays = safetensors.numpy.load(data)
+        length = int.from_bytes(data[:8], "little")
+        numbers = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["numbers"])
+        scores = [arrays.pop(f"scores/{i}") for i in range(sum(name.startswith("scores/") for name in arrays))]
+        weighted = arrays.pop("weighted", None)
+        return cls(**numbers, statistics=Statistics(**arrays) if arrays else None, weighted=weighted, scores=scores)
+
+
+NUMBERS = ("weighing", "units", "tokens", "seconds", "compile_seconds")

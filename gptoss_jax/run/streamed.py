@@ -1,0 +1,126 @@
+"""The engine for models larger than memory: all rows pass one layer, then the next. Letters: see `config`."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ..config import SLIDING
+from ..devices.placement import here
+from ..network.batch import Batch
+from ..network.model import Head, Layer
+from ..network.source import Source, abstract_part, load_part
+from .engine import Clock, Timed, Unit
+from .progress import Progress
+from .steps import layer_step, score_step
+
+
+def weights_form(source: Source) -> str:
+    """The form in which a layer's experts are read: four bits stay four bits, in the layout that asks least work."""
+    if not source.quantized:
+        return "bf16"
+    # The kernels of TPUs take the experts of a layer at once.
+    return "mxfp4" if jax.default_backend() == "tpu" else source.four_bits
+
+
+class Streamed:
+    """A layer is read while the one before it runs; a unit is one layer of one batch.
+
+    What a batch's rows are between two layers is kept by `progress`, from which a killed run goes on, and in
+    memory too as far as `activation_bytes` go.
+    """
+
+    keeps_units = True
+
+    def __init__(self, source: Source, dtype: Any, progress: Progress, activation_bytes: int):
+        self.source, self.config, self.dtype = source, source.config, jnp.dtype(dtype)
+        self.clock, self.num_layers = Clock(), self.config.num_layers
+        self.weights = weights_form(source)
+        self.hidden = _Hidden(progress, self.dtype, self.config.hidden_size, activation_bytes)
+
+    def run(self, batches: Iterable[Batch], scored: bool, done: int) -> Iterator[Unit]:
+        batches = list(batches)
+        place = here()
+        step = Timed(jax.jit(partial(layer_step, config=self.config, place=place)), self.clock)
+        score = Timed(jax.jit(partial(score_step, place=place)), self.clock)
+        first, done = divmod(done, len(batches))
+        last = self.config.num_layers - 1
+
+        def compile() -> None:
+            shape = batches[done].token_ids.shape
+            x_BSD = jax.ShapeDtypeStruct((*shape, self.config.hidden_size), self.dtype)
+            step.prepare(shape, abstract_part(self._layer, self.dtype), x_BSD, batches[done], np.asarray(True))
+
+        for index, layer in self._layers(first, meanwhile=compile):
+            head = self._load(self._head, "") if scored and index == last else None
+            sliding = np.asarray(self.config.layer_types[index] == SLIDING)
+            for number, batch in list(enumerate(batches))[done if index == first else 0 :]:
+                shape = batch.token_ids.shape
+                x_BSD = self.hidden.get(index, number, shape) if index else self._embed(batch)
+                x_BSD, statistics = step(shape, layer, x_BSD, batch, sliding)
+                scores = None
+                if head is not None:
+                    scores = np.stack(jax.device_get(score(shape, head, x_BSD, batch)), axis=-1)
+                elif index < last:
+                    self.hidden.put(index + 1, number, np.asarray(x_BSD))
+                tokens = batch.num_tokens / self.config.num_layers
+                yield Unit(jax.tree.map(lambda x: x[None], statistics).to_host(), index, tokens, scores)
+                self.hidden.drop(index, number)
+
+    def _layers(self, first: int, meanwhile: Callable[[], None]) -> Iterator[tuple[int, Layer]]:
+        indices = range(first, self.config.num_layers)
+        if not indices:  # the run was stopped behind its last unit
+            return
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self._load, self._layer, f"layers/{first}/")
+            meanwhile()
+            for index in indices:
+                layer = coming.result()
+                if index + 1 in indices:
+                    coming = reader.submit(self._load, self._layer, f"layers/{index + 1}/")
+                yield index, layer
+
+    def _layer(self) -> Layer:
+        return Layer(self.config, self.weights, rngs=nnx.Rngs(0))
+
+    def _head(self) -> Head:
+        return Head(self.config, rngs=nnx.Rngs(0))
+
+    def _load(self, make: Callable[[], Any], prefix: str) -> Any:
+        return load_part(self.source, make, self.dtype, prefix)
+
+    def _embed(self, batch: Batch) -> np.ndarray:
+        return self.source.rows("embedding", batch.token_ids).astype(self.dtype, copy=False)
+
+
+class _Hidden:
+    """The hidden states of all rows before some layer, by batches."""
+
+    def __init__(self, progress: Progress, dtype: Any, hidden_size: int, limit: int):
+        self.progress, self.dtype, self.hidden_size, self.limit = progress, dtype, hidden_size, limit
+        self.held: dict[str, np.ndarray] = {}
+
+    def put(self, layer: int, batch: int, x_BSD: np.ndarray) -> None:
+        name = f"batch-{batch}.layer-{layer}"
+        self.progress.write(name, x_BSD.view(np.uint8))
+        if sum(x.nbytes for x in self.held.values()) + x_BSD.nbytes <= self.limit:
+            self.held[name] = x_BSD
+
+    def get(self, layer: int, batch: int, shape: tuple[int, ...]) -> np.ndarray:
+        name = f"batch-{batch}.layer-{layer}"
+        if name in self.held:
+            return self.held[name]
+        data = self.progress.read(name)
+        if data is None or data.size != np.prod(shape) * self.hidden_size * self.dtype.itemsize:
+            raise self.progress.damaged(name)
+        return data.view(self.dtype).reshape(*shape, self.hidden_size)
+
+    def drop(self, layer: int, batch: int) -> None:
+        name = f"batch-{batch}.layer-{layer}"
+        self.held.pop(name, None)
+        self.progress.drop(name)

@@ -1,0 +1,1 @@
+"""The statistics of experts: sums, their store, their tables."""

@@ -1,0 +1,112 @@
+"""The tables of a profile: saliency by expert, and usage. Letters: see `config`."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import ProfileError, reason
+from ..statistics.sums import GATE_BINS, Statistics, means
+from .store import EAFT
+
+Columns = dict[str, np.ndarray]
+"""The columns of a saliency table, each [L, E]."""
+
+
+SALIENCY = "saliency.parquet"
+SALIENCY_BY_DOMAIN = "saliency_by_domain.parquet"
+USAGE = "usage.parquet"
+USAGE_BY_DOMAIN = "usage_by_domain.parquet"
+
+# Columns of saliency.parquet, in their order; further ones follow the means.
+SUMS = ("gate_sum", "norm_sum", "gate_norm_sum")
+FURTHER = ("gate_norm_sq_sum", "norm_sq_sum", "norm_max", "activation_max")
+
+
+def columns(statistics: Statistics, eaft_LE: np.ndarray | None = None) -> Columns:
+    """The columns of a saliency table beside layer and expert, in order, each [L, E]."""
+    sums = {name: getattr(statistics, name) for name in ("count", *SUMS)}
+    eaft = {} if eaft_LE is None else {EAFT: eaft_LE}
+    return {**sums, **means(statistics), **{name: getattr(statistics, name) for name in FURTHER}, **eaft}
+
+
+def saliency_table(table: Columns) -> pa.Table:
+    L, E = table["count"].shape
+    layers, experts = np.divmod(np.arange(L * E), E)
+    return pa.table({"layer": layers, "expert": experts} | {name: c.reshape(-1) for name, c in table.items()})
+
+
+def with_domain(tables: dict[str, pa.Table]) -> pa.Table:
+    """The tables of all domains as one, the domain in the first column."""
+    return pa.concat_tables(
+        table.add_column(0, "domain", pa.array([name] * len(table), pa.string())) for name, table in tables.items()
+    )
+
+
+def usage_table(total: Statistics) -> pa.Table:
+    """Long form, the schema of the published usage profiles; pairs i < j, and zeros left out of both
+    co-activation and histogram, whose bin stands in expert_i."""
+    rows: list[tuple[str, int, int | None, int | None, float]] = []
+    for layer, count_E in enumerate(total.count):
+        tokens = max(1, int(total.tokens[layer]))
+        ranks = total.gate_rank_sum[layer] / tokens
+        rows += [("usage_count", layer, e, None, float(n)) for e, n in enumerate(count_E)]
+        pairs = np.argwhere(np.triu(total.coactivation[layer], 1))
+        rows += [("coact_count", layer, i, j, float(total.coactivation[layer, i, j])) for i, j in pairs.tolist()]
+        rows.append(("selected_prob_mean", layer, None, None, float(ranks.mean())))
+        rows += [(f"selected_prob_top{r}_mean", layer, None, None, float(gate)) for r, gate in enumerate(ranks[:2], 1)]
+        histogram = total.gate_histogram[layer]
+        rows += [("selected_prob_hist", layer, b, None, float(histogram[b])) for b in range(GATE_BINS) if histogram[b]]
+    kinds, layers, first, second, values = zip(*rows, strict=True)
+    return pa.table(
+        {
+            "kind": pa.array(kinds, pa.string()),
+            "layer": pa.array(layers, pa.int64()),
+            "expert_i": pa.array(first, pa.int64()),
+            "expert_j": pa.array(second, pa.int64()),
+            "value": pa.array(values, pa.float64()),
+        }
+    )
+
+
+def read_columns(profile: Path, domain: str | None = None) -> Columns:
+    """The saliency table of a profile's folder, or of a Parquet file; of one domain if given."""
+    file = profile
+    if profile.is_dir():
+        file = profile / (SALIENCY if domain is None else SALIENCY_BY_DOMAIN)
+    if not file.exists():
+        what = "was made without --domain-column" if profile.is_dir() and domain is not None else "is no profile"
+        raise ProfileError(f"{file}: no such file: {profile} {what}")
+    try:
+        return _columns(pq.read_table(file), file, domain)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise ProfileError(f"{file}: not a saliency table: {reason(error)}") from None
+
+
+def _columns(table: pa.Table, file: Path, domain: str | None) -> Columns:
+    if domain is not None:
+        known = sorted(set(map(str, table["domain"].to_pylist())))
+        if domain not in known:
+            raise ProfileError(f"{file}: no domain {domain!r}: there are {', '.join(known)}")
+        table = table.filter(np.array(table["domain"]) == domain)
+    flat = {name: table[name].to_numpy() for name in table.column_names if name != "domain"}
+    for name, column in flat.items():
+        if not np.issubdtype(column.dtype, np.number) or not np.isfinite(column).all():
+            raise ValueError(f"column {name!r} holds what is no number")
+    layers, experts = flat.pop("layer"), flat.pop("expert")
+    E = int(experts.max(initial=-1)) + 1
+    if not E or any(not np.array_equal(x, y) for x, y in zip((layers, experts), _grid(len(table), E), strict=True)):
+        raise ValueError("its rows are not every expert of every layer, in order")
+    if (flat["count"] < 0).any():
+        raise ValueError("a count is negative")
+    if not flat["count"].any():
+        raise ProfileError(f"{file}: no token {f'of domain {domain!r} ' if domain else ''}was kept: nothing to rank")
+    return {name: column.reshape(-1, E) for name, column in flat.items()}
+
+
+def _grid(rows: int, num_experts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Layer and expert of each row, layer-major; unequal to any table's where the last layer is not whole."""
+    if rows % num_experts:
+        return np.empty(0), np.empty(0)
+    return np.divmod(np.arange(rows), num_experts)
