@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from jax.sharding import Mesh
 
 from experiments import checkpoints, tokenizers
 from gptoss_jax.config import TINY
-from gptoss_jax.devices import hosts, links
+from gptoss_jax.devices import hosts
 from gptoss_jax.errors import HostsError
 from gptoss_jax.run.progress import Progress
 
@@ -38,28 +39,33 @@ from .test_resume import made
 CONFIG = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
 OPTIONS = ["--domain-column", "domain", "--max-seq-length", "64"]
 PATIENCE = 180  # seconds for what a slow machine may take long for
+LAST_WORDS = 10  # seconds, more than a process waits for the words of others
 STOP = 60  # seconds in which processes must stop that lost one
+WAIT = 12  # seconds that processes wait here for one that does not come
 # The program, which waits for a signal in the n-th call of a function.
 CHILD = """
 import signal, sys, time
+import gptoss_jax.devices.hosts
+
+gptoss_jax.devices.hosts.START_TIMEOUT = int(sys.argv.pop(1))
 
 # What runs in the background inherits an ignored SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-def wait_in(owner, name, nth):
+def wait_in(owner, name, nth, seconds=600):
     real, calls = getattr(owner, name), []
     def call(*args, **options):
         calls.append(1)
         if len(calls) == nth:
             print("now", flush=True)
-            time.sleep(600)
+            time.sleep(seconds)
         return real(*args, **options)
     setattr(owner, name, call)
 
 moment = sys.argv.pop(1)
 if moment == "start":
     import jax
-    wait_in(jax.distributed, "initialize", 1)
+    wait_in(jax.distributed, "initialize", 1, seconds=0)
 if moment == "loading":
     import gptoss_jax.run.choose
     wait_in(gptoss_jax.run.choose, "load", 1)
@@ -74,11 +80,11 @@ main()
 class Process:
     """The program, in a folder and a process group of its own."""
 
-    def __init__(self, cwd: Path, argv: list[Any], variables: dict[str, str], moment: str):
+    def __init__(self, cwd: Path, argv: list[Any], variables: dict[str, str], moment: str, wait: int):
         self.cwd, self.out, self.err = cwd, cwd.with_suffix(".out"), cwd.with_suffix(".err")
         cwd.mkdir(exist_ok=True)
         with open(self.out, "w") as out, open(self.err, "w") as err:
-            started = [sys.executable, "-c", CHILD, moment, *map(str, argv)]
+            started = [sys.executable, "-c", CHILD, str(wait), moment, *map(str, argv)]
             pipes: Any = {"stdout": out, "stderr": err, "start_new_session": True}
             self.popen = subprocess.Popen(started, cwd=cwd, env=os.environ | variables, **pipes)
 
@@ -102,31 +108,33 @@ class Process:
 Run = Callable[..., list[Process]]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    """Starts processes with the same arguments, in folders named by their number; none outlives the test."""
+@contextmanager
+def running(folder: Path) -> Iterator[Run]:
+    """Starts processes with the same arguments, in folders named by their number; none outlives the block."""
     processes: list[Process] = []
 
     def start(
         *argv: Any,
         devices: int = 4,
         ids: tuple[int, ...] = (0, 1),
+        of: int | None = None,
         moments: Any = None,
         own: Any = None,
         slurm: bool = False,
+        wait: int = PATIENCE,
     ) -> list[Process]:
         port = free_port()
         for i in ids:
             # Many clusters have a proxy, which does not lead from host to host.
             variables = {"http_proxy": "http://127.0.0.1:9"}
             variables |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-            where = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", len(ids), "--process-id", i]
+            where = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", of or len(ids), "--process-id", i]
             if slurm:
                 where = ["--coordinator", "auto"]
                 variables |= {"JAX_COORDINATOR_PORT": str(port), "SLURM_JOB_ID": "1", "SLURM_NTASKS": str(len(ids))}
                 variables |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
             line = [*argv, *where, *(own or {}).get(i, ())]
-            processes.append(Process(tmp_path / str(i), line, variables, (moments or {}).get(i, "")))
+            processes.append(Process(folder / str(i), line, variables, (moments or {}).get(i, ""), wait))
         return processes[-len(ids) :]
 
     yield start
@@ -134,6 +142,12 @@ def run(tmp_path: Path) -> Iterator[Run]:
         if process.popen.poll() is None:
             os.killpg(process.popen.pid, signal.SIGKILL)
             process.popen.wait()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with running(tmp_path) as start:
+        yield start
 
 
 def free_port() -> int:
@@ -211,31 +225,72 @@ def test_equals_one_process(
     assert said["processes"] == len(ids) and len(said["devices"]) == 8
 
 
+# What JAX says of a process that was lost, and of process 0, which keeps the list of all.
+GONE = r"unhealthy \(stopped sending heartbeats\):\n1\n|Task 1 heartbeat timeout"
+FIRST_GONE = r"leader \(usually slice 0 task 0\)"
+FIRST_SILENT = r"gptoss-jax: process 0 of 2 has not answered for 10 s\n(.|\n)*DEADLINE_EXCEEDED"
+# Which process is lost, of how many, where, and how.
 LOSSES = {
-    "start": (1, (0, 1, 2), "start", signal.SIGINT),
-    "first-loading": (0, (0, 1), "loading", signal.SIGTERM),
-    "step": (1, (0, 1), "step", signal.SIGKILL),
-    "first-step": (0, (0, 1), "step", signal.SIGKILL),
+    "killed": (1, 2, "step", signal.SIGKILL, GONE),
+    "silent": (1, 4, "step", signal.SIGSTOP, GONE),
+    "fails": (1, 2, "", None, GONE),
+    "first-silent": (0, 2, "step", signal.SIGSTOP, FIRST_SILENT),
+    "first-loading": (0, 2, "loading", signal.SIGTERM, FIRST_GONE),
 }
 
 
-@pytest.mark.parametrize(("lost", "ids", "moment", "stop"), LOSSES.values(), ids=LOSSES)
-def test_others_stop(
-    lost: int, ids: tuple[int, ...], moment: str, stop: signal.Signals, model: Path, rows: Path, run: Run
-) -> None:
-    argv = ["profile", model, "--data", rows, *OPTIONS, "--mesh", f"data={len(ids)},expert=2", "--batch-size", 6]
-    processes = run(*argv, "--out", "a/out", devices=2, ids=ids, moments={lost: moment})
-    processes[lost].wait_for_moment()
-    processes[lost].popen.send_signal(stop)
+@pytest.fixture(scope="module")
+def lost(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Process]]]:
+    """The processes of each loss, whose ends are waited for side by side."""
+    folder = tmp_path_factory.mktemp("lost")
+    # A NaN in an expert that only the second process reads.
+    broken = shutil.copytree(model, folder / "broken")
+    poke(broken, "model.layers.2.mlp.experts.down_proj", (20,), float("nan"))
+    options = ["--data", rows, *OPTIONS, "--batch-size", 12, "--out", "a/out"]
+    losses = {}
+    with ExitStack() as stack:
+        for name, (who, of, moment, stop, _) in LOSSES.items():
+            (folder / name).mkdir()
+            start = stack.enter_context(running(folder / name))
+            mesh = f"data={of // 2},expert=4" if stop else "data=1,expert=4"
+            argv = ["profile", model if stop else broken, *options, "--mesh", mesh]
+            losses[name] = start(*argv, devices=2, ids=tuple(range(of)), moments={who: moment})
+            if stop:
+                losses[name][who].wait_for_moment()
+                losses[name][who].popen.send_signal(stop)
+        yield losses
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_others_stop(name: str, lost: dict[str, list[Process]]) -> None:
+    """JAX ends them, and says which process was lost."""
+    who, _, moment, stop, says = LOSSES[name]
+    processes = lost[name]
     for number, process in enumerate(processes):
-        if number == lost:
+        if number != who:
             status, error = process.end(STOP)
-            assert (status, error.strip()) == (-stop if stop == signal.SIGKILL else 128 + stop, "")
-        else:
-            assert f"process {lost} of {len(ids)} was lost, process {number} stops" in process.refused(STOP)
+            assert (status, bool(re.search(says, error))) == (-signal.SIGABRT, True), error
+    if stop is None:
+        assert "model.layers.2.mlp.experts.down_proj" in processes[who].refused(STOP)
+    elif stop != signal.SIGSTOP:
+        status = -stop if stop == signal.SIGKILL else 128 + stop
+        assert processes[who].end(STOP) == (status, "")
     # The first step is finished, and process 0 has kept it.
     kept = {"a", *(f"a/out.progress{file}" for file in ("", "/run", "/state"))} if moment == "step" else set()
-    assert [set(tree(process.cwd)) for process in processes] == [kept, *[set()] * (len(ids) - 1)]
+    assert [set(tree(process.cwd)) for process in processes] == [kept, *[set()] * (len(processes) - 1)]
+
+
+def test_one_does_not_come(model: Path, rows: Path, run: Run) -> None:
+    """The others say so, and can be interrupted while they wait."""
+    argv = ["profile", model, "--data", rows, *OPTIONS]
+    first, second = run(*argv, ids=(0, 1), of=3, moments={1: "start"}, wait=WAIT)
+    second.wait_for_moment()
+    time.sleep(1)
+    second.popen.send_signal(signal.SIGINT)
+    status, error = second.end(LAST_WORDS)
+    assert (status, error.strip()) == (128 + signal.SIGINT, "")
+    assert "not all 3 processes met at 127.0.0.1:" in first.refused(STOP)
+    assert tree(first.cwd) == tree(second.cwd) == {}
 
 
 def test_killed_processes_go_on(model: Path, rows: Path, run: Run, tmp_path: Path) -> None:
@@ -256,7 +311,7 @@ def test_killed_processes_go_on(model: Path, rows: Path, run: Run, tmp_path: Pat
     first, second = run(*argv, "--batch-size", 6, devices=2, moments={0: "late step"})
     first.wait_for_moment()
     first.popen.kill()
-    assert "process 0 of 2 was lost" in second.refused(STOP)
+    assert re.search(FIRST_GONE, second.end(STOP)[1])
     assert kept.state().units and not out.exists()
     for _ in range(2):  # the second time it is complete, though process 1 has nothing of it
         first, second = run(*argv, devices=2)
@@ -265,18 +320,8 @@ def test_killed_processes_go_on(model: Path, rows: Path, run: Run, tmp_path: Pat
         assert [file.name for file in first.cwd.iterdir()] == ["profile"] and tree(second.cwd) == {}
 
 
-def test_one_process_fails(model: Path, rows: Path, run: Run, tmp_path: Path) -> None:
-    """A NaN in an expert that only the second process reads."""
-    broken = shutil.copytree(model, tmp_path / "model")
-    poke(broken, "model.layers.2.mlp.experts.down_proj", (20,), float("nan"))
-    first, second = run("profile", broken, "--data", rows, *OPTIONS, "--mesh", "data=1,expert=8")
-    assert "model.layers.2.mlp.experts.down_proj" in second.refused()
-    assert "process 1 of 2 was lost, process 0 stops" in first.refused(STOP)
-    assert tree(first.cwd) == tree(second.cwd) == {}
-
-
 def test_settings_differ(model: Path, rows: Path, run: Run) -> None:
-    """Found before the processes join; Slurm says which they are."""
+    """Slurm says which processes they are."""
     processes = run("profile", model, "--data", rows, own={1: ["--max-seq-length", 64]}, slurm=True)
     line = "gptoss-jax: process 1 has --max-seq-length 64, process 0 has 2048: all processes need the same\n"
     assert [process.refused() for process in processes] == [line, line]
@@ -300,6 +345,13 @@ def test_contents_differ(differs: str, model: Path, rows: Path, run: Run, tmp_pa
     assert not [process for process in processes if (process.cwd / "profile").exists()]
 
 
+def test_numbers_that_do_not_fit(model: Path, rows: Path, run: Run) -> None:
+    """JAX lets a process in that expects more of them."""
+    processes = run("profile", model, "--data", rows, own={1: ["--num-processes", 3]})
+    line = "gptoss-jax: process 1 has --num-processes 3, process 0 has 2: all processes need the same\n"
+    assert [process.refused() for process in processes] == [line, line]
+
+
 # Without processes of their own from here on.
 
 START = ("--num-processes", 2, "--process-id")
@@ -311,52 +363,17 @@ BAD_STARTS = {
     "number-too-large": (("--coordinator", "127.0.0.1:9", *START, 2), "the last is 1"),
     "no-platform": (("--coordinator", "auto"), "host:port"),
     "port-in-use": (("--coordinator", "127.0.0.1:PORT", *START, 0), "in use"),
-    "others-do-not-come": (("--coordinator", "127.0.0.1:FREE", *START, 0), "process 1 of 2 did not come within 1 s"),
-    "first-does-not-come": (("--coordinator", "127.0.0.1:FREE", *START, 1), "no process 0 at 127.0.0.1:"),
-    "another-program": (("--coordinator", "127.0.0.1:PORT", *START, 1), "no process 0 at 127.0.0.1:"),
 }
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if this were a process of its own, which waits for others for a second."""
-    monkeypatch.setattr(hosts, "_links", links.Links())
-    monkeypatch.setattr(links, "START_TIMEOUT", 1)
-    monkeypatch.setattr("jax._src.clusters.ClusterEnv._cluster_types", [])
-
-
 @pytest.mark.parametrize(("where", "says"), BAD_STARTS.values(), ids=BAD_STARTS)
-def test_bad_start(where: tuple[Any, ...], says: str, alone: None, model: Path, rows: Path, refused: Refused) -> None:
+def test_bad_start(
+    where: tuple[Any, ...], says: str, model: Path, rows: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jax._src.clusters.ClusterEnv._cluster_types", [])
     with socket.create_server(("", 0)) as taken:
-        ports = {"PORT": taken.getsockname()[1], "FREE": free_port()}
-        line = " ".join(map(str, where))
-        for name, port in ports.items():
-            line = line.replace(name, str(port))
+        line = " ".join(map(str, where)).replace("PORT", str(taken.getsockname()[1]))
         refused("profile", model, "--data", rows, *line.split(), says=(says,))
-
-
-@pytest.mark.parametrize(
-    ("ids", "counts", "says"),
-    [
-        ((1, 1), (3, 3), "two processes have --process-id 1: give each another one"),
-        ((1, 0), (3, 3), "two processes have --process-id 0: give each another one"),
-        ((1, 2), (3, 4), "process 2 has --num-processes 4, process 0 has 3"),
-    ],
-)
-def test_numbers_that_do_not_fit(ids: tuple[int, ...], counts: tuple[int, ...], says: str) -> None:
-    """All processes that came say the same."""
-    server = links.listen(0)
-    address = f"127.0.0.1:{server.getsockname()[1]}"
-
-    def message(me: int, count: int, server: socket.socket | None) -> str:
-        with pytest.raises(HostsError) as refusal:
-            links.Links().meet(me, count, address, server)
-        return str(refusal.value)
-
-    with ThreadPoolExecutor() as pool:
-        others = [pool.submit(message, me, count, None) for me, count in zip(ids, counts, strict=True)]
-        said = {message(0, 3, server), *(other.result() for other in others)}
-    assert said == {says}
 
 
 OWNERS = {

@@ -8,8 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -18,7 +17,7 @@ from ..errors import UserError
 from .convert import convert
 from .generate import generate
 from .plan import plan
-from .profile import profile
+from .profile import merge, profile
 from .prune import prune, rank
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
@@ -30,7 +29,7 @@ def cli() -> None:
     """Profile, understand and prune the experts of GPT-OSS in JAX."""
 
 
-for command in (profile, rank, prune, generate, convert, plan):
+for command in (profile, merge, rank, prune, generate, convert, plan):
     cli.add_command(command)
 
 
@@ -61,20 +60,19 @@ def main() -> None:
             _fail("not enough memory: give a smaller --batch-size or --max-seq-length")
         if hosts := sys.modules.get("gptoss_jax.devices.hosts"):
             hosts.settle(error)
-        _exit(1, traceback.print_exc)
+        traceback.print_exc()
+        _exit(1)
     else:
         _exit(0)
 
 
-def _fail(message: str) -> None:
-    _exit(2, lambda: click.echo(f"gptoss-jax: {' '.join(message.split())}", err=True))
+def _fail(message: str) -> NoReturn:
+    click.echo(f"gptoss-jax: {' '.join(message.split())}", err=True)
+    _exit(2)
 
 
-def _exit(status: Any, say: Callable[[], Any] = lambda: None) -> None:
-    """Say the last word and end, where there are other processes without waiting for them."""
+def _exit(status: Any) -> NoReturn:
     if hosts := sys.modules.get("gptoss_jax.devices.hosts"):
-        hosts.leave(status, say)
-    else:
-        say()
+        hosts.leave(status)
     gc.freeze()  # the interpreter would look a second long for garbage among what the packages hold, and then end
     sys.exit(status)

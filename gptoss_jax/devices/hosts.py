@@ -1,26 +1,41 @@
-"""Many processes as one run: how they start, agree, feed rows, gather results, and end."""
+"""Many processes as one run: how they start, agree, feed rows, gather results, and end.
 
-import base64
+JAX's coordination service, which is on the port of --coordinator, brings the processes together. Where one is lost it
+ends the others, and says on standard error which.
+"""
+
+import itertools
+import json
 import os
+import socket
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ..errors import HostsError, reason
-from . import links
 
-SETTLE = 40  # seconds, more than a connection that was lost may stay unnoticed
-HEARTBEAT = 3600  # seconds after which JAX itself ends processes: `links` has done so long before
+START_TIMEOUT = 120  # seconds that processes wait for one another at the start
+HEARTBEAT = 30  # seconds without a word after which JAX takes a process for lost
+LAST_WORDS = 5  # seconds in which the others may say what ends them, too
+FOREVER = 2**31 - 1  # milliseconds: for one that is lost nobody waits so long
+QUESTIONS, ANSWER = 3, 10  # seconds between the questions to process 0, and for its answer
 
-_links = links.Links()
+# JAX has no public way to its key-value store and barriers, nor to a process' number before it has devices.
+_run: Any = distributed.global_state
+_joined = threading.Event()
+_exchanges = itertools.count()
 
 
 def start(coordinator: str, num_processes: int | None, process_id: int | None, settings: dict[str, Any]) -> None:
@@ -28,51 +43,77 @@ def start(coordinator: str, num_processes: int | None, process_id: int | None, s
 
     `coordinator` is host:port of process 0, or "auto" where the platform knows all three (TPU pods, Slurm).
     """
-    if coordinator == "auto":
-        coordinator, num_processes, process_id = _of_platform()
-    assert num_processes is not None and process_id is not None
-    host, _, port = coordinator.rpartition(":")
-    server = None if process_id else links.listen(int(port))
-    free = _links.meet(process_id, num_processes, coordinator, server)
-    agree(settings)
-    # JAX itself connects within this host alone, by `links.relay`: through no proxy, and with no warning of one.
-    os.environ.update(no_grpc_proxy="127.0.0.1")
-    jax.config.update("jax_check_proxy_envs", False)
+    if process_id == 0:
+        _check_port(int(coordinator.rpartition(":")[2]))
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, and not end the process
+    # A proxy does not lead from host to host: JAX would wait for it in vain.
+    proxies = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
+    joining: Future[None] = Future()
+    where = (None if coordinator == "auto" else coordinator, num_processes, process_id)
+    threading.Thread(target=_join, args=(joining, where), daemon=True).start()
+    try:
+        joining.result(START_TIMEOUT)
+    except TimeoutError:
+        raise HostsError(
+            f"not all {num_processes or ''} processes met at {coordinator} within {START_TIMEOUT} s: start every one, "
+            "with the same --coordinator and --num-processes, and a --process-id of its own"
+        ) from None
+    except Exception as error:  # of many classes
+        raise HostsError(f"JAX does not join the processes ({reason(error)}): give --coordinator host:port") from error
+    finally:
+        os.environ.update(proxies)
+    _joined.set()
+    agree(settings)
+    if not is_first():
+        threading.Thread(target=_watch_first, daemon=True).start()
+
+
+def _check_port(port: int) -> None:
+    """HostsError where another program listens on the port of process 0.
+
+    JAX would share it with a run that is under way there, which then ends: its process 0 seems to have started anew.
+    """
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise HostsError(f"port {port} cannot be opened ({reason(error)}): give another --coordinator") from None
+
+
+def _join(joining: "Future[None]", where: tuple[str | None, int | None, int | None]) -> None:
+    """Connect in a thread: JAX waits where no signal reaches it, and when its own time is over it aborts."""
     try:
         jax.distributed.initialize(
-            f"127.0.0.1:{links.relay(host, free) if process_id else free}",
-            num_processes,
-            process_id,
-            initialization_timeout=links.START_TIMEOUT,
-            heartbeat_timeout_seconds=HEARTBEAT,
+            *where, initialization_timeout=2 * START_TIMEOUT, heartbeat_timeout_seconds=HEARTBEAT
         )
-    except Exception as error:  # of many classes
-        raise HostsError(f"JAX cannot join the processes: {reason(error)}") from error
+    except Exception as error:
+        joining.set_exception(error)
+    else:
+        joining.set_result(None)
 
 
-def _of_platform() -> tuple[str, int, int]:
-    """Coordinator, number of processes, and which of them this is."""
-    # JAX has no public way to tell, other than connecting by itself: then it would abort for a lost process.
-    from jax._src.clusters import ClusterEnv
+def _watch_first() -> None:
+    """Name process 0 where it does not answer: JAX, which ends this process then, says only DEADLINE_EXCEEDED.
 
-    try:
-        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, links.START_TIMEOUT)
-    except Exception as error:  # of many classes
-        raise HostsError(f"--coordinator auto: no answer by the platform ({reason(error)}): give host:port") from error
-    coordinator, num_processes, process_id, _ = found
-    if coordinator is None or num_processes is None or process_id is None:
-        raise HostsError("--coordinator auto: this is no platform that JAX knows: give host:port of process 0")
-    return coordinator, num_processes, process_id
+    (A process 0 that is stopped with SIGSTOP shows it. Of all others JAX says the number.)
+    """
+    client = _run.client  # `leave` takes it away
+    said = f"gptoss-jax: process 0 of {_run.num_processes} has not answered for {ANSWER} s\n"
+    while True:
+        time.sleep(QUESTIONS)
+        silence = threading.Timer(ANSWER, sys.stderr.write, (said,))
+        silence.start()
+        with suppress(jax.errors.JaxRuntimeError):
+            client.key_value_try_get("any")
+        silence.cancel()
 
 
 def agree(settings: dict[str, Any]) -> None:
     """HostsError, the same in all processes, where their settings differ; names the first that does."""
-    every = exchange(settings)
-    for process, theirs in enumerate(every):
-        for name, value in every[0].items():
+    first: dict[str, Any] = {}
+    for process, theirs in enumerate(_of_each(settings)):
+        first = first or theirs
+        for name, value in first.items():
             if theirs.get(name) != value:
-                _links.end()  # all are about to say the same: none is lost
                 raise HostsError(
                     f"process {process} has {name} {theirs.get(name)!r}, process 0 has {value!r}: "
                     "all processes need the same"
@@ -81,12 +122,23 @@ def agree(settings: dict[str, Any]) -> None:
 
 def is_first() -> bool:
     """Whether this is the process that writes and speaks."""
-    return _links.me == 0
+    return _run.process_id == 0
 
 
 def exchange(value: Any) -> list[Any]:
     """What each process has, in their order: anything JSON. All call it at the same place of their work."""
-    return _links.exchange(value) if _links.count > 1 else [value]
+    return list(_of_each(value))
+
+
+def _of_each(value: Any) -> Iterator[Any]:
+    """What each process has, one after the other, without waiting for those that come after it."""
+    if _run.num_processes == 1:
+        yield value
+        return
+    name = f"gptoss_jax/{next(_exchanges)}"
+    _run.client.key_value_set(f"{name}/{_run.process_id}", json.dumps(value, default=str))
+    for process in range(_run.num_processes):
+        yield json.loads(_run.client.blocking_key_value_get(f"{name}/{process}", FOREVER))
 
 
 def agree_lengths(lengths: list[int]) -> list[int]:
@@ -96,13 +148,18 @@ def agree_lengths(lengths: list[int]) -> list[int]:
 
 def gather_rows(rows: np.ndarray) -> list[np.ndarray]:
     """The array [n, …] of each process, which may differ in n."""
-    texts = exchange(base64.b64encode(rows.tobytes()).decode())
-    return [np.frombuffer(base64.b64decode(text), rows.dtype).reshape(-1, *rows.shape[1:]) for text in texts]
+    lengths = exchange(len(rows))
+    padded = np.zeros((max(lengths), *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    every = multihost_utils.process_allgather(padded.view(np.uint8))
+    return [theirs.view(rows.dtype)[:length] for theirs, length in zip(every, lengths, strict=True)]
 
 
 def from_first(data: bytes) -> bytes:
     """What process 0 has."""
-    return base64.b64decode(exchange(base64.b64encode(data).decode() if is_first() else "")[0])
+    length = exchange(len(data))[0]
+    held = np.frombuffer(data if is_first() else bytes(length), np.uint8)
+    return multihost_utils.broadcast_one_to_all(held).tobytes() if length else b""
 
 
 def gather(tree: Any) -> Any:
@@ -146,22 +203,33 @@ def share(mesh: Mesh) -> Share:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """A block in which process 0 alone has work: the others wait, and it needs them no more."""
-    with _links.last_word:
-        _links.alone = is_first()
+    """A block in which process 0 alone has work; the others wait until it is done.
+
+    At the end JAX waits for five minutes only, whatever its options say, and then ends all.
+    """
     yield
-    _links.end()
+    exchange(None)
 
 
 def settle(error: Exception) -> None:
-    """Wait, where there are other processes, until it has shown whether one was lost and caused this.
+    """Wait, where there are other processes, until JAX has ended this one, if it was a loss that caused the error.
 
-    A collective of JAX fails at once in those that are left, with a message that does not say which.
+    A collective fails at once in those that are left, with a message that does not say which one was lost.
     """
-    if _links.count > 1 and isinstance(error, jax.errors.JaxRuntimeError):
-        time.sleep(SETTLE)
+    if _run.num_processes > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+        time.sleep(HEARTBEAT + 10)
 
 
-def leave(status: int, say: Callable[[], Any]) -> None:
-    """Say the last word of this process, and end it at once where there are others."""
-    _links.leave(status, say)
+def leave(status: int) -> None:
+    """End this process if there are others; after an error without waiting for them, which JAX would do.
+
+    What fails in one process mostly fails in all, and each has words of its own: with process 0 JAX ends the others.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    if _joined.is_set():  # JAX aborts where one comes to a barrier before that
+        with suppress(jax.errors.JaxRuntimeError):
+            if status:
+                _run.client.wait_at_barrier("gptoss_jax/leave", LAST_WORDS * 1000)
+            jax.distributed.shutdown()
+    os._exit(status)
