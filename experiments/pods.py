@@ -46,7 +46,7 @@ CASES = [
 def measure(case: plan.Case) -> dict[str, Any]:
     """The figures of one case, as `plan --json` has them; its largest batch is not searched for."""
     compiled = plan.compile_step(case)
-    return plan.figures(compiled, largest=case.batch if compiled.fits else 0)
+    return plan.figures(compiled, plan.Largest((compiled,)))
 
 
 def row(model: str, said: dict[str, Any]) -> str:

@@ -13,6 +13,14 @@ class UserError(Exception):
     """Something that the user can mend. The program exits with status 2."""
 
 
+class OptionError(UserError):
+    """An option has a value that it cannot have, or does not go with another one."""
+
+
+class InputError(UserError):
+    """An argument of a call in Python has a wrong type or shape."""
+
+
 class ConfigError(UserError):
     """config.json is missing, is of another model type, or lacks a key."""
 
@@ -55,6 +63,10 @@ class MemoryLimitError(UserError):
 
 class MeshError(UserError):
     """A mesh, a batch or a topology does not divide or does not exist, or a step does not fit."""
+
+
+class CompilerError(UserError):
+    """The compiler says something that is not understood, so that no figure can be had from it."""
 
 
 class HostsError(UserError):

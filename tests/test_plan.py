@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY
 from gptoss_jax.devices import topologies
-from gptoss_jax.errors import MeshError
+from gptoss_jax.errors import CompilerError, MeshError
 from gptoss_jax.kernels import splash
 from gptoss_jax.pods import hlo, plan
 
@@ -32,27 +32,51 @@ def test_products_in_loops_count_as_often_as_they_run():
     assert hlo.dot_flops(hlo.parse(text)) == (5 * 3 + 1) * 2 * 7 * 11 * 11
 
 
-TPU_TEXT = """HloModule jit_step, is_scheduled=true
+TPU_TEXT = """HloModule jit_step, is_scheduled=true, num_partitions=8
+
+FileNames
+1 "steps.py"
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+
+%add (l: f32[], r: f32[]) -> f32[] {
+  %l = f32[] parameter(0)
+  %r = f32[] parameter(1)
+  ROOT %l_plus_r = f32[]{:T(128)} add(%l, %r)
+}
+
+%reduced (q: f32[64,96]) -> bf16[64,96] {
+  %q = f32[64,96]{1,0:T(8,128)} parameter(0)
+  ROOT %sum = bf16[64,96]{1,0} all-reduce(%q), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}, execution_thread="sparsecore"
 
 %body (p: (s32[], bf16[64,96])) -> (s32[], bf16[64,96]) {
   %p = (s32[]{:T(128)}, bf16[64,96]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element((s32[]{:T(128)}, bf16[64,96]{1,0:T(8,128)(2,1)}) %p), index=0
   %x = bf16[64,96]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
   %w = bf16[96,96]{1,0} constant({...})
   %dot = f32[64,96]{1,0:T(8,128)} convolution(%x, %w), dim_labels=bf_io->bf, operand_precision={highest,highest}
-  %sum = bf16[64,96]{1,0} all-reduce(%dot), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %begun = ((f32[64,96]{1,0:T(8,128)}), bf16[64,96]{1,0}, u32[]{:S(2)}) async-start(%dot), calls=%reduced
   %all = (f32[64,8]{1,0}, f32[64,32]{1,0}) all-gather-start(%dot), replica_groups=[2,4]<=[8], dimensions={1}
-  %gmm.4 = f32[64,96]{1,0} custom-call(%x, /*index=1*/%w), custom_call_target="t", x={"flops":"1000"}
-  ROOT %t = (s32[]{:T(128)}, /*index=1*/bf16[64,96]{1,0:T(8,128)(2,1)}) tuple(%i, %sum)
+  %passed = f32[64,8]{1,0} collective-permute(%dot), source_target_pairs={{0,1},{1,0}}, control-predecessors={%all}
+  %gmm.4 = f32[64,96]{1,0} custom-call(%x, /*index=1*/%w), custom_call_target="t", frontend_attributes={kernel={
+"metadata":"{\\"calls=%nothing\\": 1"
+}}, x={"flops":"1000"}
+  %ended = bf16[64,96]{1,0} async-done(%begun), calls=%reduced
+  ROOT %t = (s32[]{:T(128)}, /*index=1*/bf16[64,96]{1,0:T(8,128)(2,1)}) tuple(%i, %ended)
 }
 
 %condition (p.1: (s32[], bf16[64,96])) -> pred[] {
   %p.1 = (s32[]{:T(128)}, bf16[64,96]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
   %n = s32[]{:T(128)} constant(24), metadata={op_name="x"}
-  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+  ROOT %lt = pred[]{:T(512)} compare(%i.1, %n), direction=LT
 }
 
 ENTRY %main (a: bf16[64,96]) -> bf16[64,96] {
   %a = bf16[64,96]{1,0:T(8,128)(2,1)} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
   %tuple = (s32[]{:T(128)}, bf16[64,96]{1,0:T(8,128)(2,1)}) tuple(%zero, %a)
   %loop = (s32[]{:T(128)}, bf16[64,96]{1,0:T(8,128)(2,1)}) while(%tuple), condition=%condition, body=%body
   ROOT %out = bf16[64,96]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
@@ -65,11 +89,81 @@ def test_the_text_of_a_tpu_program_is_understood():
     assert hlo.dot_flops(parsed) == 24 * 2 * 64 * 96 * 96
     assert hlo.kernel_flops(parsed, "gmm") == 24 * 1000
     assert [copied.name for copied in hlo.copies(parsed)] == ["all"]
-    reduced, gathered = hlo.collectives(parsed)
+    reduced, gathered, passed = hlo.collectives(parsed)
     assert (reduced.op, reduced.group, reduced.times, reduced.result_bytes) == ("all-reduce", 4, 24, 64 * 96 * 2)
     assert (gathered.op, gathered.group, gathered.times, gathered.result_bytes) == ("all-gather", 4, 24, 64 * 32 * 4)
     # Along a ring of 4 an all-reduce sends 3/4 of everything twice, an all-gather once.
     assert reduced.moved_bytes == 1.5 * 64 * 96 * 2 and gathered.moved_bytes == 0.75 * 64 * 32 * 4
+    assert passed.moved_bytes == passed.result_bytes == 64 * 8 * 4
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "[2,4]<=[4,2]T(1,0)",
+        "mesh['data'=2,'expert'=4] {'expert'}",
+        "mesh['a'=2,'b'=2,'c'=2] {'c','a'}",
+        "mesh['data'=2,'expert'=4], device_ids=([4,2]T(1,0)) {'expert'}",
+        "mesh['x'=8] {'x':(2)4}",
+    ],
+)
+def test_groups_of_devices_are_understood_in_each_of_their_forms(groups: str):
+    """Mesh axes are how libtpu 0.0.50 writes them."""
+    text = TPU_TEXT.replace("{{0,1,2,3},{4,5,6,7}}", groups)
+    assert hlo.collectives(hlo.parse(text))[0].group == 4
+
+
+def read(text: str) -> float:
+    """All figures of a text."""
+    program = hlo.parse(text)
+    moved = sum(found.moved_bytes for found in hlo.collectives(program))
+    return moved + hlo.dot_flops(program) + hlo.kernel_flops(program, "gmm") + len(hlo.copies(program))
+
+
+@pytest.mark.parametrize(
+    ("told", "otherwise"),
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", "replica_groups={{0,1,2,3},{4,5}}"),
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", "replica_groups={}"),
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", "replica_groups=mesh['data'=2] {'expert'}"),
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}, ", ""),
+        (", source_target_pairs={{0,1},{1,0}}", ""),
+        (" all-reduce(", " all-reduce-scatter("),
+        (" all-reduce(", " collective-broadcast("),
+        ("ROOT %sum = bf16[64,96]{1,0}", "ROOT %sum = f3[64,96]{1,0}"),
+        ("%sum = bf16[64,96]{1,0}", "%sum = bf16[<=64,96]{1,0}"),
+        ("calls=%reduced\n  %all", "calls=%missing\n  %all"),
+        ("calls=%reduced", "made_of=reduced"),
+        ("convolution(%x, %w)", "convolution(%x, %v)"),
+        ("convolution(%x, %w)", "convolution(x, w)"),
+        ("dim_labels=bf_io->bf", "window={pad=0_1}, dim_labels=bf_io->bf"),
+        ("dim_labels=bf_io->bf, ", ""),
+        ('x={"flops":"1000"}', "x={}"),
+        ("%gmm.4 =", "%mmg.4 ="),
+        (", body=%body", ""),
+        ("constant(24)", "constant(-1)"),
+        ("%body (p:", "body (p:"),
+        ("ENTRY %main", "%main"),
+        ("StackFrames", "StackedFrames"),
+        ('1 "steps.py"', "steps.py"),
+        ("}}, x=", "}, x="),
+        ("}}, x=", "}}}, x="),
+        ("  %ended =", "  %begun ="),
+    ],
+)
+def test_a_text_that_is_not_understood_is_an_error_and_no_zero(told: str, otherwise: str):
+    assert told in TPU_TEXT and read(TPU_TEXT)
+    with pytest.raises(CompilerError, match=r"not understood, near .+report this line") as refused:
+        read(TPU_TEXT.replace(told, otherwise))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_text_that_ends_early_is_an_error():
+    lines = TPU_TEXT.splitlines()
+    assert read("\n".join(lines))
+    for end in range(len(lines)):
+        with pytest.raises(CompilerError):
+            read("\n".join(lines[:end]))
 
 
 @pytest.mark.parametrize("length", [1, 100, 128, 600, 2048])
@@ -94,28 +188,79 @@ def test_active_flops_are_what_counting_gives(length: int):
     assert plan.active_matmul_flops(case) == 3 * (length * c.num_layers * token + scores)
 
 
-def compiled(case: plan.Case, needed: int) -> plan.Compiled:
-    return plan.Compiled(case, needed, memory_bytes=1000, seconds=0.0, text="x" if needed <= 1000 else "")
+MEMORY = 15.75
+# GiB a chip that 120b in four bits takes on v5e:2x4, by rows of 2,048 tokens: not quite a line. 112 do not fit.
+TAKEN = {1: 9.556, 8: 9.711, 16: 10.31, 32: 12.42, 64: 12.63, 80: 13.69, 96: 14.13, 128: 17.47, 256: 27.5}
+MXFP4 = plan.Case(GPT_OSS_120B, "v5e:2x4", 1, 8, "mxfp4", 16, 2048)
+
+
+def step(case: plan.Case, needed: float) -> plan.Compiled:
+    sizes = (int(gib * 2**30) for gib in (needed, MEMORY))
+    return plan.Compiled(case, *sizes, seconds=0.0, program=hlo.Program() if needed <= MEMORY else hlo.NOTHING)
+
+
+def recorded(case: plan.Case) -> plan.Compiled:
+    return step(case, float(np.interp(case.batch, list(TAKEN), list(TAKEN.values()))))
+
+
+@pytest.mark.parametrize("asked", [1, 2, 4, 16, 64, 96, 110, 111, 112, 128, 200, 256])
+def test_the_largest_batch_is_found_by_three_compilations_at_most(asked: int):
+    found = plan.largest_batch(recorded(replace(MXFP4, batch=asked)), recorded)
+    assert found.tried[0].case.batch == asked and len({s.case.batch for s in found.tried}) == len(found.tried) <= 3
+    assert found.compiled and 99 <= found.batch <= 111  # of 111
+    fit = [s.case.batch for s in found.tried if s.fits]
+    assert found.batch == max(fit) and f"{found.batch} fit" in found.how()
+    for over in {s.case.batch for s in found.tried} - set(fit):
+        assert f"{over} do not" in found.how() or over > found.batch + 1
 
 
 @pytest.mark.parametrize(
-    ("asked", "rows_that_fit", "found"), [(16, 100, 64), (16, 16, 16), (64, 10, 8), (4, 1, 0), (16, 10**9, 512)]
+    ("asked", "fixed", "a_row", "named", "how"),
+    [
+        # A small model ends at a million tokens, or at what was asked for where that is more.
+        (16, 0.1, 1e-4, 512, "compiled at 16, 372 and 512 rows: 512 fit, more were not compiled"),
+        (1024, 0.1, 1e-4, 1024, "compiled at 1024 rows: 1024 fit, more were not compiled"),
+        # Rows are split over two: one for each is the least.
+        (16, 15.6, 0.1, 0, "compiled at 16 and 2 rows: none fits"),
+        (4, 15.5, 0.1, 2, "compiled at 4 and 2 rows: 2 fit, 4 do not"),
+        # Far more memory a row than the closed slope says.
+        (512, 0.1, 5.0, 2, "compiled at 512 and 2 rows: 2 fit, 512 do not; nothing between was compiled"),
+    ],
 )
-def test_the_largest_batch_is_found_by_doubling_and_halving(asked: int, rows_that_fit: int, found: int):
+def test_where_the_search_ends(asked: int, fixed: float, a_row: float, named: int, how: str):
     def compile_step(case: plan.Case) -> plan.Compiled:
-        return compiled(case, 1000 * case.batch // rows_that_fit)
+        return step(case, fixed + a_row * case.batch)
 
-    first = compile_step(replace(CASE, batch=asked))
-    assert plan.largest_batch(first, compile_step) == found
+    found = plan.largest_batch(compile_step(replace(CASE, batch=asked)), compile_step)
+    assert (found.batch, found.compiled, found.how()) == (named, True, how)
+
+
+def test_what_is_extrapolated_is_said():
+    """No step of three fits, and the fourth is not compiled."""
+    needed = iter((30.0, 20.0, 16.0))
+
+    def compile_step(case: plan.Case) -> plan.Compiled:
+        return step(case, next(needed))
+
+    found = plan.largest_batch(compile_step(replace(CASE, batch=512)), compile_step)
+    assert len(found.tried) == 3 and not found.compiled and 0 < found.batch < found.tried[-1].case.batch
+    assert found.how().endswith(f"rows: none fits; {found.batch} are extrapolated, not compiled")
+    said = plan.figures(found.tried[0], found)
+    assert said["largest_batch"] == found.batch and said["largest_batch_compiled"] is False
+    assert f"--batch {found.batch} should fit, which is extrapolated" in str(plan.refusal(found.tried[0], found))
 
 
 def test_a_step_that_does_not_fit_says_by_how_much_and_what_would():
     over = plan.Compiled(CASE, 3 << 30, 2 << 30, 0.0)
-    assert "3.00 GiB of 2.00 on each chip of v5e:2x4, 1.00 too much: --batch 8 fits" in str(plan.refusal(over, 8))
-    message = str(plan.refusal(over, 0))
+    eight = plan.Compiled(replace(CASE, batch=8), 1 << 30, 2 << 30, 0.0, program=hlo.Program())
+    assert "3.00 GiB of 2.00 on each chip of v5e:2x4, 1.00 too much: --batch 8 fits" in str(
+        plan.refusal(over, plan.Largest((over, eight)))
+    )
+    none = plan.Largest((over, replace(over, case=replace(CASE, batch=2))))
+    message = str(plan.refusal(over, none))
     assert "--weights mxfp4" in message and "--mesh data=1,expert=8" in message and "more chips" in message
-    widest = replace(over, case=replace(CASE, data=1, expert=8, weights="mxfp4"))
-    assert str(plan.refusal(widest, 0)).endswith("too much: a slice with more chips holds more")
+    widest = replace(over, case=replace(CASE, data=1, expert=8, weights="mxfp4", batch=1))
+    assert str(plan.refusal(widest, plan.Largest((widest,)))).endswith("too much: a slice with more chips holds more")
 
 
 libtpu = pytest.mark.skipif(not topologies.has_compiler(), reason="needs libtpu, of the extra tpu")

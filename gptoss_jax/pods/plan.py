@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -21,13 +20,16 @@ from ..devices import topologies
 from ..devices.placement import Placement
 from ..errors import MeshError
 from ..kernels import grouped, splash
-from ..network.batch import Batch
+from ..network.batch import Batch, Tokens
 from ..network.source import abstract
-from ..run.steps import mapped, profile_step
+from ..run.steps import Asked, mapped
 from . import hlo
 
 ITEM_BYTES = 2  # of activations: bfloat16
-SOUGHT_UP_TO = 1 << 20  # tokens a step: for a small model's, doubling would go on for long and tell nothing
+SOUGHT_UP_TO = 1 << 20  # tokens a step: more of a small model's tell nothing
+MOST_COMPILED = 3  # steps, to find the largest batch: each takes half a minute or more
+# What a token takes of memory, in hidden states of its own: seven for 120b on v5e. It says only where to look.
+HIDDEN_STATES = 8
 
 
 @dataclass(frozen=True)
@@ -67,31 +69,27 @@ class Compiled:
     weight_bytes: int = 0
     temp_bytes: int = 0
     output_bytes: int = 0
-    text: str = ""
-    """Empty where the step does not fit."""
+    program: hlo.Program = hlo.NOTHING
+    """Of one device; NOTHING where the step does not fit."""
 
     @property
     def fits(self) -> bool:
         """Whether the step runs within the memory of each device."""
-        return bool(self.text) and self.needed_bytes <= self.memory_bytes
-
-    @cached_property
-    def program(self) -> hlo.Program:
-        """The program of one device."""
-        return hlo.parse(self.text)
+        return self.program is not hlo.NOTHING and self.needed_bytes <= self.memory_bytes
 
 
 def compile_step(case: Case) -> Compiled:
-    """Compile the step that `profile` runs, as it runs it, for the case's devices."""
+    """Compile the step that `profile` runs, as it runs it, for the case's devices; CompilerError where what was
+    compiled cannot be read."""
     mesh = case.mesh()
     memory = topologies.memory_bytes(mesh.devices.flat[0])
     model = abstract(case.config, mesh, jnp.bfloat16, case.weights)
     shape, split = (case.batch, case.seq_len), sharding.rows(mesh)
     whole, real = (jax.ShapeDtypeStruct(shape, kind, sharding=split) for kind in (jnp.int32, jnp.float32))
-    batch = Batch(whole, whole, whole, real, whole)
+    batch = Batch(Tokens(whole, whole, whole), real, whole)
     start = time.perf_counter()
     try:
-        compiled = mapped(profile_step, mesh).step.lower(model, batch).compile()
+        compiled = mapped(Asked(), mesh).step.lower(model, batch).compile()
     except Exception as error:
         amounts = topologies.does_not_fit(error)
         if not amounts:
@@ -112,27 +110,71 @@ def compile_step(case: Case) -> Compiled:
         weight_bytes,
         usage.temp_size_in_bytes,
         usage.output_size_in_bytes,
-        compiled.as_text(),
+        hlo.parse(compiled.as_text()),
     )
 
 
-def largest_batch(first: Compiled, compile_step: Callable[[Case], Compiled] = compile_step) -> int:
-    """The most rows that fit, found by compiling: doubled from those of `first` until a step does not fit or
-    has more than SOUGHT_UP_TO tokens, or halved until one fits; 0 where not even one row for each of `data` does."""
+@dataclass(frozen=True)
+class Largest:
+    """The largest batch, as far as compiling a few steps can tell."""
 
-    def fits(batch: int) -> bool:
-        return compile_step(replace(first.case, batch=batch)).fits
+    tried: tuple[Compiled, ...]
+    """What was compiled, in this order."""
 
-    batch, data = first.case.batch, first.case.data
-    if first.fits:
-        while 2 * batch * first.case.seq_len <= SOUGHT_UP_TO and fits(2 * batch):
-            batch *= 2
-        return batch
-    rows = batch // data  # for each of `data`
-    while rows := rows // 2:
-        if fits(rows * data):
-            break
-    return rows * data
+    @property
+    def batch(self) -> int:
+        """The most rows that were compiled and fit; where none of them fit, the most that should, which may be 0."""
+        return self._fit or self.expected
+
+    @property
+    def compiled(self) -> bool:
+        """Whether that was compiled; for 0, whether one row for each of `data` was, and does not fit."""
+        return bool(self._fit) or not self.batch
+
+    @property
+    def _fit(self) -> int:
+        return max((step.case.batch for step in self.tried if step.fits), default=0)
+
+    @property
+    def _over(self) -> int | None:
+        return min((step.case.batch for step in self.tried if not step.fits), default=None)
+
+    @property
+    def expected(self) -> int:
+        """The most rows that should fit, on a line of memory over rows that goes through the last step.
+
+        Its slope is the closed one or that of the last two steps, whichever promises less. The answer lies between
+        what is known to fit and what is known not to, and within SOUGHT_UP_TO.
+        """
+        last, case = self.tried[-1], self.tried[-1].case
+        a_row = case.seq_len * HIDDEN_STATES * case.config.hidden_size * ITEM_BYTES / case.data
+        if len(self.tried) > 1:
+            before = self.tried[-2]
+            slope = (last.needed_bytes - before.needed_bytes) / (case.batch - before.case.batch)
+            a_row = max(a_row, slope) if last.fits else min(a_row, max(slope, 1))
+        rows = min(case.batch + int((last.memory_bytes - last.needed_bytes) // a_row), SOUGHT_UP_TO // case.seq_len)
+        if self._over is not None:
+            rows = min(max(rows, case.data), self._over - 1)
+        return max(rows, self._fit) // case.data * case.data
+
+    def how(self) -> str:
+        """How it was found, for a reader: what was compiled, and what was not."""
+        *before, last = [str(step.case.batch) for step in self.tried]
+        said = "compiled at " + (f"{', '.join(before)} and {last}" if before else last) + " rows: "
+        if not self._fit:
+            return f"{said}none fits" + (f"; {self.batch} are extrapolated, not compiled" if self.batch else "")
+        if self._over is None:
+            return f"{said}{self._fit} fit, more were not compiled"
+        between = "; nothing between was compiled" if self._over > self._fit + self.tried[0].case.data else ""
+        return f"{said}{self._fit} fit, {self._over} do not{between}"
+
+
+def largest_batch(first: Compiled, compile_step: Callable[[Case], Compiled] = compile_step) -> Largest:
+    """Look for the most rows that fit by compiling at most MOST_COMPILED steps, `first` among them."""
+    found = Largest((first,))
+    while len(found.tried) < MOST_COMPILED and found.expected not in (0, *(s.case.batch for s in found.tried)):
+        found = Largest((*found.tried, compile_step(replace(first.case, batch=found.expected))))
+    return found
 
 
 def active_matmul_flops(case: Case) -> float:
@@ -235,8 +277,8 @@ def roofline(compiled: Compiled, flops: float, step_collectives: float) -> tuple
     ]
 
 
-def figures(compiled: Compiled, largest: int) -> dict[str, Any]:
-    """What `plan` says of a case; the keys are those of `plan --json`. A step that does not fit has no text, and
+def figures(compiled: Compiled, largest: Largest) -> dict[str, Any]:
+    """What `plan` says of a case; the keys are those of `plan --json`. A step that does not fit has no program, and
     with it no figures of what it would do."""
     case = compiled.case
     said = {
@@ -250,12 +292,15 @@ def figures(compiled: Compiled, largest: int) -> dict[str, Any]:
         "needed_bytes_per_chip": compiled.needed_bytes,
         "memory_bytes_per_chip": compiled.memory_bytes,
         "fits": compiled.fits,
-        "largest_batch": largest,
+        "largest_batch": largest.batch,
+        "largest_batch_compiled": largest.compiled,
+        "largest_batch_found": largest.how(),
+        "batches_compiled": [step.case.batch for step in largest.tried],
         "active_matmul_flops": active_matmul_flops(case),
         "expected_collective_bytes_per_layer": expected_collective_bytes(case),
         "compile_seconds": compiled.seconds,
     }
-    if not compiled.text:
+    if compiled.program is hlo.NOTHING:
         return said
     flops = compiled_matmul_flops(compiled)
     a_layer, a_step = collective_bytes(compiled)
@@ -277,8 +322,8 @@ def table(said: dict[str, Any], tokens: int) -> str:
     """The figures for a reader."""
     gib = 1 << 30
     compiled, active = (said[f"{kind}_matmul_flops"] / 1e12 for kind in ("compiled", "active"))
-    or_more = " or more" if 2 * said["largest_batch"] * said["seq_len"] > SOUGHT_UP_TO else ""
     mesh = said["mesh"]
+    or_more = " or more" if (said["largest_batch"] + mesh["data"]) * said["seq_len"] > SOUGHT_UP_TO else ""
     lines = [
         ("slice", f"{said['topology']}, {said['chips']} chips, data={mesh['data']} × expert={mesh['expert']}"),
         (
@@ -293,6 +338,7 @@ def table(said: dict[str, Any], tokens: int) -> str:
             f"{said['needed_bytes_per_chip'] / gib:.2f} of {said['memory_bytes_per_chip'] / gib:.2f} GiB",
         ),
         ("largest batch", f"{said['largest_batch']} rows of {said['seq_len']}{or_more}"),
+        ("  as found", said["largest_batch_found"]),
         (
             "matrix FLOPs a step",
             f"{compiled:.1f} T compiled, {active:.1f} T active: {compiled / active:.3f}",
@@ -311,18 +357,19 @@ def table(said: dict[str, Any], tokens: int) -> str:
     return "\n".join([*(f"{name:<{width}}  {value}" for name, value in lines), "The rate assumes:", *assumed])
 
 
-def refusal(compiled: Compiled, largest: int) -> MeshError:
+def refusal(compiled: Compiled, largest: Largest) -> MeshError:
     """Why a step does not fit, by how much, and what would."""
     case, gib = compiled.case, 1 << 30
     over = compiled.needed_bytes - compiled.memory_bytes
-    would = [f"--batch {largest} fits"] if largest else []
+    fits = "fits" if largest.compiled else "should fit, which is extrapolated and not compiled"
+    would = [f"--batch {largest.batch} {fits}"] if largest.batch else []
     if case.weights == "bf16":
         would.append("--weights mxfp4 holds experts in a quarter")
     chips = case.data * case.expert
     wider = [size for size in sharding.expert_sizes(case.config) if size > case.expert and chips % size == 0]
     if wider:
         would.append(f"--mesh data={chips // wider[0]},expert={wider[0]} holds fewer of them on each chip")
-    if not largest:
+    if not largest.batch:
         would.append("a slice with more chips holds more")
     return MeshError(
         f"a step of {case.batch} × {case.seq_len} tokens needs {compiled.needed_bytes / gib:.2f} GiB of "
