@@ -1,4 +1,8 @@
-"""What transformers computes in float32: the reference of parity tests, run in the test, never stored."""
+"""What transformers computes in float32: the reference of parity tests, run in the test, never stored.
+
+It computes with torch, which the tests need for nothing else. A test that asks for a reference skips where torch is
+not installed: it has no CPU build for every Python.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM
+import pytest
 
 
 @dataclass
@@ -23,16 +26,19 @@ class Reference:
     peaks: list[np.ndarray]
 
 
-def load(folder: Path, dtype: Any = torch.float32) -> Any:
+def load(folder: Path, dtype: str = "float32") -> Any:
     """transformers' own model, with its plain attention and its plain loop over experts."""
+    _torch()
+    from transformers import AutoModelForCausalLM
+
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
     ).eval()
 
 
-@torch.no_grad()
 def forward(model: Any, token_ids: Sequence[int]) -> Reference:
     """One row through transformers, each expert's output taken from the inputs that it sees there."""
+    torch = _torch()
     result = Reference(np.empty(0), [], [], [], [], [], [])
 
     def after_router(_: Any, __: Any, output: Any) -> None:
@@ -57,15 +63,32 @@ def forward(model: Any, token_ids: Sequence[int]) -> Reference:
         hooks.append(layer.mlp.experts.register_forward_hook(after_experts))
         hooks.append(layer.register_forward_hook(after_layer))
     try:
-        result.logits = model(torch.tensor(np.asarray(token_ids)[None]).long()).logits[0].float().numpy()
+        with torch.no_grad():
+            result.logits = model(_row(token_ids)).logits[0].float().numpy()
     finally:
         for hook in hooks:
             hook.remove()
     return result
 
 
-def expert_output(module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
+def greedy(model: Any, prompt: Sequence[int], count: int) -> np.ndarray:
+    """The `count` likeliest tokens after a prompt, past every stop."""
+    torch, ids = _torch(), _row(prompt)
+    fixed = {"max_new_tokens": count, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with torch.no_grad():
+        return model.generate(ids, attention_mask=torch.ones_like(ids), **fixed)[0, len(prompt) :].numpy()
+
+
+def gradients(model: Any, token_ids: Sequence[int]) -> dict[str, np.ndarray]:
+    """Of the row's mean loss by every weight, by transformers' names."""
+    ids = _row(token_ids)
+    model(ids, labels=ids).loss.backward()
+    return {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+
+
+def expert_output(module: Any, expert: int, x: Any) -> Any:
     """f_j(x) as section 1 of the published architecture writes it, [T, D]."""
+    torch = _torch()
     gate_up = x @ module.gate_up_proj[expert] + module.gate_up_proj_bias[expert]
     gate = gate_up[:, 0::2].clamp(max=module.limit)
     up = gate_up[:, 1::2].clamp(-module.limit, module.limit)
@@ -75,3 +98,11 @@ def expert_output(module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Largest difference over the largest magnitude."""
     return float(np.abs(np.asarray(ours, np.float64) - theirs).max() / np.abs(theirs).max())
+
+
+def _torch() -> Any:
+    return pytest.importorskip("torch", reason="the reference needs torch, which is not installed for this Python")
+
+
+def _row(token_ids: Sequence[int]) -> Any:
+    return _torch().tensor(np.asarray(token_ids)[None]).long()
