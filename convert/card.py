@@ -6,16 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptoss_jax.config import FULL, HUB_ID, Config
+from gptoss_jax.errors import UserError
+from gptoss_jax.selection.keep_sets import KeepSets
+from gptoss_jax.selection.origin import Origin, quoted
 
-from .hf import Checkpoint
+from .tensors import AnyCheckpoint
 
-# Names that this program gives to files by itself, which say nothing of a domain.
-GENERIC = re.compile(r"ranking|(.*_)?ranking_by_layer|keep")
+NAME = re.compile(r"[\w.-]{1,80}")
 
 
-def domain_of(ranking: Path) -> str:
-    """The domain that a ranking's file name tells: science.json → science; general if it tells none."""
-    return "general" if GENERIC.fullmatch(ranking.stem) else re.sub(r"[^\w.-]+", "_", ranking.stem)
+def domain_for(origin: Origin, given: str | None) -> str:
+    """What a model is specialised in, as its name has it: what is given, else its only domain, else general.
+
+    UserError where that cannot be part of a folder's name.
+    """
+    domain = given or re.sub(r"[^\w.-]+", "_", origin.domain or "general")
+    if not NAME.fullmatch(domain):
+        raise UserError(f"--domain {domain!r} becomes part of a folder's name: use letters, digits, '_', '-' and '.'")
+    return domain
 
 
 def model_name(config: Config, num_kept: int, domain: str) -> str:
@@ -26,15 +34,24 @@ def model_name(config: Config, num_kept: int, domain: str) -> str:
 
 
 def card(
-    checkpoint: Checkpoint,
-    keep_sets: Sequence[Sequence[int]],
+    checkpoint: AnyCheckpoint,
+    keep_sets: KeepSets,
     domain: str,
     model: str,
     quantized: bool,
-    source: str,
+    warnings: Sequence[str] = (),
 ) -> str:
-    """README.md: front matter, architecture before and after, method, usage, limitations, citation."""
-    config, n = checkpoint.config, len(keep_sets[0])
+    """README.md: front matter, architecture before and after, method, usage, limitations, citation.
+
+    Args:
+        checkpoint: The model before it was pruned.
+        keep_sets: The experts that stay, of every layer as many.
+        domain: What the model is specialised in, as its name has it.
+        model: What the user calls the model: a folder or a hub id.
+        quantized: Whether the experts were written in MXFP4.
+        warnings: What a reader should know of how the experts were chosen.
+    """
+    config, n = checkpoint.config, len(keep_sets.layers[0])
     name = model_name(config, n, domain)
     title = domain.replace("_", " ").title()
     # A path says nothing to whoever reads the card, nor does a name of this project; a hub id does.
@@ -43,10 +60,10 @@ def card(
     sections = [
         _front_matter(domain, None if is_local else base),
         f"# {title} GPT-OSS Model ({n} Experts)\n\n"
-        f"`{name}` is `{base}` reduced from {config.num_experts} to {n} experts per layer by expert ranking, "
-        "without retraining. Its quality has not been measured: try it on your task before you rely on it.",
+        f"`{name}` is `{base}` reduced from {config.num_experts} to {n} experts per layer, without "
+        "retraining. Its quality has not been measured: try it on your task before you rely on it.",
         _architecture(config, n, title, checkpoint.quantized, quantized),
-        _method(config, n, source, rounded=quantized and not checkpoint.quantized),
+        _method(config, n, keep_sets.origin, warnings, rounded=quantized and not checkpoint.quantized),
         _usage(name),
         _limitations(config, n),
         _citation(name, domain, base),
@@ -100,21 +117,32 @@ def _architecture(config: Config, n: int, title: str, was_mxfp4: bool, is_mxfp4:
     return "\n".join(["## Architecture", "", "| | before | after |", "|---|---|---|", *table])
 
 
-def _method(config: Config, n: int, source: str, rounded: bool) -> str:
+def _method(config: Config, n: int, origin: Origin, warnings: Sequence[str], rounded: bool) -> str:
     effect = (
         "The weights of the kept experts were rounded from BF16 to MXFP4, to the nearest value. Nothing was trained."
         if rounded
-        else "Nothing else changed, and nothing was trained: in float32, the logits equal those of the original model\n"
+        else "Nothing else changed, and nothing was trained: in float32, the logits equal those of the original model "
         "with the router logits of the removed experts at −∞ before top-k."
     )
     return f"""## Method
 
-The experts of each layer were ranked (`{source}`), the {n} best of {config.num_experts} kept, and the rest
-removed together with their rows of the router, which now chooses among the kept experts.
-{effect}
+Of the {config.num_experts} experts of each layer {n} were kept, and the rest removed together with their rows of the
+router, which now chooses among the kept experts. {effect}
+
+{_choice(origin)}{"".join(f" {warning}." for warning in warnings)}
 
 `expert_mapping.json` gives the new number of each kept expert, by layer and by its number in the model that
 was pruned."""
+
+
+def _choice(origin: Origin) -> str:
+    """How the kept experts were chosen, as far as it is known."""
+    known = {"rule": origin.rule, "seed": origin.seed}
+    details = ", ".join(f"{name} {quoted(str(value))}" for name, value in known.items() if value is not None)
+    choice = f"The choice of experts is {origin}" + (f" ({details})." if details else ".")
+    if origin.profile_hash is None:
+        return choice
+    return f"{choice} The SHA-256 of the profile's saliency table is {quoted(origin.profile_hash)}."
 
 
 def _usage(name: str) -> str:

@@ -2,14 +2,17 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gptoss_jax.errors import CheckpointError
 from gptoss_jax.files.atomic import let_go
 
 FILE = "SHA256SUMS"
 PIECE_BYTES = 4 << 20
+LINE = re.compile(r"(?P<digest>[0-9a-f]{64}) [ *](?P<name>[^/\0]+)")
 
 
 def write(folder: Path, known: Mapping[str, str]) -> None:
@@ -21,14 +24,24 @@ def write(folder: Path, known: Mapping[str, str]) -> None:
 
 def differing(folder: Path, progress: Callable[[int], Any] = lambda nbytes: None) -> list[str]:
     """Names of the files whose bytes, read again from the disk, have another digest than was written."""
-    lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
-    wanted = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
+    wanted = parse((folder / FILE).read_bytes(), str(folder / FILE))
     for name in wanted:
         with open(folder / name, "rb") as file:
             # The page cache would give back what was written, not what arrived. It keeps what is not on the disk.
             os.fsync(file.fileno())
             let_go(file.fileno())
     return [name for name, expected in wanted.items() if digest(folder / name, progress) != expected]
+
+
+def parse(data: bytes, where: str = FILE) -> dict[str, str]:
+    """The digest of each file by its name; CheckpointError where the bytes are no such list."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(os.fsdecode(data).removesuffix("\n").split("\n"), 1):
+        match = LINE.fullmatch(line)
+        if not match or match["name"] in found:
+            raise CheckpointError(f"{where}: line {number} is no digest of a further file: copy the checkpoint again")
+        found[match["name"]] = match["digest"]
+    return found
 
 
 def digest(file: Path, progress: Callable[[int], Any] = lambda nbytes: None) -> str:

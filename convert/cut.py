@@ -2,30 +2,128 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from gptoss_jax.config import Config
-from gptoss_jax.errors import CheckpointError
+from gptoss_jax.errors import CheckpointError, OutputError, RankingError
+from gptoss_jax.files.atomic import check_apart, new_folder
+from gptoss_jax.selection import keep_sets as select
 
-from . import mxfp4
+from . import card, checksums, mxfp4
 from .folder import pruned_config, write_checkpoint
-from .hf import Checkpoint
 from .mapping import MXFP4_BLOCK, Named, Tensor, all_tensors
 from .shards import Planned, Rows
-from .tensors import Tensors, check_finite
+from .tensors import AnyCheckpoint, check_finite, read_values
 
 PIECE_BYTES = 16 << 20
 
-KeepSets = Sequence[Sequence[int]]
+Layers = Sequence[Sequence[int]]
+"""The experts that stay, of each layer, sorted."""
+Progress = Callable[[int, str], AbstractContextManager[Callable[[int], Any]]]
+"""From a total and its unit to a bar, which is told of each part that is done."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A checkpoint that `prune` wrote, and may stand where its folder's path may."""
+
+    folder: Path
+    name: str
+    num_kept: int
+    warnings: tuple[str, ...]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+
+def prune(
+    source: AnyCheckpoint,
+    keep_sets: select.KeepSets,
+    out: Path | None = None,
+    *,
+    model: str | None = None,
+    domain: str | None = None,
+    format: Literal["same", "mxfp4", "bf16"] = "same",
+    max_shard_bytes: int = 5 * 10**9,
+    lower_top_k: bool = False,
+    overwrite: bool = False,
+    verify: bool = False,
+    progress: Progress = lambda total, unit: nullcontext(lambda done: None),
+) -> Pruned:
+    """Write a checkpoint with only the experts of `keep_sets`; nothing is written where it raises.
+
+    Args:
+        source: The model.
+        keep_sets: The experts that stay, of every layer as many.
+        out: The new folder; by default one of the new model's name, here.
+        model: What the card calls the model: a folder or a hub id; by default the source's folder.
+        domain: What it is specialised in, for name and card; by default the only domain of the keep-sets, or general.
+        format: The form of the experts' weights.
+        max_shard_bytes: The largest size of a file.
+        lower_top_k: Whether fewer experts may stay than each token uses now.
+        overwrite: Whether an existing folder is replaced, at the end.
+        verify: Whether the files are read again from the disk before they get their final name.
+        progress: Makes a bar for each long part of the work.
+
+    Raises:
+        RankingError: The keep-sets do not fit the model, or keep different numbers of experts in its layers.
+        OutputError: The folder exists, cannot be written, or reads back otherwise than it was written.
+        CheckpointError: A weight of the source cannot be read, or not be written in that form.
+    """
+    num_kept = _checked(keep_sets, source.config, lower_top_k)
+    domain = card.domain_for(keep_sets.origin, domain)
+    name = card.model_name(source.config, num_kept, domain)
+    out = out or Path(name)
+    check_apart(out, source.folder, or_inside=True)
+    quantize = source.quantized if format == "same" else format == "mxfp4"
+    warnings = _doubts(source, keep_sets)
+    text = card.card(source, keep_sets, domain, model or str(source.folder), quantize, warnings)
+    with new_folder(out, overwrite) as folder:
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        groups = plan(source, keep_sets.layers, quantize)
+        with progress(sum(t.nbytes for group in groups for t in group), "B") as advance:
+            write(source, keep_sets.layers, folder, groups, quantize, max_shard_bytes, advance)
+        if verify:
+            with progress(sum(file.stat().st_size for file in folder.iterdir()), "B") as advance:
+                changed = checksums.differing(folder, advance)
+            if changed:
+                raise OutputError(f"{out / changed[0]}: reads back otherwise than it was written: try another disk")
+    return Pruned(out, name, num_kept, warnings)
+
+
+def _checked(keep_sets: select.KeepSets, config: Config, lower_top_k: bool) -> int:
+    """How many experts every layer keeps; RankingError where the keep-sets cannot become a checkpoint."""
+    keep_sets.check(config)
+    sizes = [len(kept) for kept in keep_sets.layers]
+    if len({*sizes}) > 1:
+        raise RankingError(
+            f"the layers keep {', '.join(map(str, sizes))} experts: a checkpoint has the same number in every layer: "
+            "give keep-sets of one size"
+        )
+    keep_sets.check_active(config, lower_top_k)
+    return sizes[0]
+
+
+def _doubts(source: AnyCheckpoint, keep_sets: select.KeepSets) -> tuple[str, ...]:
+    """What a reader should know of keep-sets that fit the model and may be another's."""
+    profiled = keep_sets.origin.model_fingerprint
+    if profiled is None or profiled == source.fingerprint():
+        return ()
+    return (
+        "The choice of experts rests on a profile of a checkpoint with another fingerprint: "
+        "of another model, or of the same weights in another form",
+    )
 
 
 def write(
-    checkpoint: Checkpoint,
-    keep_sets: KeepSets,
+    checkpoint: AnyCheckpoint,
+    keep_sets: Layers,
     folder: Path,
     groups: Sequence[Sequence[Planned]],
     quantize: bool,
@@ -39,7 +137,7 @@ def write(
     write_checkpoint(folder, groups, config, checkpoint.folder, max_shard_bytes, progress)
 
 
-def plan(checkpoint: Tensors, keep_sets: KeepSets, quantize: bool) -> list[list[Planned]]:
+def plan(checkpoint: AnyCheckpoint, keep_sets: Layers, quantize: bool) -> list[list[Planned]]:
     """The tensors with only the experts of the L keep-sets (sorted, of equal length).
 
     Groups stay in one shard: a projection's blocks and scales. From MXFP4 to MXFP4 nothing is decoded,
@@ -54,7 +152,7 @@ def plan(checkpoint: Tensors, keep_sets: KeepSets, quantize: bool) -> list[list[
     ]
 
 
-def _group(checkpoint: Tensors, entry: Named, kept: Sequence[int], quantize: bool) -> list[Planned]:
+def _group(checkpoint: AnyCheckpoint, entry: Named, kept: Sequence[int], quantize: bool) -> list[Planned]:
     name, tensor, _ = entry
     if not tensor.per_expert:
         return [_copied(checkpoint.tensors[name])]
@@ -79,7 +177,7 @@ def _cut(stored: Rows, kept: Sequence[int]) -> Planned:
     return Planned(stored.name, stored.dtype, shape, lambda: (stored.read(expert, 1) for expert in kept))
 
 
-def _decoded(checkpoint: Tensors, entry: Named, kept: Sequence[int]) -> Planned:
+def _decoded(checkpoint: AnyCheckpoint, entry: Named, kept: Sequence[int]) -> Planned:
     name, tensor, _ = entry
     config: Config = checkpoint.config
 
@@ -121,7 +219,7 @@ def _values_of_bytes() -> np.ndarray:
     return np.ascontiguousarray(pairs.view(np.uint16).reshape(-1, 2).T)
 
 
-def _encoded(checkpoint: Tensors, entry: Named, kept: Sequence[int]) -> list[Planned]:
+def _encoded(checkpoint: AnyCheckpoint, entry: Named, kept: Sequence[int]) -> list[Planned]:
     name, tensor, _ = entry
     config: Config = checkpoint.config
     shape = (len(kept), *tensor.blocks_shape(config)[1:])
@@ -130,7 +228,7 @@ def _encoded(checkpoint: Tensors, entry: Named, kept: Sequence[int]) -> list[Pla
 
     def blocks() -> Iterator[np.ndarray]:
         for expert in kept:
-            values = checkpoint.values(name, tensor, expert, 1)
+            values = read_values(checkpoint, name, tensor, expert, 1)
             # MXFP4 has no NaN: a damaged expert would come out sound.
             check_finite(values, name, tensor, expert)
             block, scale = mxfp4.encode(tensor.hf_to_mxfp4(values, config))

@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gptoss_jax.config import Config
 from gptoss_jax.errors import CheckpointError
-from gptoss_jax.files.paths import WEIGHT_SUFFIXES, AnyPath
+from gptoss_jax.files.paths import WEIGHT_SUFFIXES, AnyPath, parse_json, read_file
 
 from . import checksums
 from .shards import Planned, write_shards
+
+CONFIG = "config.json"
 
 # The published config's block, for a BF16 model that becomes MXFP4.
 QUANTIZATION = {
@@ -23,6 +26,17 @@ QUANTIZATION = {
     ],
     "quant_method": "mxfp4",
 }
+
+
+def read_config(folder: AnyPath) -> tuple[dict[str, Any], Config]:
+    """config.json as it stands, with the keys that mean nothing here, and what it says; ConfigError."""
+    return parse_config(read_file(folder / CONFIG), str(folder / CONFIG))
+
+
+def parse_config(data: bytes, where: str = CONFIG) -> tuple[dict[str, Any], Config]:
+    """The same from the file's bytes."""
+    raw = parse_json(data, where)
+    return raw, Config.from_json(raw, where)
 
 
 def write_checkpoint(
@@ -45,7 +59,7 @@ def write_checkpoint(
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """config.json; keys stay in their order."""
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_others(source: AnyPath, folder: Path) -> None:

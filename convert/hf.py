@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptoss_jax.config import Config
 from gptoss_jax.errors import CheckpointError
-from gptoss_jax.files.paths import AnyPath, read_json
-from gptoss_jax.network.source import Weights
+from gptoss_jax.files.paths import AnyPath
+from gptoss_jax.network.source import ALL, Weights, split_path
 
 from . import mxfp4
-from .mapping import ALL, LAYER, OUTER, Tensor, all_tensors, layer_name, split_path
+from .folder import read_config
+from .mapping import LAYER, OUTER, Tensor, all_tensors, layer_name
 from .shards import Stored, find_tensors
-from .tensors import Tensors, check_finite
+from .tensors import check_finite, is_quantized, read_values
 
 FIRST_BLOCKS = "model.layers.0.mlp.experts.gate_up_proj_blocks"
 ALIGNMENT = 64  # bytes, of XLA's CPU buffers
@@ -26,19 +26,17 @@ FOUR_BITS = {"packed": "blocks", "scales": "scales", "blocks": "blocks", "expone
 FINGERPRINT_BYTES = 4096  # of the head of each tensor; all of 120b would take minutes to read
 
 
-class Checkpoint(Tensors):
-    """Reads tensors on demand; implements `gptoss_jax.network.source.Source`."""
+class Checkpoint:
+    """Reads tensors on demand; implements `tensors.AnyCheckpoint`."""
 
-    tensors: Mapping[str, Stored]
     four_bits = "blocks"
 
     def __init__(self, folder: AnyPath):
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such folder: give a checkpoint in Hugging Face form, or a hub id")
         self.folder = folder
-        self.config_json: dict[str, Any] = read_json(folder / "config.json")
-        self.config = Config.from_json(self.config_json, str(folder / "config.json"))
-        self.tensors = find_tensors(folder)
+        self.config_json, self.config = read_config(folder)
+        self.tensors: Mapping[str, Stored] = find_tensors(folder)
         self.quantized = FIRST_BLOCKS in self.tensors
         self._check()
 
@@ -96,7 +94,7 @@ class Checkpoint(Tensors):
     def _read(self, name: str, tensor: Tensor, form: str, ranges: Sequence[tuple[int, int]], into: np.ndarray) -> None:
         """Fill `into` with a part of one parameter; reads the rows of `ranges[0]` where these are the tensor's."""
         (first, last), *others = ranges
-        if form in FOUR_BITS or self.is_quantized(tensor):
+        if form in FOUR_BITS or is_quantized(self, tensor):
             # An expert at a time: what is made on the way is several times its size, and new memory takes longer to
             # get than these bytes to be read.
             for one, expert in zip(into, range(first, last), strict=True):
@@ -118,7 +116,7 @@ class Checkpoint(Tensors):
 
     def _decoded(self, name: str, tensor: Tensor, expert: int) -> np.ndarray:
         """One expert's rows of a kernel that is stored in MXFP4."""
-        values = self.values(name, tensor, expert, 1)
+        values = read_values(self, name, tensor, expert, 1)
         check_finite(values, name, tensor, expert)
         return tensor.mxfp4_to_model(values, self.config)[0]
 
@@ -138,7 +136,7 @@ class Checkpoint(Tensors):
     def _check(self) -> None:
         expected: dict[str, tuple[str, tuple[int, ...]]] = {}
         for name, tensor, _ in all_tensors(self.config):
-            if self.is_quantized(tensor):
+            if is_quantized(self, tensor):
                 blocks = tensor.blocks_shape(self.config)
                 expected[f"{name}_blocks"] = ("U8", blocks)
                 expected[f"{name}_scales"] = ("U8", blocks[:-1])

@@ -73,8 +73,6 @@ class Tensor:
         return _rearranged(array, self.hf, self.mxfp4, config)
 
 
-ALL = "all"  # layers, where a path names the stack of them
-
 LAYER = (
     Tensor("input_layernorm.weight", "attention_norm/scale", "D", "D"),
     Tensor("self_attn.q_proj.weight", "attention/q_kernel", "(H h) D", "H h D"),
@@ -119,12 +117,6 @@ OUTER = (
 def layer_name(index: int, tensor: Tensor) -> str:
     """Full name of a layer's tensor in a checkpoint."""
     return f"model.layers.{index}.{tensor.hf_name}"
-
-
-def split_path(path: str) -> tuple[str, str]:
-    """The layer of a parameter's path in the model ("" outside layers, ALL of the stack), and its path in there."""
-    match = re.fullmatch(r"layers/(?:(\d+)/)?(.*)", path)
-    return (match[1] or ALL, match[2]) if match else ("", path)
 
 
 class Named(NamedTuple):

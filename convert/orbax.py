@@ -13,10 +13,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -27,22 +27,22 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
 from flax.traverse_util import unflatten_dict
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from gptoss_jax.config import Config
 from gptoss_jax.devices import mesh as sharding
 from gptoss_jax.errors import CheckpointError, reason
-from gptoss_jax.files.paths import AnyPath, read_json
+from gptoss_jax.files.paths import AnyPath, is_local
 from gptoss_jax.kernels.mxfp4 import dequantise
-from gptoss_jax.network.source import Weights, abstract
+from gptoss_jax.network.source import Source, Weights, abstract, split_path
 
-from .folder import copy_others, pruned_config, write_config
-from .hf import Checkpoint
-from .mapping import split_path
-from .shards import ORBAX, UNSOUND
+from . import published
+from .folder import copy_others, pruned_config, read_config, write_config
+from .shards import ORBAX, Rows, sound
 
 INDEX = "orbax.index.json"
+UNUSABLE = "no usable index", "copy the folder again"
 PACKED = "layers/moe/experts/gate_up_packed"
 SAVED_AT_ONCE = 1 << 30  # bytes; each save takes a while by itself
 CHUNK_BYTES = 64 << 20  # of arrays outside layers
@@ -50,18 +50,17 @@ CACHE_BYTES = 256 << 20  # of chunks that were read: rows of the router and of b
 
 
 class OrbaxCheckpoint:
-    """Reads arrays on demand; implements `gptoss_jax.network.source.Source`."""
+    """Reads arrays on demand; implements `tensors.AnyCheckpoint`."""
 
     four_bits = "mxfp4"
 
     def __init__(self, folder: AnyPath):
-        if not isinstance(folder, Path):
+        if not is_local(folder):
             raise CheckpointError(
                 f"{folder}: Orbax checkpoints are read from this machine's file systems: copy it there"
             )
         self.folder = folder
-        self.config_json: dict[str, Any] = read_json(folder / "config.json")
-        self.config = Config.from_json(self.config_json, str(folder / "config.json"))
+        self.config_json, self.config = read_config(folder)
         _check_files(folder)
         self._root = folder.absolute() / ORBAX  # Orbax takes no relative paths
         with _damage(folder):
@@ -69,6 +68,11 @@ class OrbaxCheckpoint:
             self._arrays = _open(manifest.parent)
         self.quantized = PACKED in self._arrays
         self._check()
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Rows]:
+        """The tensors of the Hugging Face form, rearranged from parts of the arrays."""
+        return published.tensors(self)
 
     def load(self, wanted: Weights) -> Weights:
         """The arrays as wanted, on whatever mesh; each process reads the chunks that hold its devices' parts."""
@@ -131,10 +135,7 @@ class OrbaxCheckpoint:
 
     def _dequantised(self, path: str, wanted: jax.ShapeDtypeStruct) -> jax.Array:
         """A kernel [L, E, …, I] as floats, from codes and scales [L, E, I / 2 or 32, O]."""
-        name, split = path.removesuffix("_kernel"), wanted.sharding
-        if isinstance(split, NamedSharding):
-            # Layers and experts lie alike in both; along inputs, codes have no order that could be split as theirs.
-            split = NamedSharding(split.mesh, P(*split.spec[:2]))
+        name, split = path.removesuffix("_kernel"), _of_experts(wanted.sharding)
         parts = (f"{name}_{part}" for part in ("packed", "scales"))
         stored = [
             self._restored(part, jax.ShapeDtypeStruct(self._arrays[part].shape, jnp.uint8, sharding=split))
@@ -170,7 +171,7 @@ def nbytes(leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def write(
-    source: Checkpoint | OrbaxCheckpoint,
+    source: Source,
     folder: Path,
     wanted: dict[str, jax.ShapeDtypeStruct],
     progress: Callable[[int], Any] = lambda nbytes: None,
@@ -250,6 +251,16 @@ def _chunks(path: Any, array: Any) -> Any:
     return storage(shard_axes=(0, 1) if "experts/" in name and not name.endswith("_bias") else (0,))
 
 
+def _of_experts(kernels: Any) -> Any:
+    """The sharding of codes [L, E, …] for that of their kernels, which have another number of axes.
+
+    Layers and experts lie alike in both; along inputs, codes have no order that could be split as theirs.
+    """
+    if len(kernels.device_set) == 1:
+        return SingleDeviceSharding(*kernels.device_set)
+    return NamedSharding(kernels.mesh, P(*kernels.spec[:2]))
+
+
 def _kernels(packed: jax.Array, scales: jax.Array, outputs: tuple[int, ...], dtype: Any) -> jax.Array:
     def one_layer(parts: tuple[jax.Array, jax.Array]) -> jax.Array:
         values = dequantise(*parts, dtype)
@@ -267,16 +278,30 @@ def _all_finite(array: jax.Array) -> jax.Array:
 
 def _check_files(folder: Path) -> None:
     """CheckpointError where a file is missing or of another size: Orbax would say so late, or not at all."""
-    try:
-        sizes = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    for name, size in read_index(folder / INDEX).items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: {INDEX} names this file, but it is missing: copy the folder again")
+        if file.stat().st_size != size:
+            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, {INDEX} says {size}: copy it again")
+
+
+def read_index(file: Path) -> dict[str, int]:
+    """The size of each file below orbax/ by its path in the checkpoint; CheckpointError where it is no such table."""
+    with sound(str(file), *UNUSABLE):
+        return parse_index(file.read_bytes(), str(file))
+
+
+def parse_index(data: bytes, where: str = INDEX) -> dict[str, int]:
+    """The same from the file's bytes."""
+    with sound(where, *UNUSABLE):
+        sizes: dict[str, int] = json.loads(data)
         for name, size in sizes.items():
-            file = folder / name
-            if not file.is_file():
-                raise CheckpointError(f"{file}: {INDEX} names this file, but it is missing: copy the folder again")
-            if file.stat().st_size != size:
-                raise CheckpointError(f"{file}: {file.stat().st_size} bytes, {INDEX} says {size}: copy it again")
-    except UNSOUND as error:
-        raise CheckpointError(f"{folder / INDEX}: no usable index ({reason(error)}): copy the folder again") from None
+            if not name.startswith(f"{ORBAX}/") or ".." in name.split("/") or not name.isprintable():
+                raise ValueError(f"{name!r} is no file below {ORBAX}/")
+            if type(size) is not int or size < 0:
+                raise ValueError(f"{name} has {size!r} bytes")
+        return sizes
 
 
 @contextmanager

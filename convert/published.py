@@ -1,24 +1,40 @@
 """From arrays of the model back to tensors of the Hugging Face form, a tensor's rows at a time."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
+from gptoss_jax.config import Config
+
 from . import mxfp4
 from .cut import plan as cut_plan
-from .hf import Checkpoint
 from .mapping import Named, all_tensors
-from .orbax import OrbaxCheckpoint
-from .shards import DTYPES, Planned
-from .tensors import Tensors
+from .shards import DTYPES, Planned, Rows
+from .tensors import AnyCheckpoint
+
+
+class Arrays(Protocol):
+    """A checkpoint of the model's own arrays, in BF16 or as MXFP4 that a device wants."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def quantized(self) -> bool: ...
+
+    def read(self, path: str, index: tuple[Any, ...]) -> np.ndarray:
+        """A part of the array at a parameter's path, layers' stacked [L, …]."""
+        ...
 
 
 @dataclass(frozen=True)
 class Rearranged:
     """A tensor of the Hugging Face form, made from the model's array when its rows are read."""
 
-    source: OrbaxCheckpoint
+    source: Arrays
     named: Named
     name: str
     shape: tuple[int, ...]
@@ -56,24 +72,21 @@ class Rearranged:
         return rows.reshape(len(part), *self.shape[1:])
 
 
-class Published(Tensors):
-    """An Orbax checkpoint seen as one in Hugging Face form."""
-
-    def __init__(self, source: OrbaxCheckpoint):
-        self.config, self.quantized = source.config, source.quantized
-        made: dict[str, Rearranged] = {}
-        for named in all_tensors(self.config):
-            name, tensor, _ = named
-            if self.is_quantized(tensor):
-                blocks = tensor.blocks_shape(self.config)
-                made[f"{name}_blocks"] = Rearranged(source, named, f"{name}_blocks", blocks, "packed")
-                made[f"{name}_scales"] = Rearranged(source, named, f"{name}_scales", blocks[:-1], "scales")
-            else:
-                made[name] = Rearranged(source, named, name, tensor.hf_shape(self.config))
-        self.tensors = made
+def tensors(source: Arrays) -> Mapping[str, Rows]:
+    """Every tensor of the Hugging Face form by its name."""
+    made: dict[str, Rows] = {}
+    for named in all_tensors(source.config):
+        name, tensor, _ = named
+        if source.quantized and tensor.mxfp4:
+            blocks = tensor.blocks_shape(source.config)
+            made[f"{name}_blocks"] = Rearranged(source, named, f"{name}_blocks", blocks, "packed")
+            made[f"{name}_scales"] = Rearranged(source, named, f"{name}_scales", blocks[:-1], "scales")
+        else:
+            made[name] = Rearranged(source, named, name, tensor.hf_shape(source.config))
+    return made
 
 
-def plan(source: Checkpoint | OrbaxCheckpoint, quantize: bool) -> list[list[Planned]]:
+def plan(checkpoint: AnyCheckpoint, quantize: bool) -> list[list[Planned]]:
     """All tensors, experts' kernels in MXFP4 or BF16; what has its form already keeps its bytes."""
-    tensors: Tensors = Published(source) if isinstance(source, OrbaxCheckpoint) else source
-    return cut_plan(tensors, [range(source.config.num_experts)] * source.config.num_layers, quantize)
+    config = checkpoint.config
+    return cut_plan(checkpoint, [range(config.num_experts)] * config.num_layers, quantize)

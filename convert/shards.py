@@ -7,12 +7,14 @@ whole tensors; here any run of rows is read, so that no more than a few experts 
 
 import hashlib
 import json
+import math
 import os
 import re
 import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -41,11 +43,14 @@ DTYPES = {
 }
 # What JSON of another form, or none, raises on the way to names and numbers.
 UNSOUND = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+UNUSABLE = "no usable index", "download it again"  # what is wrong, and how to mend it
+UNSOUND_HEADER = "its header is not sound", "download it again"
 AT_ONCE = min(4, os.cpu_count() or 1)  # shards being written: SHA-256 takes the bytes of each in their order
 AHEAD = 2  # pieces of a shard that wait between two threads, so that neither stops at once when the other does
 # Of a shard, what the page cache is given before it is asked to let go. To find memory for whole files takes longer
 # than to write them where the cache is full or the machine virtual, and pushes out what other programs read.
 HELD_BYTES = 16 << 20
+LENGTH_BYTES = 8  # of the header's length, with which a file begins
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 
@@ -70,15 +75,22 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Where one tensor lies."""
+class Entry:
+    """What a header says of one tensor."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    file: AnyPath
     offset: int
+    """Of its first byte in the file."""
     nbytes: int
+
+
+@dataclass(frozen=True)
+class Stored(Entry):
+    """Where one tensor lies."""
+
+    file: AnyPath
     version: tuple[int, ...]
     """Of the file, when its header was read."""
 
@@ -130,7 +142,7 @@ def find_tensors(folder: AnyPath) -> dict[str, Stored]:
         if not (folder / SINGLE).exists():
             raise CheckpointError(f"{folder}: holds neither {INDEX} nor {SINGLE}: not a checkpoint's folder")
         return {t.name: t for t in read_header(folder / SINGLE)}
-    weight_map = _read_index(index_path)
+    weight_map = read_index(index_path)
     shards = sorted(set(weight_map.values()))
     for shard in shards:
         if not (folder / shard).is_file():
@@ -152,44 +164,83 @@ def find_tensors(folder: AnyPath) -> dict[str, Stored]:
     return found
 
 
-def _read_index(path: AnyPath) -> dict[str, str]:
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        if not all(isinstance(name, str) and os.path.basename(name) == name for name in weight_map.values()):
-            raise ValueError("a shard's name is no plain file name")
-    except UNSOUND as error:
-        raise CheckpointError(f"{path}: no usable index ({reason(error)}): download it again") from None
-    return weight_map
+def read_index(file: AnyPath) -> dict[str, str]:
+    """The shard of each tensor, by the index; CheckpointError where it is not sound."""
+    with sound(str(file), *UNUSABLE):
+        return parse_index(file.read_bytes(), str(file))
+
+
+def parse_index(data: bytes, where: str = INDEX) -> dict[str, str]:
+    """The same from the file's bytes."""
+    with sound(where, *UNUSABLE):
+        weight_map: dict[str, str] = json.loads(data)["weight_map"]
+        for name, shard in weight_map.items():
+            if type(shard) is not str or os.path.basename(shard) != shard or shard in ("", ".", ".."):
+                raise ValueError("a shard's name is no plain file name")
+            if not (name + shard).isprintable():  # errors that name it have one line
+                raise ValueError(f"{name + shard!r}: a name with control characters")
+        return weight_map
 
 
 def read_header(file: AnyPath) -> list[Stored]:
     """The tensors of one shard; CheckpointError where the file is truncated or its header is not sound."""
-    try:
-        stream: Any
-        with file.open("rb") as stream:
-            version = _version(stream)
-            size = version[0]
-            stream.seek(0)
-            start = stream.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            if length > min(MAX_HEADER, size - 8):
-                raise CheckpointError(f"{file}: {size} bytes, too short for its header: truncated, download it again")
-            header = json.loads(stream.read(length))
+    stream: Any
+    with sound(str(file), *UNSOUND_HEADER), file.open("rb") as stream:
+        version = _version(stream)
+        stream.seek(0)
+        start = stream.read(LENGTH_BYTES)
+        start += stream.read(min(int.from_bytes(start, "little"), MAX_HEADER))
+    return [Stored(**vars(entry), file=file, version=version) for entry in parse_header(start, version[0], str(file))]
+
+
+def parse_header(data: bytes, size: int, where: str = SINGLE) -> list[Entry]:
+    """The same from the first bytes of a file of `size` bytes, which hold at least its header."""
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    base = LENGTH_BYTES + length
+    if size < LENGTH_BYTES or length > MAX_HEADER or base > size:
+        raise CheckpointError(f"{where}: {size} bytes, too short for its header: truncated, download it again")
+    with sound(where, *UNSOUND_HEADER):
+        header = json.loads(data[LENGTH_BYTES:base])
         header.pop("__metadata__", None)
-        tensors = [_stored(file, version, 8 + length, name, entry) for name, entry in header.items()]
-    except UNSOUND as error:
-        raise CheckpointError(f"{file}: its header is not sound ({reason(error)}): download it again") from None
-    tensors.sort(key=lambda t: t.offset)
-    if tensors and tensors[0].offset != 8 + length:
-        raise CheckpointError(f"{file}: a gap before {tensors[0].name}: download it again")
-    end = max((t.offset + t.nbytes for t in tensors), default=8 + length)
+        entries = [_entry(base, name, entry) for name, entry in header.items()]
+    entries.sort(key=lambda entry: entry.offset)
+    _check_ranges(entries, base, size, where)
+    return entries
+
+
+def _entry(base: int, name: str, raw: dict[str, Any]) -> Entry:
+    begin, end = raw["data_offsets"]
+    dtype, shape = raw["dtype"], tuple(raw["shape"])
+    if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
+        raise ValueError(f"{name}: offsets and shape must be whole numbers")
+    if type(dtype) is not str or not (name + dtype).isprintable():  # errors that name it have one line
+        raise ValueError(f"{name!r}: name and dtype must be words, and dtype is {dtype!r}")
+    known = DTYPES.get(dtype)
+    if begin > end or (known is not None and end - begin != math.prod(shape) * known.itemsize):
+        raise ValueError(f"{name}: {end - begin} bytes do not fit {dtype} {list(shape)}")
+    return Entry(name, dtype, shape, base + begin, end - begin)
+
+
+def _check_ranges(entries: Sequence[Entry], base: int, size: int, where: str) -> None:
+    """CheckpointError where tensors, sorted by their place, do not lie from `base` to `size` without a gap."""
+    if entries and entries[0].offset != base:
+        raise CheckpointError(f"{where}: a gap before {entries[0].name}: download it again")
+    end = max((entry.offset + entry.nbytes for entry in entries), default=base)
     if end != size:
         what = "truncated" if end > size else "bytes behind the last tensor"
-        raise CheckpointError(f"{file}: its header describes {end} bytes, it has {size}: {what}, download it again")
-    for before, after in pairwise(tensors):
+        raise CheckpointError(f"{where}: its header describes {end} bytes, it has {size}: {what}, download it again")
+    for before, after in pairwise(entries):
         if before.offset + before.nbytes != after.offset:
-            raise CheckpointError(f"{file}: {before.name} and {after.name} overlap or leave a gap: download it again")
-    return tensors
+            raise CheckpointError(f"{where}: {before.name} and {after.name} overlap or leave a gap: download it again")
+
+
+@contextmanager
+def sound(where: str, what: str, mend: str) -> Iterator[None]:
+    """CheckpointError for whatever reading and parsing raises where a file is not what it should be."""
+    try:
+        yield
+    except UNSOUND as error:
+        raise CheckpointError(f"{where}: {what} ({reason(error)}): {mend}") from None
 
 
 def _version(stream: Any) -> tuple[int, ...]:
@@ -199,17 +250,6 @@ def _version(stream: Any) -> tuple[int, ...]:
     except OSError:  # fsspec's files have no descriptor
         return (stream.seek(0, os.SEEK_END),)
     return status.st_size, status.st_mtime_ns
-
-
-def _stored(file: AnyPath, version: tuple[int, ...], base: int, name: str, entry: dict[str, Any]) -> Stored:
-    begin, end = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)):
-        raise ValueError(f"{name}: offsets and shape must be whole numbers")
-    dtype = DTYPES.get(entry["dtype"])
-    if dtype is not None and end - begin != int(np.prod(shape, dtype=object)) * dtype.itemsize:
-        raise ValueError(f"{name}: {end - begin} bytes do not fit {entry['dtype']} {list(shape)}")
-    return Stored(name, entry["dtype"], shape, file, base + begin, end - begin, version)
 
 
 @dataclass(frozen=True)

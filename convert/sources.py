@@ -2,7 +2,6 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gptoss_jax.config import HUB_ID
 from gptoss_jax.errors import CheckpointError, reason
@@ -10,10 +9,7 @@ from gptoss_jax.files.paths import AnyPath, place
 
 from .hf import Checkpoint
 from .shards import ORBAX
-
-if TYPE_CHECKING:
-    from .orbax import OrbaxCheckpoint
-
+from .tensors import AnyCheckpoint
 
 NANO = "nano"  # the small model that ships with the project; a folder of this name is ./nano
 # A hub repository may hold the weights again in other forms, in folders of their own.
@@ -38,7 +34,7 @@ def locate(model: str) -> AnyPath:
         raise CheckpointError(f"{model}: no such folder, and the hub does not give it: {reason(error)}") from error
 
 
-def open_source(model: str) -> "Checkpoint | OrbaxCheckpoint":
+def open_source(model: str) -> AnyCheckpoint:
     """The checkpoint that a user names."""
     folder = locate(model)
     if not (folder / ORBAX).is_dir():
@@ -46,11 +42,3 @@ def open_source(model: str) -> "Checkpoint | OrbaxCheckpoint":
     from .orbax import OrbaxCheckpoint  # Orbax is slow to import, and needed for its own checkpoints only
 
     return OrbaxCheckpoint(folder)
-
-
-def open_hf(model: str) -> Checkpoint:
-    """The checkpoint that a user names, in Hugging Face form and no other."""
-    folder = locate(model)
-    if (folder / ORBAX).is_dir():
-        raise CheckpointError(f"{folder}: an Orbax checkpoint: first gptoss-jax convert {folder} --to hf")
-    return Checkpoint(folder)

@@ -1,11 +1,12 @@
-"""Tensors by their names in the Hugging Face form."""
+"""What every checkpoint gives: its tensors by their names in the Hugging Face form."""
 
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from gptoss_jax.config import Config
 from gptoss_jax.errors import CheckpointError
+from gptoss_jax.network.source import Source
 
 from . import mxfp4
 from .mapping import Tensor
@@ -14,23 +15,29 @@ from .shards import Rows
 FINITE_PIECE = 1 << 22  # values checked at once
 
 
-class Tensors:
-    """Tensors by their names in the Hugging Face form: a `Checkpoint`, or another form seen as one."""
+@runtime_checkable
+class AnyCheckpoint(Source, Protocol):
+    """A source that gives itself in Hugging Face form as well, whatever its files are: from it any other is written."""
 
-    config: Config
-    quantized: bool
-    tensors: Mapping[str, Rows]
+    @property
+    def tensors(self) -> Mapping[str, Rows]:
+        """Every tensor by its name in the Hugging Face form; its rows are read, or made, when they are asked for."""
+        ...
 
-    def is_quantized(self, tensor: Tensor) -> bool:
-        """Whether this tensor is stored as MXFP4."""
-        return self.quantized and tensor.mxfp4 is not None
 
-    def values(self, name: str, tensor: Tensor, first: int = 0, count: int | None = None) -> np.ndarray:
-        """Values of some experts' rows: as in the BF16 form, or as in the MXFP4 form if stored so."""
-        if not self.is_quantized(tensor):
-            return self.tensors[name].read(first, count)
-        blocks = self.tensors[f"{name}_blocks"].read(first, count)
-        return mxfp4.decode(blocks, self.tensors[f"{name}_scales"].read(first, count))
+def is_quantized(checkpoint: AnyCheckpoint, tensor: Tensor) -> bool:
+    """Whether this tensor is stored as MXFP4."""
+    return checkpoint.quantized and tensor.mxfp4 is not None
+
+
+def read_values(
+    checkpoint: AnyCheckpoint, name: str, tensor: Tensor, first: int = 0, count: int | None = None
+) -> np.ndarray:
+    """Values of some experts' rows: as in the BF16 form, or as in the MXFP4 form if stored so."""
+    if not is_quantized(checkpoint, tensor):
+        return checkpoint.tensors[name].read(first, count)
+    blocks, scales = (checkpoint.tensors[f"{name}_{part}"].read(first, count) for part in ("blocks", "scales"))
+    return mxfp4.decode(blocks, scales)
 
 
 def check_finite(values: np.ndarray, name: str, tensor: Tensor, first_expert: int = 0) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputError
-from .paths import AnyPath, upload
+from .paths import AnyPath, is_local, upload
 
 OLD = "old"  # in a workplace: what stood at the path before
 
@@ -25,7 +25,7 @@ def new_folder(path: AnyPath, overwrite: bool = False, last: str = "") -> Iterat
     next run that writes `path` sees to that. A remote `path` cannot be renamed to: its files are copied, `last`
     after all others.
     """
-    if not isinstance(path, Path):
+    if not is_local(path):
         check_free(path, overwrite)
         with tempfile.TemporaryDirectory() as name:
             yield Path(name)
@@ -112,7 +112,7 @@ def write_file(path: Path, text: str, overwrite: bool = False) -> None:
 def check_free(path: AnyPath, overwrite: bool) -> None:
     """OutputError where `path` exists and may not be replaced."""
     with _errors_of(path):
-        if isinstance(path, Path) and Path.cwd().is_relative_to(path.resolve()):
+        if is_local(path) and Path.cwd().is_relative_to(path.resolve()):
             raise OutputError(f"{path}: is the current folder or holds it: give another --out")
         if path.exists() and not overwrite:
             raise OutputError(f"{path}: exists already: give another --out, or --overwrite to replace it at the end")
@@ -122,7 +122,7 @@ def check_apart(path: AnyPath, *inputs: AnyPath, or_inside: bool = False) -> Non
     """OutputError where writing `path` would replace an input, or, with `or_inside`, lie in its folder."""
     with _errors_of(path):
         for source in inputs:
-            written, read = (place.resolve() if isinstance(place, Path) else place for place in (path, source))
+            written, read = (place.resolve() if is_local(place) else place for place in (path, source))
             over = written == read or written in read.parents
             if over or (or_inside and read in written.parents):
                 raise OutputError(f"{path}: is where the input {source} lies: give another --out")
@@ -177,9 +177,9 @@ def _umask() -> int:
 def replace_file(file: AnyPath, parts: Sequence[bytes | memoryview]) -> None:
     """Write a file so that under its name stands what stood there before or the whole of `parts`; storages of
     objects show nothing else."""
-    new = file.with_name(f".{file.name}.new") if isinstance(file, Path) else file
+    new = file.with_name(f".{file.name}.new") if is_local(file) else file
     with new.open("wb") as stream:
         for part in parts:
             stream.write(part)
-    if isinstance(file, Path):
+    if is_local(file):
         os.replace(str(new), file)

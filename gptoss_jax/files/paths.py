@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from upath import UPath
 
@@ -18,6 +18,11 @@ AnyPath: TypeAlias = Path | UPath
 
 SCHEME = re.compile(r"\w[\w+.-]*://")
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}  # in any form
+
+
+def is_local(path: AnyPath) -> TypeGuard[Path]:
+    """Whether a path is one of this machine's file systems."""
+    return isinstance(path, Path)
 
 
 def place(text: str) -> Any:
@@ -35,7 +40,7 @@ def place(text: str) -> Any:
 @contextmanager
 def local_folder(folder: AnyPath) -> Iterator[Path]:
     """A folder of this machine with what `folder` holds beside weights: itself, or a copy for as long as needed."""
-    if isinstance(folder, Path):
+    if is_local(folder):
         yield folder
         return
     with tempfile.TemporaryDirectory() as name:
@@ -60,11 +65,22 @@ def upload(folder: Path, target: AnyPath, last: str) -> None:
 
 def read_json(path: AnyPath) -> Any:
     """A JSON file of a checkpoint; ConfigError where it cannot be read or is no JSON."""
+    return parse_json(read_file(path), str(path))
+
+
+def read_file(path: AnyPath) -> bytes:
+    """A small file of a checkpoint; ConfigError where it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"{path}: {os.strerror(error.errno or 0).lower()}: point at a folder in Hugging Face form"
         ) from None
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """What a JSON file holds; ConfigError where its bytes are no JSON."""
+    try:
+        return json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({reason(error)}): download the file again") from None
+        raise ConfigError(f"{where}: not valid JSON ({reason(error)}): download the file again") from None

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,35 @@ from convert.hf import Checkpoint
 from gptoss_jax.cli import cli
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY
 from gptoss_jax.errors import UserError
+from gptoss_jax.selection.keep_sets import KeepSets
+from gptoss_jax.selection.origin import UNKNOWN, Origin
+from gptoss_jax.selection.ranking import Ranking
 
 KEEP = 4
-KEEP_SETS = [list(range(KEEP))] * TINY.num_layers
+KEEP_SETS = KeepSets([list(range(KEEP))] * TINY.num_layers)
+FEW = KeepSets([[0, 5]] * TINY.num_layers)
+RANKING = Ranking(
+    [list(range(TINY.num_experts))] * TINY.num_layers,
+    Origin("reap", {"science": 1.0}, "falling score", 0, profile_hash="5ca1ab1e"),
+)
 TINY_NAME = f"gpt-oss-{TINY.num_parameters(KEEP) / 1e6:.1f}m-specialized-science-pruned-moe-only-{KEEP}-experts"
 
 Card = Callable[..., str]
 
 
-def prune(model: Path, ranking: Path, *options: str) -> None:
-    """Run the command with a ranking of that name, into the folder that it chooses."""
-    ranking.write_text(json.dumps([list(range(TINY.num_experts))] * TINY.num_layers))
+def prune(model: Path, ranking: Path, *options: str, content: str = RANKING.to_json()) -> str:
+    """Run the command with a ranking of that name, into the folder that it chooses; what it says on both streams."""
+    ranking.write_text(content)
     arguments = ["prune", str(model), "--ranking", str(ranking), "--keep", str(KEEP), *options]
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    return result.output
 
 
 @pytest.fixture
 def write_card(tiny_mxfp4: Path) -> Card:
     def write(**changes: Any) -> str:
-        arguments = {"domain": "science", "model": "openai/gpt-oss-20b", "quantized": True, "source": "science.json"}
+        arguments = {"domain": "science", "model": "openai/gpt-oss-20b", "quantized": True}
         keep_sets = changes.pop("keep_sets", KEEP_SETS)
         return card.card(Checkpoint(tiny_mxfp4), keep_sets, **(arguments | changes))
 
@@ -49,7 +59,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory, tiny_mxfp4: Path) -> Path:
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        prune(tiny_mxfp4, home / "science.json")
+        prune(tiny_mxfp4, home / "law.json")  # a name that must say nothing
     return home / TINY_NAME
 
 
@@ -169,20 +179,20 @@ def test_parameters_after_are_those_of_the_files(pruned: Path) -> None:
 
 
 def test_fewer_experts_than_top_k(write_card: Card) -> None:
-    text = write_card(keep_sets=[[0, 5]] * TINY.num_layers)
+    text = write_card(keep_sets=FEW)
     assert architecture(text)["Experts per token"] == ["3", "2"]
     assert "Every token uses all 2 experts" in words(text)
     assert "multiple of 4" in words(text)
 
 
 def test_fewer_experts_a_token_are_not_called_as_many(write_card: Card) -> None:
-    assert "each token still uses as many experts" not in words(write_card(keep_sets=[[0, 5]] * TINY.num_layers))
+    assert "each token still uses as many experts" not in words(write_card(keep_sets=FEW))
 
 
 def test_rounded_weights_are_not_called_unchanged(tiny_bf16: Path) -> None:
     """From BF16 to MXFP4 nearly every expert weight changes, and the logits with them."""
     source = Checkpoint(tiny_bf16)
-    text = words(card.card(source, KEEP_SETS, "science", "openai/gpt-oss-20b", quantized=True, source="science.json"))
+    text = words(card.card(source, KEEP_SETS, "science", "openai/gpt-oss-20b", quantized=True))
     assert "nothing else changed" not in text
     assert "the logits equal those of the original model" not in text
 
@@ -195,22 +205,67 @@ def test_quality_is_said_to_be_unmeasured(write_card: Card) -> None:
     assert "quality has not been measured" in words(write_card())
 
 
-def test_the_method_names_the_ranking(write_card: Card) -> None:
-    assert "`science.json`" in write_card()
+def test_the_method_names_criterion_data_rule_and_seed(pruned: Path, write_card: Card) -> None:
+    expected = (
+        "The choice of experts is by `reap` over the profile's domain `science` (rule `best 4`, seed `0`). "
+        "The SHA-256 of the profile's saliency table is `5ca1ab1e`."
+    )
+    assert expected in words((pruned / "README.md").read_text(encoding="utf-8"))
+    assert expected in words(write_card(keep_sets=RANKING.keep(KEEP)))
+
+
+def test_lists_without_origin_are_told_as_such(write_card: Card, tiny_mxfp4: Path, tmp_path: Path) -> None:
+    assert "The choice of experts is of unknown origin." in words(write_card())
+    out = tmp_path / "out"
+    prune(tiny_mxfp4, tmp_path / "science.json", "--out", str(out), content=json.dumps(RANKING.layers))
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert "The choice of experts is of unknown origin (rule `best 4`)." in words(text)
+    assert "science" not in text.lower() and "rank" not in text
+
+
+def test_the_command_names_criterion_and_data(tiny_mxfp4: Path, tmp_path: Path) -> None:
+    lists = json.dumps(RANKING.layers)
+    file, out = tmp_path / "science.json", tmp_path / "out"
+    said = prune(tiny_mxfp4, file, "--out", str(out))
+    assert said == f"{TINY_NAME}: 4 of 7 experts a layer by `reap` over the profile's domain `science`: {out}\n"
+    said = prune(tiny_mxfp4, file, "--out", str(out), "--overwrite", content=lists)
+    general = TINY_NAME.replace("science", "general")
+    assert said == f"{general}: 4 of 7 experts a layer of unknown origin: {out}\n"
+
+
+def test_a_profile_of_another_checkpoint_is_told_and_no_error(tiny_mxfp4: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for fingerprint, told in ((Checkpoint(tiny_mxfp4).fingerprint(), False), ("another", True)):
+        ranking = replace(RANKING, origin=replace(RANKING.origin, model_fingerprint=fingerprint))
+        arguments = ["--out", str(out), "--overwrite"]
+        said = prune(tiny_mxfp4, tmp_path / "ranking.json", *arguments, content=ranking.to_json())
+        text = words((out / "README.md").read_text(encoding="utf-8"))
+        doubt = "rests on a profile of a checkpoint with another fingerprint"
+        assert (doubt in text, doubt in said) == (told, told)
+        assert [line for line in said.splitlines() if line.startswith("gptoss-jax: warning: ")] == (
+            said.splitlines()[:1] if told else []
+        )
 
 
 @pytest.mark.parametrize(
-    ("file", "domain"),
+    ("origin", "given", "domain"),
     [
-        ("science.json", "science"),
-        ("health_or_medicine.json", "health_or_medicine"),
-        ("ranking.json", "general"),
-        ("ranking_by_layer.json", "general"),
-        ("keep.json", "general"),
+        (UNKNOWN, None, "general"),
+        (UNKNOWN, "law", "law"),
+        (Origin("reap", {}), None, "general"),
+        (Origin("reap", {"science": 1.0}), None, "science"),
+        (Origin("reap", {"science": 1.0}), "law", "law"),
+        (Origin("reap", {"law": 0.5, "science": 0.5}), None, "general"),
+        (Origin("reap", {"law: tax": 1.0}), None, "law_tax"),
     ],
 )
-def test_the_domain_is_told_by_the_rankings_name(tmp_path: Path, file: str, domain: str) -> None:
-    assert card.domain_of(tmp_path / file) == domain
+def test_the_domain_is_the_given_or_the_origins_only_one(origin: Origin, given: str | None, domain: str) -> None:
+    assert card.domain_for(origin, given) == domain
+
+
+def test_a_ranked_domain_too_long_for_a_name_is_refused() -> None:
+    with pytest.raises(UserError, match="--domain"):
+        card.domain_for(Origin("reap", {"a" * 300: 1.0}), None)
 
 
 def test_a_name_begins_as_the_published_one() -> None:

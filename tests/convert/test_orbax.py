@@ -327,10 +327,21 @@ def test_refused(
     refused("convert", *argv, says=says)
 
 
-def test_prune_says_what_to_do(model: Path, tmp_path: Path, refused: Refused) -> None:
-    dump(tmp_path / "ranking.json", [list(range(7))] * 4)
-    arguments = ["prune", "model", "--ranking", "ranking.json", "--keep", 4]
-    refused(*arguments, says=("model", "Orbax", "gptoss-jax convert model --to hf"))
+@FORMS
+@pytest.mark.parametrize("to", ["mxfp4", "bf16"])
+def test_prune_writes_what_it_writes_of_the_source(
+    hf: dict[str, Path], saved: dict[str, Path], tmp_path: Path, form: str, to: str
+) -> None:
+    """Byte for byte, in all files: from the arrays as from the files that they were made of."""
+    dump(tmp_path / "ranking.json", [np.random.default_rng(layer).permutation(7).tolist() for layer in range(4)])
+    options = ["--ranking", str(tmp_path / "ranking.json"), "--keep", "4", "--format", to]
+    for kind, models in (("hf", hf), ("orbax", saved)):
+        model = Path(shutil.copytree(models[form], tmp_path / kind / "model"))  # the card has the folder's name
+        arguments = ["prune", str(model), *options, "--out", str(tmp_path / kind / "pruned")]
+        assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
+    ours, theirs = tree(tmp_path / "orbax" / "pruned"), tree(tmp_path / "hf" / "pruned")
+    assert ours == theirs
+    assert "model-00001-of-00001.safetensors" in ours
 
 
 # What is left behind.

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from click.testing import CliRunner
 
 from convert import checksums, mxfp4, shards
 from convert import cut as cut_module
+from convert.hf import Checkpoint
 from convert.mapping import LAYER
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from gptoss_jax.errors import CheckpointError, OutputError, RankingError
 from gptoss_jax.network import source as weights
+from gptoss_jax.selection.keep_sets import KeepSets
+from gptoss_jax.selection.origin import Origin
+from gptoss_jax.selection.ranking import Ranking
 
 KEEP = 4
 RANKING = [np.random.default_rng(layer).permutation(TINY.num_experts).tolist() for layer in range(TINY.num_layers)]
@@ -378,17 +383,15 @@ def masked(model: Any, keep_sets: Sequence[Sequence[int]]) -> Any:
 
 
 def our_logits(folder: Path, keep_sets: Sequence[Sequence[int]] | None = None) -> np.ndarray:
-    from convert.hf import Checkpoint
     from gptoss_jax.data.batching import Document, padded
-    from gptoss_jax.network import model as network
-    from gptoss_jax.run.steps import forward_step
+    from gptoss_jax.devices.placement import here
+    from gptoss_jax.run.forward import forward
 
-    model = weights.load(Checkpoint(folder), "float32")
-    if keep_sets is not None:
-        model = network.mask_experts(model, keep_sets)
+    source = Checkpoint(folder)
+    model = weights.load(source if keep_sets is None else weights.Masked(source, keep_sets), "float32")
     documents = [Document(ids, np.ones(len(ids), np.float32)) for ids in TOKENS]
     (batch,) = padded(documents, *TOKENS.shape)
-    return np.asarray(forward_step(model, batch).logits)
+    return np.asarray(forward(model, batch.tokens, here()).logits)
 
 
 def best(keep: int) -> list[list[int]]:
@@ -408,7 +411,7 @@ def test_transformers_pruned_equals_masked(
 
 
 @SOURCES
-@pytest.mark.parametrize("keep", [2, KEEP])
+@pytest.mark.parametrize("keep", [TINY.top_k, KEEP])
 def test_our_masked_model_equals_the_pruned(sources: dict[str, Path], prune: Prune, source: str, keep: int) -> None:
     pruned = prune(source, keep=keep)
     masked_by_us = our_logits(sources[source], best(keep))
@@ -442,9 +445,66 @@ def test_keep_sets_give_the_same_model(sources: dict[str, Path], prune: Prune, t
     file.write_text(json.dumps({"lists": shuffled, "layers": layers, "keep": {"keep": shuffled, "why": []}}[form]))
     out = run(sources["mxfp4"], tmp_path / "out", "--keep-sets", file)
     expected, found = contents(prune("mxfp4")), contents(out)
-    for name in ("README.md", "SHA256SUMS"):  # the card names the file that the sets came from
+    for name in ("README.md", "SHA256SUMS"):  # the card names the rule by which a ranking became sets
         assert expected.pop(name) != found.pop(name)
     assert found == expected
+
+
+@pytest.mark.parametrize("kind", ["ranking", "keep-sets"])
+def test_files_with_origin_give_the_same_model(
+    sources: dict[str, Path], prune: Prune, tmp_path: Path, kind: str
+) -> None:
+    ranking, file = Ranking(RANKING, Origin("reap", {"science": 1.0})), tmp_path / "file.json"
+    (ranking if kind == "ranking" else ranking.keep(KEEP)).write(file)
+    options = ["--keep", KEEP] if kind == "ranking" else []
+    expected = contents(prune("mxfp4"))
+    found = contents(run(sources["mxfp4"], tmp_path / "out", f"--{kind}", file, *options))
+    for name in ("README.md", "SHA256SUMS"):
+        assert expected.pop(name) != found.pop(name)
+    assert found == expected
+
+
+def test_from_python_as_by_the_command(
+    sources: dict[str, Path], prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, keep_sets = Checkpoint(sources["mxfp4"]), Ranking(RANKING).keep(KEEP)
+    made = cut_module.prune(source, keep_sets, tmp_path / "out", verify=True)
+    assert contents(Path(made)) == contents(prune("mxfp4"))
+    assert (made.folder, made.num_kept, made.warnings) == (tmp_path / "out", KEEP, ())
+    monkeypatch.chdir(tmp_path)
+    named = cut_module.prune(source, keep_sets, format="bf16", domain="law")
+    assert named.folder == Path(named.name) and "-specialized-law-" in named.name
+    assert_same_bytes(raw(named.folder), raw(prune("mxfp4", "bf16")))
+
+
+def test_bars_are_told_of_every_byte(sources: dict[str, Path], tmp_path: Path) -> None:
+    """One for what is written, one for what is read again."""
+    bars: list[tuple[int, list[int]]] = []
+
+    def progress(total: int, unit: str) -> AbstractContextManager[Callable[[int], Any]]:
+        assert unit == "B"
+        bars.append((total, []))
+        return nullcontext(bars[-1][1].append)
+
+    cut_module.prune(
+        Checkpoint(sources["mxfp4"]), KeepSets(KEEP_SETS), tmp_path / "out", verify=True, progress=progress
+    )
+    assert len(bars) == 2 and all(total > 0 for total, _ in bars)
+    assert bars[0][0] == sum(bars[0][1])
+    assert bars[1][0] - (tmp_path / "out" / checksums.FILE).stat().st_size == sum(bars[1][1])
+
+
+def test_what_no_checkpoint_can_hold_is_refused_from_python_too(sources: dict[str, Path], tmp_path: Path) -> None:
+    source = Checkpoint(sources["mxfp4"])
+    for layers, says in (
+        ([*KEEP_SETS[:3], [1, 2, 3]], "layers keep 4, 4, 4, 3 experts"),
+        (KEEP_SETS[:3], "the keep-sets: has 3 layers"),
+        ([*KEEP_SETS[:3], [1, 2, 3, 7]], "layer 3 names expert 7"),
+        ([[1, 2]] * 4, "--lower-top-k"),
+    ):
+        with pytest.raises(RankingError, match=says):
+            cut_module.prune(source, KeepSets(layers), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_small_shards_hold_the_same_content(

@@ -24,7 +24,7 @@ def test_the_real_science_ranking_makes_the_model(form: str, shared: Path, tmp_p
     tokenizers.write_small(tmp_path / "model", CONFIG.vocab_size)
     monkeypatch.chdir(tmp_path)
     file = shared / "data" / "fingerprint" / "topical_analytics" / "science.json"
-    arguments = ["prune", "model", "--ranking", str(file), "--keep", "12", "--format", form]
+    arguments = ["prune", "model", "--ranking", str(file), "--keep", "12", "--domain", "science", "--format", form]
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
 
