@@ -21,6 +21,11 @@ def with_row(row: Any) -> list[Any]:
     return [ROW, ROW, row, ROW]
 
 
+def written(**changes: Any) -> dict[str, Any]:
+    """An object as `rank` writes it, but for what is changed."""
+    return {"kind": "ranking", "version": 1, "layers": [ROW] * 4, "criterion": "reap", "domains": {}} | changes
+
+
 # What the file holds; an answer to --keep 4.
 RANKINGS = [
     case("expert twice", with_row(TWICE), "ranking.json", "layer 2", "expert 1 twice"),
@@ -45,6 +50,24 @@ RANKINGS = [
     case("other keys", {"a": ROW, "b": ROW, "c": ROW, "d": ROW}, "layer_0", "found a, b, c, d"),
     case("layer left out", {f"layer_{i}": ROW for i in (0, 1, 3, 4)}, "layer_0", "layer_4"),
     case("keep is null", {"keep": None}, "list for each layer"),
+    case("keep-sets", written(kind="keep_sets"), "ranking.json", "holds keep-sets", "--keep-sets"),
+    case("unknown kind", written(kind="profile"), "ranking.json", "kind 'profile'", "ranking, keep_sets"),
+    case("kind is no text", written(kind=[]), "ranking.json", "kind []"),
+    case("newer version", written(version=2), "ranking.json", "version 2", "reads version 1"),
+    case("no version", written(version=None), "ranking.json", "version None"),
+    case("version is a truth value", written(version=True), "ranking.json", "version True"),
+    case("object without layers", written(layers=None), "ranking.json", "list for each layer"),
+    case("object with a gap", written(layers=with_row([0])), "layer 2 lacks expert 1"),
+    case("criterion is no text", written(criterion=5), "'criterion' is not a text"),
+    case("domains are a list", written(domains=["a"]), "'domains' is not an object of domains and their weights"),
+    case("weight is text", written(domains={"a": "1"}), "'domains' is not"),
+    case("weight is not a number", written(domains={"a": float("nan")}), "'domains' is not"),
+    case("weight beyond floats", written(domains={"a": 10**400}), "'domains' is not"),
+    case("seed is a fraction", written(seed=0.5), "'seed' is not a whole number"),
+    case("counts for other layers", written(counts=[[1] * 7] * 3), "'counts' has not one entry for each expert"),
+    case("counts for other experts", written(counts=[[1] * 6] * 4), "'counts' has not one entry for each expert"),
+    case("count negative", written(counts=[[-1] * 7] * 4), "'counts' holds what is not a number of tokens"),
+    case("reasons are no texts", written(reasons=[[1] * 7] * 4), "'reasons' holds what is not a text or null"),
 ]
 
 
@@ -78,7 +101,9 @@ KEEP_SETS = [
     case("expert twice", [[0, 1, 1]] * 4, "layer 0", "expert 1 twice"),
     case("too few layers", {"keep": [[0, 1, 2]] * 3}, "3 layers", "4"),
     case("below top-k", [[0, 1]] * 4, "keeping 2", "3 → 2", "--lower-top-k"),
-    case("no expert", [[]] * 4, "keep.json"),
+    case("no expert", [[]] * 4, "keep.json", "layer 0 keeps no expert"),
+    case("a ranking", written(), "keep.json", "holds a ranking", "--ranking and --keep"),
+    case("newer version", written(kind="keep_sets", version=2), "keep.json", "version 2", "reads version 1"),
 ]
 
 
@@ -201,6 +226,8 @@ def test_profile_that_lacks_something(profile: Path, tmp_path: Path, refused: Re
     refused("rank", profile, "--criterion", "eaft_reap", says=("'eaft_gate_norm_sum'", "--eaft"))
     by_domain(profile)
     refused("rank", profile, "--domain", "c", says=("no domain 'c'", "a, b"))
+    (profile / "profile.json").write_text("{")
+    refused("rank", profile, says=("profile.json", "not a JSON file"))
     (profile / "saliency.parquet").write_text("no Parquet")
     refused("rank", profile, says=("saliency.parquet", "not a saliency table"))
 

@@ -1,0 +1,88 @@
+"""What experts are ranked by. Letters: see `config`.
+
+A criterion is declared once, in the table below; names, help, the check of columns and its error follow from there.
+To add one, declare it there, and write its formula into the table of tests/test_select.py. The command line reads this
+module when it starts, so NumPy is imported only where a criterion needs it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ProfileError, UserError
+
+Score = Callable[[Mapping[str, Any], int], Any]
+"""From the columns of a saliency table and a seed to the scores, all arrays [L, E]."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A score of experts: those with a higher one stay.
+
+    Args:
+        name: What the command line and files call it.
+        score: The score. It may read `count` and the columns in `needs`, and no others.
+        needs: Columns that it reads beside `count`, which every table has.
+        help: What it is, in a few words.
+        hint: What to do where a profile lacks one of these columns.
+    """
+
+    name: str
+    score: Score
+    needs: tuple[str, ...]
+    help: str
+    hint: str = "profile again"
+
+
+def _sum(column: str) -> Score:
+    return lambda columns, _: columns[column]
+
+
+def _mean(column: str) -> Score:
+    return lambda columns, _: columns[column] / columns["count"].clip(1)
+
+
+def _root_mean(column: str) -> Score:
+    return lambda columns, _: _mean(column)(columns, 0) ** 0.5
+
+
+def _random(columns: Mapping[str, Any], seed: int) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(seed).random(columns["count"].shape)
+
+
+_DECLARED = (
+    Criterion("reap", _mean("gate_norm_sum"), ("gate_norm_sum",), "mean of g·n over the tokens that chose the expert"),
+    Criterion("reap_sum", _sum("gate_norm_sum"), ("gate_norm_sum",), "sum of g·n"),
+    Criterion("frequency", _sum("count"), (), "how many tokens chose the expert"),
+    Criterion("gate", _sum("gate_sum"), ("gate_sum",), "sum of g"),
+    Criterion("ean_sum", _sum("norm_sum"), ("norm_sum",), "sum of n"),
+    Criterion("ean_mean", _mean("norm_sum"), ("norm_sum",), "mean of n"),
+    Criterion("reap_l2", _root_mean("gate_norm_sq_sum"), ("gate_norm_sq_sum",), "root of the mean of (g·n)²"),
+    Criterion(
+        "eaft_reap",
+        _sum("eaft_gate_norm_sum"),
+        ("eaft_gate_norm_sum",),
+        "sum of w·g·n, of a profile with --eaft",
+        "profile again with --eaft",
+    ),
+    Criterion("random", _random, (), "drawn with --seed, for comparison"),
+)
+CRITERIA = {criterion.name: criterion for criterion in _DECLARED}
+LETTERS = "g is the gate of a chosen expert, n the norm of its output, w the weight that EAFT gives the token."
+
+
+def scores(columns: Mapping[str, Any], criterion: str, seed: int) -> Any:
+    """The scores [L, E] of a saliency table's columns, each [L, E], by the criterion of that name.
+
+    UserError where there is no such criterion, ProfileError where the table lacks a column that it needs.
+    """
+    if criterion not in CRITERIA:
+        raise UserError(f"there is no criterion {criterion!r}: take one of {', '.join(CRITERIA)}")
+    declared = CRITERIA[criterion]
+    if missing := [column for column in declared.needs if column not in columns]:
+        raise ProfileError(
+            f"criterion {criterion!r} needs the column {missing[0]!r}, which this profile lacks: {declared.hint}"
+        )
+    return declared.score(columns, seed)

@@ -1,0 +1,37 @@
+"""Which experts of each layer stay. Letters: see `config`."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..config import Config
+from ..errors import RankingError
+from .by_layer import ByLayer
+
+
+@dataclass(frozen=True)
+class KeepSets(ByLayer):
+    """For each layer the experts that stay, in order of id; layers may keep different numbers."""
+
+    kind: ClassVar[str] = "keep_sets"
+
+    def __post_init__(self) -> None:
+        orders = [sorted(range(len(kept)), key=kept.__getitem__) for kept in self.layers]
+        for name in ("layers", "counts", "reasons"):
+            if (lists := getattr(self, name)) is not None:
+                ordered = [[one[i] for i in order] for one, order in zip(lists, orders, strict=True)]
+                object.__setattr__(self, name, ordered)
+
+    def check(self, config: Config, where: str = "the keep-sets") -> None:
+        """RankingError, which begins with `where`, if the sets do not fit the model."""
+        super().check(config, where)
+        if [] in self.layers:
+            raise RankingError(f"{where}: layer {self.layers.index([])} keeps no expert: keep at least 1 in each layer")
+
+    def check_active(self, config: Config, lower_top_k: bool) -> None:
+        """RankingError where fewer experts stay in a layer than a token uses, and that was not asked for."""
+        fewest = min(len(kept) for kept in self.layers)
+        if fewest < config.top_k and not lower_top_k:
+            raise RankingError(
+                f"keeping {fewest} experts is below the {config.top_k} that each token uses: the model would use "
+                f"{fewest} a token (num_experts_per_tok {config.top_k} → {fewest}); ask for it with --lower-top-k"
+            )
