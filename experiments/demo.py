@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from convert.sources import NANO, open_hf
+from convert.sources import NANO, open_source
 
 from .measure import program
 from .nano import QUESTIONS, evaluate
@@ -43,7 +43,7 @@ def main(out: Path, family: str, other: str, keep: str) -> None:
     replies did, half of the experts answered 14 % of the questions, not 70 % (docs/measurements.md).
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    source, rows = open_hf(NANO), out / "rows.jsonl"
+    source, rows = open_source(NANO), out / "rows.jsonl"
     nano, half = Path(str(source.folder)), source.config.num_experts // 2
     out.mkdir(parents=True, exist_ok=True)
     write_rows(rows, nano, read(QUESTIONS / "calibration.jsonl"))

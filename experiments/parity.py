@@ -16,27 +16,33 @@ from convert.hf import Checkpoint
 from gptoss_jax.config import TINY
 from gptoss_jax.data import batching
 from gptoss_jax.data.batching import Document
+from gptoss_jax.devices.placement import here
 from gptoss_jax.network.batch import Batch
-from gptoss_jax.network.model import Output
+from gptoss_jax.network.model import GptOss
 from gptoss_jax.network.source import load
-from gptoss_jax.run.steps import forward_step
+from gptoss_jax.run.forward import forward
+from gptoss_jax.run.steps import Asked, network_step
 from tests import oracle
 
 from . import checkpoints
 
 
-def differences(output: Output, part: slice, reference: oracle.Reference) -> str:
+def differences(network: GptOss, batch: Batch, part: slice, reference: oracle.Reference) -> str:
     """Largest relative differences of the first row, over all layers, and the choices that differ."""
+    output = forward(network, batch.tokens, here())
     logits = oracle.relative(output.logits[0, part], reference.logits)
-    hidden = max(oracle.relative(output.layers.hidden[i, 0, part], h) for i, h in enumerate(reference.hidden))
-    chosen = jax.tree.map(lambda x: np.asarray(x)[:, part], output.layers.routing.experts_Tk)
+    hidden = max(oracle.relative(output.hidden[i, 0, part], h) for i, h in enumerate(reference.hidden))
+    chosen = np.asarray(output.experts)[:, 0, part]
     other = int((chosen != np.stack(reference.experts)).sum())
-    return f"{logits:.1e} | {hidden:.1e} | {other} of {chosen.size:,} | {sums_difference(output, reference):.1e}"
+    return (
+        f"{logits:.1e} | {hidden:.1e} | {other} of {chosen.size:,} | {sums_difference(network, batch, reference):.1e}"
+    )
 
 
-def sums_difference(output: Output, reference: oracle.Reference) -> float:
+def sums_difference(network: GptOss, batch: Batch, reference: oracle.Reference) -> float:
     """Largest relative difference of any expert's sums, in float64 from transformers' routing and outputs."""
-    statistics = output.layers.statistics.to_host()
+    results = jax.jit(network_step, static_argnums=(2, 3))(network, batch, here(), Asked())
+    statistics = results.statistics.to_host()
     largest = 0.0
     for layer, experts in enumerate(reference.experts):
         g, n = (x[layer].astype(np.float64) for x in (reference.gates, reference.norms))
@@ -54,8 +60,8 @@ def bfloat16_error(folder: Path, batch: Batch, exact: np.ndarray) -> float:
     """Our root mean square error in bfloat16 over that of transformers in bfloat16."""
     import torch
 
-    ours = forward_step(load(Checkpoint(folder), "bfloat16"), batch).logits[0]
-    theirs = oracle.forward(oracle.load(folder, torch.bfloat16), batch.token_ids[0]).logits
+    ours = forward(load(Checkpoint(folder), "bfloat16"), batch.tokens, here()).logits[0]
+    theirs = oracle.forward(oracle.load(folder, torch.bfloat16), batch.tokens.ids[0]).logits
     mine, other = (np.sqrt(np.mean((np.asarray(x, np.float64) - exact) ** 2)) for x in (ours, theirs))
     return float(mine / other)
 
@@ -71,9 +77,9 @@ def cut_minus_masked(folder: Path, batch: Batch) -> str:
     with tempfile.TemporaryDirectory() as name:
         groups = cut.plan(source, keep_sets, source.quantized)
         cut.write(source, keep_sets, Path(name), groups, source.quantized, 10**9)
-        theirs = oracle.forward(oracle.load(Path(name)), batch.token_ids[0]).logits
-        ours = np.asarray(forward_step(load(Checkpoint(Path(name)), "float32"), batch).logits[0])
-    expected = oracle.forward(masked, batch.token_ids[0]).logits
+        theirs = oracle.forward(oracle.load(Path(name)), batch.tokens.ids[0]).logits
+        ours = np.asarray(forward(load(Checkpoint(Path(name)), "float32"), batch.tokens, here()).logits[0])
+    expected = oracle.forward(masked, batch.tokens.ids[0]).logits
     return f"{np.abs(theirs - expected).max():.1e} in transformers, {np.abs(ours - expected).max():.1e} here"
 
 
@@ -91,7 +97,7 @@ def main() -> None:
                 ids = np.random.default_rng(length).integers(0, TINY.vocab_size, length).astype(np.int32)
                 (batch,) = batching.padded([Document(ids, np.ones(length, np.float32))], 1, length)
                 reference = oracle.forward(theirs, ids)
-                row = differences(forward_step(ours, batch), slice(length), reference)
+                row = differences(ours, batch, slice(length), reference)
                 print(f"| {form} | {length:,} | {row} |", flush=True)
                 if length == 700:
                     error = bfloat16_error(folder, batch, reference.logits)

@@ -15,6 +15,7 @@ import click
 
 from convert.hf import Checkpoint
 from convert.mapping import all_tensors
+from convert.tensors import is_quantized, read_values
 from gptoss_jax.config import GPT_OSS_20B
 from gptoss_jax.files.atomic import new_folder
 
@@ -32,11 +33,11 @@ def compare(source: Checkpoint, pruned: Checkpoint) -> int:
         if layer is None or not tensor.per_expert:
             continue
         for old, new in mapping[str(layer)].items():
-            if source.is_quantized(tensor) and not pruned.is_quantized(tensor):
-                values = tensor.mxfp4_to_hf(source.values(name, tensor, int(old), 1), source.config)
-                pairs = [(values, pruned.values(name, tensor, new, 1))]
+            if is_quantized(source, tensor) and not is_quantized(pruned, tensor):
+                values = tensor.mxfp4_to_hf(read_values(source, name, tensor, int(old), 1), source.config)
+                pairs = [(values, read_values(pruned, name, tensor, new, 1))]
             else:
-                parts = [f"{name}_blocks", f"{name}_scales"] if source.is_quantized(tensor) else [name]
+                parts = [f"{name}_blocks", f"{name}_scales"] if is_quantized(source, tensor) else [name]
                 pairs = [(source.tensors[p].read(int(old), 1), pruned.tensors[p].read(new, 1)) for p in parts]
             for before, after in pairs:
                 digests = {hashlib.sha256(array.tobytes()).hexdigest() for array in (before, after)}
@@ -57,7 +58,8 @@ def main(data: Path, out: Path) -> None:
     ranking = data / "fingerprint" / "topical_analytics" / "science.json"
     for form in ("mxfp4", "bf16"):
         folder = out / form
-        program("prune", model, "--ranking", ranking, "--keep", KEEP, "--format", form, "--out", folder, "--overwrite")
+        choice = ("--ranking", ranking, "--keep", KEEP, "--domain", "science")
+        program("prune", model, *choice, "--format", form, "--out", folder, "--overwrite")
         size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
         compared = compare(Checkpoint(model), Checkpoint(folder))
         click.echo(f"  {form}: {size / 1e9:.2f} GB of weights; {compared:,} slices of kept experts equal the source's")

@@ -1,10 +1,63 @@
 """Profile, understand and prune the experts of GPT-OSS in JAX.
 
-The way through the code, token to saliency to checkpoint: `rows` → `harmony` → `batching` →
-`model` (`rope`, `attention`, `router`, `experts`, `moe`) → `forward` → `saliency` → `profile`
-→ `select`; the package `convert` reads and writes checkpoints; `cli` ties both together.
+    import gptoss_jax as gj
+
+    model = gj.open("nano")
+    out = model.forward("What is 12 + 7?")      # logits, hidden states, routing and saliency as arrays
+
+The way through the code, token to saliency to checkpoint: `data` → `network` → `statistics` → `run` → `select`; the
+package `convert` reads and writes checkpoints; `interface` holds what is named here, and `cli` calls it.
 
 Importing this package imports no JAX, so that the command line answers at once.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .interface.jobs import convert, generate, merge, open, plan, profile, prune, rank, select
+    from .interface.model import Model
+    from .run.forward import Forward
+    from .run.profile import Profile
+    from .selection.keep_sets import KeepSets
+    from .selection.ranking import Ranking
+
+# Where each name of the Python interface comes from; it is imported when it is first used.
+PUBLIC = {
+    **dict.fromkeys(
+        ["convert", "generate", "merge", "open", "plan", "profile", "prune", "rank", "select"], "interface.jobs"
+    ),
+    "Forward": "run.forward",
+    "KeepSets": "select.keep_sets",
+    "Model": "interface.model",
+    "Profile": "run.profile",
+    "Ranking": "select.ranking",
+}
+__all__ = [
+    "Forward",
+    "KeepSets",
+    "Model",
+    "Profile",
+    "Ranking",
+    "convert",
+    "generate",
+    "merge",
+    "open",
+    "plan",
+    "profile",
+    "prune",
+    "rank",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})

@@ -5,12 +5,14 @@ Glossary, used in shapes, suffixes and einsum strings throughout the project:
     B batch           S sequence          T tokens (B·S)        D hidden size
     H query heads     K key/value heads   h head size           E experts
     k experts per token                   F expert hidden size  L layers
-    V vocabulary      G domains           M rows of a block of tokens that share an expert
+    V vocabulary      G groups of rows    M rows of a block of tokens that share an expert
     c the pair (gate, up)                 q query heads that share a key head (H / K)
+    J groups of co-activations            b bins of gates
 """
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -184,7 +186,7 @@ def _number(raw: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     if value is None:
         raise ConfigError(f"{where}: key {key!r} is missing: add it as the original model has it")
     is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < float("inf"):
+    if not is_number or not 0 < value <= sys.float_info.max:
         what = "a whole number of at least 1" if kind is int else "a number above 0"
         raise ConfigError(f"{where}: {key} is {value!r}, expected {what}")
     return kind(value)
@@ -225,6 +227,7 @@ def _published(num_layers: int, num_experts: int) -> Config:
 
 GPT_OSS_20B = _published(num_layers=24, num_experts=32)
 GPT_OSS_120B = _published(num_layers=36, num_experts=128)
+PRESETS = {"gpt-oss-20b": GPT_OSS_20B, "gpt-oss-120b": GPT_OSS_120B}  # by the names that users know
 
 # Every dimension differs, so that no transpose can hide; D and F are multiples of MXFP4's 32.
 TINY = Config(

@@ -17,7 +17,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
+from convert import cut
 from convert.hf import Checkpoint
 from convert.shards import Stored
 from gptoss_jax import cli
@@ -25,17 +27,20 @@ from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY, Config
 from gptoss_jax.data import batching
 from gptoss_jax.data.batching import Document
 from gptoss_jax.devices import mesh
-from gptoss_jax.devices.placement import Placement
+from gptoss_jax.devices.placement import Placement, over
 from gptoss_jax.network import experts, model
 from gptoss_jax.network.batch import Batch
-from gptoss_jax.network.source import abstract, load
+from gptoss_jax.network.source import Masked, abstract, load
 from gptoss_jax.run import steps as forward
-from gptoss_jax.run.steps import Mapped, Profiled
+from gptoss_jax.run.steps import Asked, Mapped, Results
 
 # As TINY, but eight devices can share experts and heads; only H is a multiple of another size.
 EIGHT = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
 MESHES = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x8": (1, 8)}
+SCORED = Asked(scores=True, routing=True)
 ON_ONE_DEVICE = (0, 1, 2)  # experts of the first of eight
+# Eight experts of each layer, which four devices can share too when they alone are left.
+KEPT = [sorted(np.random.default_rng(i).permutation(EIGHT.num_experts)[:8].tolist()) for i in range(EIGHT.num_layers)]
 LENGTHS = (3, 9, 17, 25, 33, 41, 50, 64)
 GOLDEN = Path(__file__).parent / "golden" / "shardings.txt"
 # What moves arrays between devices, other than sums.
@@ -60,16 +65,43 @@ def batch() -> Batch:
         Document(rng.integers(0, EIGHT.vocab_size, n).astype(np.int32), np.float32(rng.random(n) < 0.7), row % 2)
         for row, n in enumerate(LENGTHS)
     ]
-    return next(batching.padded(documents, len(LENGTHS), max(LENGTHS), num_domains=2))
+    return next(batching.padded(documents, len(LENGTHS), max(LENGTHS), num_groups=2))
 
 
-def run(mapped: Mapped, network: model.GptOss) -> Profiled:
+def run(mapped: Mapped, network: model.GptOss) -> Results:
     return mapped.step(network, jax.tree.map(mapped.put, batch()))
 
 
-def measure(checkpoint: Checkpoint) -> tuple[dict[str, Profiled], dict[str, Any]]:
+def logits(devices: Any, network: model.GptOss) -> jax.Array:
+    """Of all tokens, [B, S, V], computed on all devices."""
+    place, rows = over(devices), mesh.rows(devices)
+    whole = jax.shard_map(
+        lambda m, b: place.gather_experts(m.logits(m(b.tokens, place, lambda layer: None).final)),
+        mesh=devices,
+        in_specs=(mesh.specs(network), rows.spec),
+        out_specs=PartitionSpec(mesh.DATA, None, None),
+        check_vma=False,
+    )
+    return jax.jit(whole)(network, jax.tree.map(lambda x: jax.device_put(x, rows), batch()))
+
+
+def measure_masked(checkpoint: Checkpoint, pruned: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a masked model gives on two meshes, and what the pruned one that is written to `pruned` does on one."""
+    pruned.mkdir()
+    cut.write(checkpoint, KEPT, pruned, cut.plan(checkpoint, KEPT, checkpoint.quantized), checkpoint.quantized, 10**9)
+    results, facts = {}, {}
+    runs = [("2x4", "masked", Masked(checkpoint, KEPT)), ("1x8", "masked", Masked(checkpoint, KEPT))]
+    for name, what, source in [*runs, ("2x4", "pruned", Checkpoint(pruned))]:
+        devices = mesh.make(source.config, *MESHES[name])
+        network = load(source, "float32", devices)
+        results[f"{what} {name}"] = {"logits": logits(devices, network)}
+        facts[f"{what} {name}"] = {path: shards(x) for path, x in named(network)}
+    return results, facts
+
+
+def measure(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     """Results by name of the run, and facts about the arrays and programs behind them."""
-    results: dict[str, Profiled] = {}
+    results: dict[str, Any] = {}
     facts: dict[str, Any] = {"bytes_read": {}, "shards": {}, "specs": {}, "moves": {}}
 
     def network(name: str, weights: str = "bf16") -> tuple[Any, model.GptOss]:
@@ -80,28 +112,28 @@ def measure(checkpoint: Checkpoint) -> tuple[dict[str, Profiled], dict[str, Any]
 
     bytes_read = record_reads()
     one = load(checkpoint, "float32")
-    results["one"] = jax.jit(lambda m, b: forward.scored_profile_step(m, b, Placement("cpu")))(one, batch())
+    results["one"] = jax.jit(lambda m, b: forward.network_step(m, b, Placement("cpu"), SCORED))(one, batch())
     for name in MESHES:
         devices, split = network(name)
-        mapped = forward.mapped(forward.scored_profile_step, devices)
+        mapped = forward.mapped(SCORED, devices)
         results[name] = run(mapped, split)
         facts["shards"][name] = {path: shards(x) for path, x in named(split)}
         facts["specs"][name] = {path: list(x.sharding.spec) for path, x in named(results[name])}
         facts["moves"][f"scored {name}"] = moves(mapped, split)
     devices, whole = network("8x1")
-    results["pmap"] = run(forward.pmapped(forward.scored_profile_step, devices), whole)
+    results["pmap"] = run(forward.pmapped(SCORED, devices), whole)
     devices, four_bits = network("2x4", "mxfp4")
-    results["2x4 mxfp4"] = run(forward.mapped(forward.scored_profile_step, devices), four_bits)
+    results["2x4 mxfp4"] = run(forward.mapped(SCORED, devices), four_bits)
     facts["shards"]["2x4 mxfp4"] = {path: shards(x) for path, x in named(four_bits)}
 
     devices, split = network("1x8")
-    plain = forward.mapped(forward.profile_step, devices)
+    plain = forward.mapped(Asked(), devices)
     results["1x8 without scores"] = run(plain, split)
     facts["moves"]["1x8"] = moves(plain, split)
-    crowded = model.mask_experts(split, [ON_ONE_DEVICE] * EIGHT.num_layers)
+    crowded = load(Masked(checkpoint, [ON_ONE_DEVICE] * EIGHT.num_layers), "float32", devices)
     results["crowded"] = run(plain, crowded)
     drop_pairs()
-    results["dropped"] = run(forward.mapped(forward.profile_step, devices), crowded)
+    results["dropped"] = run(forward.mapped(Asked(), devices), crowded)
     return results, facts
 
 
@@ -167,9 +199,12 @@ def shardings() -> str:
     return "\n".join(lines)
 
 
-def abstract_statistics(config: Config, devices: Any) -> Profiled:
-    step = jax.eval_shape(lambda m, b: forward.profile_step(m, b, Placement("cpu")), abstract(config, devices), batch())
-    return mesh.sharded(step, devices)
+def abstract_statistics(config: Config, devices: Any) -> Results:
+    def step(network: model.GptOss, rows: Batch) -> Results:
+        return forward.network_step(network, rows, Placement("cpu"), Asked())
+
+    shapes = jax.eval_shape(step, abstract(config, devices), batch())
+    return mesh.sharded(shapes, devices, forward.specs(Asked()))
 
 
 def sharding_line(entry: tuple[str, Any]) -> str:
@@ -186,7 +221,10 @@ def main(*argv: str) -> None:
         GOLDEN.write_text(shardings(), encoding="utf-8")
         return
     out, checkpoint, tiny, rows = map(Path, argv)
+    masked, shards_of_masked = measure_masked(Checkpoint(checkpoint), out / "pruned")
     results, facts = measure(Checkpoint(checkpoint))
+    results |= masked
+    facts["shards"] |= shards_of_masked
     arrays = {f"{name}/{path}": x for name, result in results.items() for path, x in named(result)}
     np.savez(out / "results.npz", **arrays)
     facts["shardings"] = shardings()

@@ -15,26 +15,28 @@ ROOMS = ("gptoss_jax", "convert", "experiments")
 # A room is a folder or a module directly below its package; `experiments` may import all of them.
 GROUND = ("config", "errors", "files")
 NETWORK = (*GROUND, "devices", "kernels", "network")
-PROFILE = (*NETWORK, "data", "statistics", "select", "report", "run")
+PROFILE = (*NETWORK, "data", "statistics", "selection", "report", "run")
 ARROWS = {
-    "gptoss_jax": (),
+    # The front door reaches what it names when it is first used; for type checkers it says so at once.
+    "gptoss_jax": ("interface", "run", "selection"),
     "gptoss_jax.errors": (),
     "gptoss_jax.config": ("errors",),
     "gptoss_jax.files": ("errors",),
     "gptoss_jax.devices": GROUND,
     "gptoss_jax.kernels": (*GROUND, "devices"),
-    "gptoss_jax.network": (*GROUND, "devices", "kernels", "statistics"),
+    "gptoss_jax.network": (*GROUND, "devices", "kernels"),
     "gptoss_jax.data": NETWORK,
     "gptoss_jax.statistics": NETWORK,
-    "gptoss_jax.select": (*NETWORK, "data", "statistics"),
-    "gptoss_jax.report": (*NETWORK, "data", "statistics", "select"),
+    "gptoss_jax.selection": (*NETWORK, "data", "statistics"),
+    "gptoss_jax.report": (*NETWORK, "data", "statistics", "selection"),
     "gptoss_jax.run": PROFILE[:-1],
-    "gptoss_jax.generate": PROFILE,
+    "gptoss_jax.generation": PROFILE,
     "gptoss_jax.pods": PROFILE,
-    "gptoss_jax.cli": (*PROFILE, "generate", "pods", "convert"),
+    "gptoss_jax.interface": (*PROFILE, "generation", "pods", "convert"),
+    "gptoss_jax.cli": (*PROFILE, "generation", "pods", "interface", "convert"),
     # Four bits have their layout from the kernels that unpack them: checkpoints are read into it.
-    "convert": (*NETWORK, "select"),
-    "experiments": (*PROFILE, "generate", "pods", "cli", "convert"),
+    "convert": (*NETWORK, "selection"),
+    "experiments": (*PROFILE, "generation", "pods", "interface", "cli", "convert"),
 }
 
 
@@ -79,7 +81,7 @@ def room(name: str) -> str:
 def test_relative_imports_are_understood() -> None:
     """The reader itself, at three places whose imports are known."""
     assert "gptoss_jax.statistics.sums" in IMPORTS["gptoss_jax.report.markdown"]
-    assert {"gptoss_jax.errors", "gptoss_jax.files.atomic", "convert.cut"} <= IMPORTS["gptoss_jax.cli.prune"]
+    assert {"gptoss_jax.errors", "gptoss_jax.interface.jobs", "gptoss_jax.run.bar"} <= IMPORTS["gptoss_jax.cli.prune"]
     assert "convert.mxfp4" in IMPORTS["convert.tensors"]
 
 

@@ -34,16 +34,16 @@ lengths = st.sampled_from([1, 2, 3, 7, 64, 100])
 def rows(batches: list[Batch]) -> Iterator[list[Placed]]:
     """The tokens of every row of all batches, padding left out."""
     for batch in batches:
-        arrays = (batch.token_ids, batch.weights, batch.domains, batch.positions, batch.segment_ids)
+        arrays = (batch.tokens.ids, batch.weights, batch.groups, batch.tokens.positions, batch.tokens.segments)
         for row in zip(*(np.asarray(x).tolist() for x in arrays), strict=True):
             yield [token for token in zip(*row, strict=True) if token[4] > 0]
 
 
 def assert_padding_is_empty_and_on_the_right(batches: list[Batch]) -> None:
     for batch in batches:
-        padding = batch.segment_ids == 0
+        padding = batch.tokens.segments == 0
         assert (np.diff(padding.astype(int), axis=1) >= 0).all()
-        for array in (batch.token_ids, batch.weights, batch.domains, batch.positions):
+        for array in (batch.tokens.ids, batch.weights, batch.groups, batch.tokens.positions):
             assert (array[padding] == 0).all()
 
 
@@ -84,23 +84,23 @@ def test_padded_batches_have_few_shapes_and_waste_little(documents: list[Documen
     assert len(batches) == -(-len(documents) // batch_size)
     assert_padding_is_empty_and_on_the_right(batches)
     for batch in batches:
-        longest = int((batch.segment_ids > 0).sum(1).max())
-        assert batch.token_ids.shape in {(batch_size, length) for length in (64, 128, MAX_LENGTH)}
-        assert batch.token_ids.shape[1] < 2 * max(longest, SHORTEST)
-        assert batch.num_domains == 3
+        longest = int((batch.tokens.segments > 0).sum(1).max())
+        assert batch.shape in {(batch_size, length) for length in (64, 128, MAX_LENGTH)}
+        assert batch.shape[1] < 2 * max(longest, SHORTEST)
+        assert batch.num_groups == 3
 
 
 @given(documents, batch_sizes)
 def test_padded_batches_come_in_order_of_length(documents: list[Document], batch_size: int) -> None:
     """So that documents of like length share a batch."""
-    widths = [batch.token_ids.shape[1] for batch in padded(documents, batch_size, MAX_LENGTH)]
+    widths = [batch.shape[1] for batch in padded(documents, batch_size, MAX_LENGTH)]
     assert widths == sorted(widths)
 
 
 def test_padded_batches_are_never_longer_than_the_limit() -> None:
     document = Document(np.ones(10, np.int32), np.ones(10, np.float32))
     (batch,) = padded([document], batch_size=2, max_length=10)
-    assert batch.token_ids.shape == (2, 10) and batch.num_tokens == 10
+    assert batch.shape == (2, 10) and batch.tokens.count == 10
 
 
 @given(documents, batch_sizes)
@@ -121,13 +121,13 @@ def test_side_by_side_every_document_is_whole_and_once(documents: list[Document]
 @given(documents, batch_sizes)
 def test_side_by_side_is_one_shape_and_wastes_little(documents: list[Document], batch_size: int) -> None:
     batches = list(side_by_side(documents, batch_size, MAX_LENGTH, 3))
-    (shape,) = {batch.token_ids.shape for batch in batches}
+    (shape,) = {batch.shape for batch in batches}
     tokens = sum(len(document.token_ids) for document in documents)
     used = [len(row) for row in rows(batches) if row]
     assert shape[0] <= batch_size and shape[1] <= MAX_LENGTH and shape[1] - max(1, tokens) < SHORTEST
     # No two rows would fit into one, and rows without tokens are fewer than batches.
     assert all(a + b > shape[1] for a, b in combinations(used, 2))
-    assert sum(len(batch.token_ids) for batch in batches) - max(1, len(used)) < len(batches)
+    assert sum(len(batch.tokens.ids) for batch in batches) - max(1, len(used)) < len(batches)
 
 
 @given(documents, batch_sizes, lengths, st.booleans())
@@ -135,7 +135,7 @@ def test_packed_blocks_are_the_stream_of_documents_cut(
     documents: list[Document], batch_size: int, length: int, cross_document: bool
 ) -> None:
     batches = list(packed(documents, batch_size, length, EOS, 3, cross_document))
-    assert all(batch.token_ids.shape == (batch_size, length) and batch.num_domains == 3 for batch in batches)
+    assert all(batch.shape == (batch_size, length) and batch.num_groups == 3 for batch in batches)
     assert_padding_is_empty_and_on_the_right(batches)
     blocks = packed_by_hand(documents, length, cross_document)
     assert [row for row in rows(batches) if row] == blocks
@@ -146,17 +146,17 @@ def test_segments_and_positions_restart_in_each_block() -> None:
     texts = [[1, 2, 3], [4, 5], [6, 7, 8]]
     documents = [Document(np.array(ids, np.int32), np.ones(len(ids), np.float32)) for ids in texts]
     (batch,) = packed(documents, batch_size=3, length=5, eos_token_id=EOS)
-    assert batch.token_ids.tolist() == [[1, 2, 3, EOS, 4], [5, EOS, 6, 7, 8], [EOS, 0, 0, 0, 0]]
-    assert batch.segment_ids.tolist() == [[1, 1, 1, 1, 2], [1, 1, 2, 2, 2], [1, 0, 0, 0, 0]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 0], [0, 1, 0, 1, 2], [0, 0, 0, 0, 0]]
+    assert batch.tokens.ids.tolist() == [[1, 2, 3, EOS, 4], [5, EOS, 6, 7, 8], [EOS, 0, 0, 0, 0]]
+    assert batch.tokens.segments.tolist() == [[1, 1, 1, 1, 2], [1, 1, 2, 2, 2], [1, 0, 0, 0, 0]]
+    assert batch.tokens.positions.tolist() == [[0, 1, 2, 3, 0], [0, 1, 0, 1, 2], [0, 0, 0, 0, 0]]
     assert batch.weights.tolist() == [[1, 1, 1, 0, 1], [1, 0, 1, 1, 1], [0, 0, 0, 0, 0]]
 
 
 def test_across_documents_a_block_is_one_segment() -> None:
     documents = [Document(np.full(2, i, np.int32), np.ones(2, np.float32)) for i in (1, 2)]
     (batch,) = packed(documents, batch_size=1, length=8, eos_token_id=EOS, cross_document=True)
-    assert batch.segment_ids.tolist() == [[1, 1, 1, 1, 1, 1, 0, 0]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5, 0, 0]]
+    assert batch.tokens.segments.tolist() == [[1, 1, 1, 1, 1, 1, 0, 0]]
+    assert batch.tokens.positions.tolist() == [[0, 1, 2, 3, 4, 5, 0, 0]]
 
 
 @given(documents, batch_sizes, lengths, st.booleans())
@@ -165,8 +165,8 @@ def test_tokens_are_counted_without_padding(
 ) -> None:
     tokens = sum(len(document.token_ids) for document in documents)
     blocks = packed(documents, batch_size, length, EOS, cross_document=cross_document)
-    assert sum(batch.num_tokens for batch in blocks) == tokens + len(documents)
-    assert sum(batch.num_tokens for batch in padded(documents, batch_size, MAX_LENGTH)) == tokens
+    assert sum(batch.tokens.count for batch in blocks) == tokens + len(documents)
+    assert sum(batch.tokens.count for batch in padded(documents, batch_size, MAX_LENGTH)) == tokens
 
 
 @given(documents, st.integers(0, 70))
@@ -176,8 +176,7 @@ def test_skip_first_takes_the_weight_where_positions_begin_and_nothing_else(
     """In a packed row each document begins at position 0, and has an attention sink of its own there."""
     for batch in [*padded(documents, 2, MAX_LENGTH), *packed(documents, 2, 16, eos_token_id=0)]:
         skipped = skip_first(batch, count)
-        for row, (weights, positions) in enumerate(zip(batch.weights, batch.positions, strict=True)):
+        for row, (weights, positions) in enumerate(zip(batch.weights, batch.tokens.positions, strict=True)):
             expected = [0 if p < count else w for p, w in zip(positions, weights, strict=True)]
             assert skipped.weights[row].tolist() == expected
-        for name in ("token_ids", "positions", "segment_ids", "domains"):
-            np.testing.assert_array_equal(getattr(skipped, name), getattr(batch, name))
+        assert skipped.tokens is batch.tokens and skipped.groups is batch.groups

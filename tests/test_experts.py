@@ -17,12 +17,12 @@ from gptoss_jax.data.batching import Document
 from gptoss_jax.devices import mesh as sharding
 from gptoss_jax.devices.placement import Placement
 from gptoss_jax.errors import StatisticsError
-from gptoss_jax.network.batch import Batch
+from gptoss_jax.network.batch import Batch, Tokens
 from gptoss_jax.network.experts import Experts, Mixture
 from gptoss_jax.network.router import Routing
 from gptoss_jax.network.source import abstract
-from gptoss_jax.run.steps import profile_step
-from gptoss_jax.statistics.sums import GATE_BINS, MAXIMA, layer_statistics, means
+from gptoss_jax.run.steps import Asked, network_step
+from gptoss_jax.statistics.sums import DECLARED, GATE_BINS, layer_statistics
 
 HERE = Placement("cpu")
 # One expert after the other, and all pieces of the worst case.
@@ -103,16 +103,16 @@ def test_grouped_experts_equal_a_loop_over_tokens(tokens: int, choice: str, plac
 
 
 def statistics_by_loop(routing: Routing, norms: np.ndarray, peaks: np.ndarray, batch: Batch) -> dict[str, np.ndarray]:
-    G = batch.num_domains
+    G = batch.num_groups
     wide = ["gate_sum", "norm_sum", "gate_norm_sum", "gate_norm_sq_sum", "norm_sq_sum", "norm_max", "activation_max"]
     s = {name: np.zeros((G, E)) for name in ["count", *wide]}
     s |= {"coactivation": np.zeros((G, E, E)), "tokens": np.zeros(G), "gate_rank_sum": np.zeros((G, K))}
     s |= {"gate_histogram": np.zeros((G, GATE_BINS)), "router_entropy_sum": np.zeros(G)}
-    s["computed"] = K * np.bincount(batch.domains.reshape(-1), minlength=G)
+    s["computed"] = K * np.bincount(batch.groups.reshape(-1), minlength=G)
     for t, w in enumerate(batch.weights.reshape(-1).astype(np.float64)):
         if w == 0:
             continue
-        d = batch.domains.reshape(-1)[t]
+        d = batch.groups.reshape(-1)[t]
         p = np.exp(np.asarray(routing.logits_TE[t], np.float64))
         p /= p.sum()
         s["tokens"][d] += 1
@@ -131,19 +131,19 @@ def statistics_by_loop(routing: Routing, norms: np.ndarray, peaks: np.ndarray, b
     return s
 
 
+def tokens_of(shape: tuple[int, int]) -> Tokens:
+    """None of them padding; what they are is no part of the statistics."""
+    return Tokens(*np.zeros((2, *shape), np.int32), segments=np.ones(shape, np.int32))
+
+
 @settings(max_examples=15)
 @given(seed=st.integers(0, 2**31), rows=st.integers(1, 3), length=st.integers(1, 40), domains=st.integers(1, 3))
 def test_statistics_equal_a_loop_over_pairs(seed: int, rows: int, length: int, domains: int):
     rng = np.random.default_rng(seed)
     shape, tokens = (rows, length), rows * length
     weights = rng.choice([0, 0, 1, 0.5, -2], shape).astype(np.float32)
-    batch = Batch(
-        *np.zeros((2, *shape), np.int32),
-        segment_ids=np.ones(shape, np.int32),
-        weights=weights,
-        domains=rng.integers(0, domains, shape).astype(np.int32),
-        num_domains=domains,
-    )
+    groups = rng.integers(0, domains, shape).astype(np.int32)
+    batch = Batch(tokens_of(shape), weights, groups, num_groups=domains)
     routing = routing_of(random_choice(tokens, rng), seed)
     norms, peaks = rng.exponential(size=(2, tokens, K)).astype(np.float32)
     ours = jax.jit(layer_statistics, static_argnums=3)(routing, mixture_of(norms, peaks), batch, HERE)
@@ -151,11 +151,25 @@ def test_statistics_equal_a_loop_over_pairs(seed: int, rows: int, length: int, d
         np.testing.assert_allclose(getattr(ours, name), expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_co_activations_have_groups_of_their_own():
+    """Four groups of sums, two of co-activations."""
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 4, (2, 30)).astype(np.int32)
+    apart = Batch(tokens_of((2, 30)), np.ones((2, 30), np.float32), groups, num_groups=4)
+    routing, ones = routing_of(random_choice(60, rng), 0), jnp.ones((60, K))
+    four, two = (
+        layer_statistics(routing, mixture_of(ones, ones), dataclasses.replace(apart, joint=joint), HERE)
+        for joint in ((), (0, 1, 1, 0))
+    )
+    np.testing.assert_array_equal(two.coactivation[0], four.coactivation[0] + four.coactivation[3])
+    np.testing.assert_array_equal(two.coactivation[1], four.coactivation[1] + four.coactivation[2])
+    np.testing.assert_array_equal(two.gate_sum, four.gate_sum)
+
+
 def test_what_is_not_kept_does_not_count_even_where_it_is_no_number():
     shape = (1, 8)
     weights = np.array([[0, 1] * 4], np.float32)
-    zeros = np.zeros(shape, np.int32)
-    batch = Batch(zeros, zeros, segment_ids=zeros + 1, weights=weights, domains=zeros)
+    batch = Batch(tokens_of(shape), weights, np.zeros(shape, np.int32))
     logits, experts, gates = routing_of(random_choice(8, np.random.default_rng(0)), 0)
     broken = np.where(weights.reshape(-1, 1) == 0, np.float32(np.nan), np.float32(0))
     routing = Routing(logits + broken, experts, gates + broken)
@@ -165,12 +179,7 @@ def test_what_is_not_kept_does_not_count_even_where_it_is_no_number():
 
 def host_statistics(seed: int):
     rng = np.random.default_rng(seed)
-    batch = Batch(
-        *np.zeros((2, 2, 30), np.int32),
-        segment_ids=np.ones((2, 30), np.int32),
-        weights=np.ones((2, 30), np.float32),
-        domains=np.zeros((2, 30), np.int32),
-    )
+    batch = Batch(tokens_of((2, 30)), np.ones((2, 30), np.float32), np.zeros((2, 30), np.int32))
     norms, peaks = rng.exponential(size=(2, 60, K)).astype(np.float32)
     step = layer_statistics(routing_of(random_choice(60, rng), seed), mixture_of(norms, peaks), batch, HERE)
     return jax.tree.map(lambda x: x[None], step).to_host()
@@ -181,7 +190,7 @@ def test_merging_is_addition_in_any_grouping():
     left, right = a.merge(b).merge(c), c.merge(b.merge(a))
     for name, value in vars(left).items():
         np.testing.assert_allclose(value, getattr(right, name), rtol=1e-15)
-        reduce = np.max if name in MAXIMA else np.sum
+        reduce = np.max if DECLARED[name].largest else np.sum
         np.testing.assert_allclose(value, reduce([getattr(s, name) for s in (a, b, c)], axis=0), rtol=1e-15)
     assert left.count.dtype == np.int64 and left.gate_sum.dtype == np.float64
 
@@ -189,7 +198,7 @@ def test_merging_is_addition_in_any_grouping():
 def test_means_of_experts_never_chosen_are_zero():
     one = host_statistics(0)
     empty = dataclasses.replace(one, count=one.count * 0, gate_sum=one.gate_sum * 0).total()
-    assert (means(empty)["gate_mean"] == 0).all()
+    assert (empty.means()["gate_mean"] == 0).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -206,7 +215,7 @@ def test_no_copy_of_all_experts_is_made() -> None:
     config = dataclasses.replace(TINY, hidden_size=256, expert_hidden_size=256, num_experts=16)
     network = abstract(config, sharding.make(config, 1, 1, jax.devices()[:1]), jnp.bfloat16)
     (batch,) = batching.padded([Document(np.ones(64, np.int32), np.ones(64, np.float32))], 1, 64)
-    step = jax.jit(functools.partial(profile_step, place=HERE)).lower(network, batch).compile()
+    step = jax.jit(functools.partial(network_step, place=HERE, asked=Asked())).lower(network, batch).compile()
     sizes = {path.rpartition("/")[2]: x.size for path, x in sharding.by_path(network).items()}
     all_experts = sizes["gate_up_kernel"] + sizes["down_kernel"]
     assert step.memory_analysis().temp_size_in_bytes < all_experts  # of 4 bytes each in float32

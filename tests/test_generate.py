@@ -11,23 +11,23 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 from convert.hf import Checkpoint
 from convert.sources import open_source
-from gptoss_jax import generate
+from gptoss_jax import generation as generate
 from gptoss_jax.cli import cli
 from gptoss_jax.cli.generate import _show
 from gptoss_jax.config import TINY
 from gptoss_jax.data import batching
 from gptoss_jax.data.batching import Document
+from gptoss_jax.devices.placement import here
 from gptoss_jax.errors import DataError, TokenizerError
-from gptoss_jax.generate import Sampling, sample
+from gptoss_jax.generation import Sampling, sample
 from gptoss_jax.network import model
 from gptoss_jax.network.source import load
-from gptoss_jax.run.steps import forward_step
-from tests.oracle import load as load_reference
+from gptoss_jax.run.forward import forward
+from tests import oracle
 from tests.oracle import relative
 
 from .bad_input import Refused, program, refused
@@ -54,20 +54,10 @@ def test_greedy_tokens_equal_transformers(form: str, request: pytest.FixtureRequ
     """128 tokens after prompts shorter and longer than the window, in one batch."""
     folder = request.getfixturevalue(form)
     rows = prompts(3, 40, 1)
+    reference = oracle.load(folder)
     ours = generated(folder, rows, 128)
-    reference = load_reference(folder)
     for row, prompt in zip(ours, rows, strict=True):
-        ids = torch.tensor(prompt[None]).long()
-        with torch.no_grad():
-            theirs = reference.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=128,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-        np.testing.assert_array_equal(row, theirs[0, len(prompt) :].numpy())
+        np.testing.assert_array_equal(row, oracle.greedy(reference, prompt, 128))
 
 
 def test_logits_of_each_step_equal_those_of_all_tokens_at_once(tiny_mxfp4: Path) -> None:
@@ -88,7 +78,7 @@ def test_logits_of_each_step_equal_those_of_all_tokens_at_once(tiny_mxfp4: Path)
     whole = load(source, "float32")
     for row, prompt in enumerate(rows):
         (batch,) = batching.padded([Document(prompt, np.ones(len(prompt), np.float32))], 1, 64)
-        logits = np.asarray(forward_step(whole, batch).logits)[0, : len(prompt)]
+        logits = np.asarray(forward(whole, batch.tokens, here()).logits)[0, : len(prompt)]
         assert relative(state.logits[row], logits[-2]) < 1e-5
         assert relative(generate.logits_of(network.head, after[row]), logits[-1:]) < 1e-5
         assert sorted(caches[0].positions[row].tolist())[-1] == len(prompt) - 1

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-import torch
 
 from convert.hf import Checkpoint
 from convert.mapping import all_tensors
@@ -19,7 +18,7 @@ from gptoss_jax.kernels import grouped
 from gptoss_jax.network import model
 from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.source import load
-from tests.oracle import load as load_reference
+from tests import oracle
 from tests.oracle import relative
 
 IDS = np.random.default_rng(2).integers(0, TINY.vocab_size, 45).astype(np.int32)
@@ -31,13 +30,11 @@ def test_gradients_of_all_weights_equal_transformers(
 ) -> None:
     """Of the mean loss of a row behind which there is padding; experts in one call or in several."""
     monkeypatch.setattr(grouped, "ALL_BLOCKS", blocks)
-    reference = load_reference(tiny_bf16)
-    ids = torch.tensor(IDS[None]).long()
-    reference(ids, labels=ids).loss.backward()
-    theirs = {name: parameter.grad.numpy() for name, parameter in reference.named_parameters()}
+    theirs = oracle.gradients(oracle.load(tiny_bf16), IDS)
 
     def loss(network: model.GptOss, batch: Batch) -> jax.Array:
-        logits = network(batch, Placement("cpu", differentiable=True)).logits[:, :44]
+        output = network(batch.tokens, Placement("cpu", differentiable=True), lambda layer: None)
+        logits = network.logits(output.final)[:, :44]
         return optax.softmax_cross_entropy_with_integer_labels(logits, IDS[None, 1:]).mean()
 
     network = load(Checkpoint(tiny_bf16), "float32")

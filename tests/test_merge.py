@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from upath import UPath
 
+from gptoss_jax.data.dataset import MAX_DOMAINS, MAX_JOINT
 from gptoss_jax.data.rows import Row, row_hashes
 from gptoss_jax.errors import ProfileError
 from gptoss_jax.run import artifacts
+from gptoss_jax.statistics import store
 from gptoss_jax.statistics.store import Sums, read_sums, write_sums
-from gptoss_jax.statistics.sums import GATE_BINS, INTEGERS, MAX_DOMAINS, MAXIMA, SHAPES, Statistics
+from gptoss_jax.statistics.sums import DECLARED, GATE_BINS, Statistics
 from gptoss_jax.statistics.tables import read_columns
 
 from .bad_input import Program, Refused, case, dump, edit, program, read_shard, refused, write_shard
@@ -108,7 +110,7 @@ def test_equals_one_profile_of_all_rows(profiles: Path, program: Program, tmp_pa
     """Merged at once, or a merge with another; rows without a domain are in the total alone."""
     one, two, three = (profiles / name for name in PARTS)
     for argv in ([one, two, three, "--out", "flat"], [one, three, "--out", "some"], ["some", two, "--out", "nested"]):
-        assert program("profile", "--merge", *argv) == (0, "")
+        assert program("merge", *argv) == (0, "")
     for name in ("flat", "nested"):
         assert_equal_profiles(tmp_path / name, profiles / "all")
         assert {p.name for p in (tmp_path / name).iterdir()} == {p.name for p in (profiles / "all").iterdir()}
@@ -130,15 +132,15 @@ def test_sums_hold_each_row_by_its_hash(profiles: Path) -> None:
 
 def some_sums(seed: int, domains: list[str], rows: range, eaft: bool = False) -> Sums:
     rng = np.random.default_rng(seed)
-    sizes = {"L": L, "G": len(domains), "E": E, "k": K, "b": GATE_BINS}
-    shapes = {name: tuple(sizes[x] for x in letters) for name, letters in SHAPES.items()}
+    sizes = {"L": L, "G": len(domains), "J": len(domains), "E": E, "k": K, "b": GATE_BINS}
+    shapes = {name: (L, *(sizes[x] for x in statistic.axes.split())) for name, statistic in DECLARED.items()}
     numbers: dict[str, Any] = {
-        name: rng.integers(1, 99, shape) if name in INTEGERS else rng.exponential(size=shape)
+        name: rng.integers(1, 99, shape) if DECLARED[name].integer else rng.exponential(size=shape)
         for name, shape in shapes.items()
     }
     numbers["tokens"] = np.tile(np.arange(len(domains)) + 3, (L, 1))
     numbers["computed"] = numbers["tokens"] * K * 2
-    weighted = rng.normal(size=shapes["count"]) if eaft else None
+    weighted = {"eaft": rng.normal(size=shapes["count"])} if eaft else {}
     return Sums(Statistics(**numbers), weighted, domains, np.array(rows, np.uint64))
 
 
@@ -153,12 +155,7 @@ def finished(tmp_path: Path) -> Finished:
         sums = some_sums(seed, list(domains), rows or range(9 * seed, 9 * seed + 4), options.get("eaft", False))
         tokens = int(sums.statistics.tokens[0].sum()) * 2
         measured = artifacts.Measured(
-            sums.statistics,
-            sums.eaft_gate_norm_sum,
-            tokens,
-            seconds=seed + 1.0,
-            compile_seconds=2.0,
-            peak_rss_bytes=seed,
+            tokens, 1 + len(sums.weighted), seconds=seed + 1.0, compile_seconds=2.0, peak_rss_bytes=seed
         )
         info = {
             "model": "model",
@@ -173,7 +170,7 @@ def finished(tmp_path: Path) -> Finished:
             "warnings": [],
         }
         (tmp_path / name).mkdir()
-        artifacts.write(tmp_path / name, measured, sums.domains, sums.row_hashes, info)
+        artifacts.write(tmp_path / name, artifacts.completed(info, sums, measured), sums)
         return tmp_path / name
 
     return make
@@ -185,7 +182,7 @@ def two(finished: Finished) -> list[Path]:
 
 
 def merged(program: Program, *argv: Any) -> dict[str, Any]:
-    assert program("profile", "--merge", *argv, "--out", "out", "--overwrite") == (0, "")
+    assert program("merge", *argv, "--out", "out", "--overwrite") == (0, "")
     return json.loads(Path("out/profile.json").read_text())
 
 
@@ -207,7 +204,7 @@ def test_sums_read_back_are_those_written(tmp_path: Path) -> None:
     back = read_sums(tmp_path / "a")
     for name, tensor in vars(sums.statistics).items():
         np.testing.assert_array_equal(getattr(back.statistics, name), tensor, strict=True)
-    np.testing.assert_array_equal(back.eaft_gate_norm_sum, sums.eaft_gate_norm_sum, strict=True)
+    np.testing.assert_array_equal(back.weighted["eaft"], sums.weighted["eaft"], strict=True)
     np.testing.assert_array_equal(back.row_hashes, sums.row_hashes, strict=True)
     assert list(back.domains) == ["", "x"]
 
@@ -259,7 +256,7 @@ def test_profiles_of_a_remote_storage(two: list[Path], program: Program, tmp_pat
             copy = bucket / file.parent.name / file.name
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes())
-        assert program("profile", "--merge", bucket / "a", bucket / "b", "--out", bucket / "out") == (0, "")
+        assert program("merge", bucket / "a", bucket / "b", "--out", bucket / "out") == (0, "")
         for name in SAME_BYTES:
             assert (bucket / "out" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     finally:
@@ -281,67 +278,64 @@ def test_settings_of_what_counts(
     options: dict[str, Any], says: tuple[str, ...], finished: Finished, refused: Refused
 ) -> None:
     a, b = finished("a", 1), finished("b", 2, **options)
-    refused("profile", "--merge", a, b, "--out", "out", says=(str(a), str(b), *says))
+    refused("merge", a, b, "--out", "out", says=(str(a), str(b), *says))
 
 
 def test_settings_of_eaft(finished: Finished, refused: Refused, program: Program) -> None:
     """Matter where there are sums of EAFT."""
     a, b = finished("a", 1, eaft=True), finished("b", 2, eaft=True, eaft_weights=[1.0, -1.0, 0.25])
-    refused("profile", "--merge", a, b, "--out", "out", says=("--eaft-weights", "-1.0", "-2.0"))
+    refused("merge", a, b, "--out", "out", says=("--eaft-weights", "-1.0", "-2.0"))
     merged(program, finished("c", 3), finished("d", 4, eaft_weights=[1.0, -1.0, 0.25]))
 
 
 def test_rows_in_two_parts(finished: Finished, refused: Refused) -> None:
     a, b, c = finished("a", 1), finished("b", 2, rows=range(20, 24)), finished("c", 3, rows=range(22, 26))
-    refused("profile", "--merge", a, b, c, "--out", "out", says=(f"{b} and {c} share 2 rows",))
+    refused("merge", a, b, c, "--out", "out", says=(f"{b} and {c} share 2 rows",))
 
 
 def test_one_folder_twice(two: list[Path], tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "link").symlink_to("a")
-    refused("profile", "--merge", *two, "link", says=("link is named twice",))
-    refused("profile", "--merge", "a", "./b/../a", says=("named twice",))
+    refused("merge", *two, "link", says=("link is named twice",))
+    refused("merge", "a", "./b/../a", says=("named twice",))
 
 
 def test_another_model(two: list[Path], refused: Refused) -> None:
     edit(two[1] / "profile.json", model_fingerprint="g")
-    refused("profile", "--merge", *two, says=(f"{two[1]} is a profile of another model than {two[0]}",))
+    refused("merge", *two, says=(f"{two[1]} is a profile of another model than {two[0]}",))
 
 
 def test_no_finished_profile(two: list[Path], tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "gone", "a/report.md", "a" * 300):
-        refused("profile", "--merge", "a", name, says=(name, "profile.json"))
+        refused("merge", "a", name, says=(name, "profile.json"))
     (two[1] / "statistics.safetensors").unlink()
-    refused("profile", "--merge", *two, says=(str(two[1]), "statistics.safetensors", "profile its rows again"))
+    refused("merge", *two, says=(str(two[1]), "statistics.safetensors", "profile its rows again"))
 
 
 def test_too_many_domains(finished: Finished, refused: Refused) -> None:
     domains = [str(n) for n in range(MAX_DOMAINS)]
     a, b = finished("a", 1, domains[:200]), finished("b", 2, ["more", *domains[200:]])
-    refused("profile", "--merge", a, b, says=(f"{MAX_DOMAINS + 1} domains", str(MAX_DOMAINS)))
+    refused("merge", a, b, says=(f"{MAX_DOMAINS + 1} domains", str(MAX_DOMAINS)))
 
 
 def test_out(two: list[Path], tmp_path: Path, refused: Refused) -> None:
-    refused("profile", "--merge", *two, "--out", "a", says=("a: exists already",))
-    refused("profile", "--merge", *two, "--out", "a", "--overwrite", says=("a: is where the input",))
-    refused("profile", "--merge", *two, "--out", tmp_path, "--overwrite", says=("--out",))
+    refused("merge", *two, "--out", "a", says=("a: exists already",))
+    refused("merge", *two, "--out", "a", "--overwrite", says=("a: is where the input",))
+    refused("merge", *two, "--out", tmp_path, "--overwrite", says=("--out",))
 
 
 ARGV = [
-    case("one profile", ["--merge", "a"], "two or more", "gptoss-jax profile --help"),
-    case("no profile", ["--merge"], "MODEL"),
-    case("data", ["--merge", "a", "b", "--data", "rows.jsonl"], "--data means nothing with --merge"),
-    case("default given", ["--merge", "a", "b", "--dtype", "bfloat16"], "--dtype means nothing with --merge"),
-    case("flag", ["--merge", "a", "b", "--pack"], "--pack means nothing with --merge"),
-    case("map", ["--merge", "a", "b", "--map", "mesh"], "--map means nothing with --merge"),
-    case("two models", ["a", "b", "--data", "rows.jsonl"], "a b", "--merge"),
-    case("no data", ["a"], "--data", "gptoss-jax profile --help"),
+    case("one profile", ["merge", "a"], "two or more"),
+    case("no profile", ["merge"], "PROFILES", "gptoss-jax merge --help"),
+    case("data", ["merge", "a", "b", "--data", "rows.jsonl"], "--data", "gptoss-jax merge --help"),
+    case("two models", ["profile", "a", "b", "--data", "rows.jsonl"], "(b)", "gptoss-jax profile --help"),
+    case("no data", ["profile", "a"], "--data", "gptoss-jax profile --help"),
 ]
 
 
 @pytest.mark.parametrize(("argv", "says"), ARGV)
 def test_command_line(argv: list[str], says: tuple[str, ...], two: list[Path], refused: Refused) -> None:
-    refused("profile", *argv, says=says)
+    refused(*argv, says=says)
 
 
 # Damaged files.
@@ -373,13 +367,13 @@ def test_profile_json(changes: Any, says: tuple[str, ...], two: list[Path], refu
         edit(file, **changes)
     else:
         dump(file, changes)
-    refused("profile", "--merge", *two, says=(str(file), *says))
+    refused("merge", *two, says=(str(file), *says))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 200_000, b'{"rows": ' + b"9" * 5000 + b"}"])
 def test_profile_json_that_is_none(content: bytes, two: list[Path], refused: Refused) -> None:
     (two[1] / "profile.json").write_bytes(content)
-    refused("profile", "--merge", *two, says=(str(two[1]), "not a JSON file"))
+    refused("merge", *two, says=(str(two[1]), "not a JSON file"))
 
 
 def some_tensors(domains: list[str]) -> dict[str, np.ndarray]:
@@ -400,7 +394,7 @@ TENSORS = [
     case("more experts", {"coactivation": np.ones((L, 1, E, E + 1), np.int64)}, "'coactivation'"),
     case("no row", {"row_hashes": np.zeros(0, np.uint64)}, "'row_hashes'"),
     case("other bins", {"gate_histogram": np.zeros((L, 1, 3), np.int64)}, "'gate_histogram'"),
-    case("two domains", {name: x for name, x in some_tensors(["", "x"]).items() if name in SHAPES}, "'count'"),
+    case("two domains", {name: x for name, x in some_tensors(["", "x"]).items() if name in DECLARED}, "'count'"),
     case("EAFT by layer", {"eaft_gate_norm_sum": np.zeros(L)}, "'eaft_gate_norm_sum'"),
     case("EAFT of no number", {"eaft_gate_norm_sum": np.full((L, 1, E), -np.inf)}, "'eaft_gate_norm_sum'"),
     case("negative count", {"count": np.full((L, 1, E), -1)}, "'count' holds"),
@@ -417,7 +411,7 @@ def test_tensors(changes: dict[str, Any], says: tuple[str, ...], two: list[Path]
     file = two[1] / "statistics.safetensors"
     tensors = {name: tensor for name, tensor in (some_tensors([""]) | changes).items() if tensor is not None}
     safetensors.numpy.save_file(tensors, file, {"domains": '[""]'})
-    refused("profile", "--merge", *two, says=(str(file), *says, "profile its rows again"))
+    refused("merge", *two, says=(str(file), *says, "profile its rows again"))
 
 
 METADATA = [
@@ -437,7 +431,7 @@ METADATA = [
 def test_domains(metadata: Any, says: tuple[str, ...], two: list[Path], refused: Refused) -> None:
     file = two[1] / "statistics.safetensors"
     safetensors.numpy.save_file(some_tensors([""]), file, metadata)
-    refused("profile", "--merge", *two, says=(str(file), *says))
+    refused("merge", *two, says=(str(file), *says))
 
 
 def test_bytes_at_random(two: list[Path], tmp_path: Path) -> None:
@@ -464,15 +458,65 @@ def test_metadata_that_is_null(two: list[Path], refused: Refused) -> None:
     file = two[1] / "statistics.safetensors"
     header, tensors = read_shard(file)
     write_shard(file, header | {"__metadata__": None}, tensors)
-    refused("profile", "--merge", *two, says=(str(file),))
+    refused("merge", *two, says=(str(file),))
+
+
+# Other versions of the store.
+
+
+def test_a_store_of_the_first_version_is_read_and_merged(two: list[Path], program: Program) -> None:
+    """It had no number, and its domains as a text of their own."""
+    expected = merged(program, *two)
+    for folder, domains in zip(two, ('["x", "y"]', '["y"]'), strict=True):
+        file = folder / "statistics.safetensors"
+        safetensors.numpy.save_file(safetensors.numpy.load_file(file), file, {"domains": domains})
+    assert merged(program, *two) == expected
+
+
+def test_a_store_of_a_later_version_is_refused(two: list[Path], refused: Refused) -> None:
+    file = two[1] / "statistics.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    safetensors.numpy.save_file(tensors, file, {"store": '{"version": 99, "domains": ["y"]}'})
+    refused("merge", *two, says=(str(file), "version is 99"))
+
+
+def test_what_an_older_store_lacks_is_left_out_and_said(
+    two: list[Path], program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if `activation_max` had come with the version that is written now."""
+    newer = replace(DECLARED["activation_max"], since=store.VERSION)
+    monkeypatch.setitem(DECLARED, "activation_max", newer)
+    file = two[1] / "statistics.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    del tensors["activation_max"]
+    safetensors.numpy.save_file(tensors, file, {"domains": '["y"]'})
+    assert any("activation_max is left out" in warning for warning in merged(program, *two)["warnings"])
+    assert "activation_max" not in read_columns(Path("out")) and "norm_max" in read_columns(Path("out"))
+    assert program("rank", "out", "--criterion", "reap_l2", "--out", "ranking") == (0, "")
+
+
+def test_co_activations_of_many_domains_are_kept_together(finished: Finished, program: Program) -> None:
+    domains = [str(n) for n in range(MAX_JOINT)]
+    info = merged(program, finished("a", 1, domains), finished("b", 2, ["more"]))
+    assert any("co-activations are kept for all" in warning for warning in info["warnings"])
+    sums, parts = (
+        read_sums(Path("out/statistics.safetensors")),
+        [read_sums(Path(f"{n}/statistics.safetensors")) for n in "ab"],
+    )
+    assert sums.statistics.count.shape[1] == MAX_JOINT + 1
+    together = sum(part.statistics.coactivation.sum(1, keepdims=True) for part in parts)
+    np.testing.assert_array_equal(sums.statistics.coactivation, together)
+    kinds = pq.read_table("out/usage_by_domain.parquet")["kind"].to_pylist()
+    assert "usage_count" in kinds and "coact_count" not in kinds
+    assert "coact_count" in pq.read_table("out/usage.parquet")["kind"].to_pylist()
 
 
 # Addition.
 
 NUMBERS = st.builds(
-    lambda whole, real: Statistics(**{n: whole[i] if n in INTEGERS else real[i] for i, n in enumerate(SHAPES)}),
-    arrays.arrays(np.int64, (len(SHAPES), 3), elements=st.integers(0, 2**50)),
-    arrays.arrays(np.float64, (len(SHAPES), 3), elements=st.floats(0, 1e40)),
+    lambda whole, real: Statistics(**{n: whole[i] if DECLARED[n].integer else real[i] for i, n in enumerate(DECLARED)}),
+    arrays.arrays(np.int64, (len(DECLARED), 3), elements=st.integers(0, 2**50)),
+    arrays.arrays(np.float64, (len(DECLARED), 3), elements=st.floats(0, 1e40)),
 )
 
 
@@ -483,7 +527,7 @@ def test_addition_in_any_order_and_grouping(a: Statistics, b: Statistics, c: Sta
         np.testing.assert_array_equal(value, getattr(b.merge(a), name), strict=True)
     grouped = a.merge(b.merge(c))
     for name, value in vars(a.merge(b).merge(c)).items():
-        exact = name in INTEGERS | MAXIMA
+        exact = DECLARED[name].integer or DECLARED[name].largest
         np.testing.assert_allclose(value, getattr(grouped, name), rtol=0 if exact else 1e-15, err_msg=name)
 
 

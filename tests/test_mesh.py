@@ -75,6 +75,17 @@ def test_statistics_are_those_of_one_device(run: str, eight: Eight) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
+def test_routing_is_that_of_one_device(run: str, eight: Eight) -> None:
+    """[L, B, S, k]; pmap has the devices as a further axis."""
+    one = eight.of("one", "routing")
+    assert one["experts"].shape == (EIGHT.num_layers, len(LENGTHS), max(LENGTHS), EIGHT.top_k)
+    ours = {name: x.reshape(one[name].shape) for name, x in eight.of(run, "routing").items()}
+    valid = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
+    np.testing.assert_array_equal(ours["experts"][:, valid], one["experts"][:, valid])
+    assert_close(ours["gates"][:, valid], one["gates"][:, valid], "gates")
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_scores_are_those_of_one_device(run: str, eight: Eight) -> None:
     for name, theirs in eight.of("one", "scores").items():
         assert_close(eight.of(run, "scores")[name].reshape(theirs.shape), theirs, name)
@@ -91,6 +102,13 @@ def test_four_bits_in_memory_change_no_bit_of_the_results(kind: str, eight: Eigh
     floats = eight.of("2x4", kind)
     for name, ours in eight.of("2x4 mxfp4", kind).items():
         np.testing.assert_array_equal(ours, floats[name], err_msg=name)
+
+
+@pytest.mark.parametrize("run", ["masked 2x4", "masked 1x8"])
+def test_a_masked_model_is_the_pruned_one(run: str, eight: Eight) -> None:
+    """Its experts lie where they did, so that devices may hold any number of those that are left."""
+    assert np.abs(eight.results[f"{run}/logits"] - eight.results["pruned 2x4/logits"]).max() <= 1e-6
+    assert eight.facts["shards"][run] == eight.facts["shards"][run.removeprefix("masked ")]
 
 
 def pairs_to_compute() -> np.ndarray:
@@ -178,11 +196,10 @@ def test_shardings_of_the_published_models(eight: Eight) -> None:
 
 @pytest.fixture(scope="module")
 def arrays() -> dict[str, int]:
-    """Path and number of axes of all that is split: parameters in both forms, results, rows."""
+    """Path and number of axes of all parameters, in both forms."""
     one = mesh.make(TINY, 1, 1)
     networks = [abstract(TINY, one, weights=weights) for weights in ("bf16", "mxfp4")]
-    step = jax.eval_shape(lambda m, b: forward.scored_profile_step(m, b, Placement("cpu")), networks[0], batch())
-    return {"batch": 2} | {path: x.ndim for tree in (*networks, step) for path, x in named(tree)}
+    return {path: x.ndim for tree in networks for path, x in named(tree)}
 
 
 @pytest.mark.parametrize("rule", RULES)

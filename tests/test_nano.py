@@ -29,11 +29,12 @@ from gptoss_jax.config import TINY
 from gptoss_jax.data import batching, harmony
 from gptoss_jax.data.batching import Document
 from gptoss_jax.devices import mesh as sharding
+from gptoss_jax.devices.placement import here
 from gptoss_jax.errors import ResumeError
 from gptoss_jax.kernels.mxfp4 import round_to_mxfp4
 from gptoss_jax.network import model, rope
 from gptoss_jax.network.source import load
-from gptoss_jax.run.steps import forward_step
+from gptoss_jax.run.forward import forward
 
 ALL = [*FAMILIES, ENGLISH]
 # TINY's tokenizer has 320 tokens, so that conversations are long.
@@ -127,15 +128,15 @@ def test_a_step_has_the_same_batch_again_and_whole_conversations(tokenizer: Path
     first, again, other = corpus.batch(7), corpus.batch(7), corpus.batch(8)
     for one, two in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, two)
-    assert (first.token_ids != other.token_ids).any()
+    assert (first.tokens.ids != other.tokens.ids).any()
     texts = [
-        corpus.tokenizer.decode(first.token_ids[b][first.segment_ids[b] == n])
+        corpus.tokenizer.decode(first.tokens.ids[b][first.tokens.segments[b] == n])
         for b in range(3)
-        for n in range(1, first.segment_ids[b].max() + 1)
+        for n in range(1, first.tokens.segments[b].max() + 1)
     ]
     assert len(texts) > 2
     assert all(t.startswith("<|start|>system") and t.endswith("<|return|>") for t in texts)
-    learnt = corpus.tokenizer.decode(first.token_ids[0][(first.weights[0] > 0) & (first.segment_ids[0] == 1)])
+    learnt = corpus.tokenizer.decode(first.tokens.ids[0][(first.weights[0] > 0) & (first.tokens.segments[0] == 1)])
     assert learnt == texts[0].partition("<|start|>assistant")[2]
 
 
@@ -161,10 +162,10 @@ def test_first_weights_look_up_where_the_current_token_stood_before() -> None:
         tokens = rng.permutation(config.vocab_size)[:distance].astype(np.int32)
         ids = np.concatenate([tokens, tokens[:15]])
         (batch,) = batching.padded([Document(ids, np.ones(len(ids), np.float32))], 1, 64 if len(ids) <= 64 else 128)
-        hidden_SD = forward_step(network_0, batch).layers.hidden[0, 0]
+        hidden_SD = forward(network_0, batch.tokens, here()).hidden[0, 0]
         norm, attention = network_0.layers.attention_norm, network_0.layers.attention
         scaled_SD = hidden_SD / jnp.sqrt((hidden_SD**2).mean(-1, keepdims=True)) * norm.scale[...][1][None]
-        cos, sin = rope.tables(config, jnp.asarray(batch.positions))
+        cos, sin = rope.tables(config, jnp.asarray(batch.tokens.positions))
         q_Sh, k_Sh = (
             rope.rotate((scaled_SD @ kernel[...][1, 0].T)[None, :, None], cos, sin)[0, :, 0]
             for kernel in (attention.q_kernel, attention.k_kernel)

@@ -20,9 +20,10 @@ from gptoss_jax.network.experts import Mixture
 from gptoss_jax.network.router import Routing
 from gptoss_jax.report.markdown import concentration, profile_report, thin_evidence, top_experts
 from gptoss_jax.run import artifacts
-from gptoss_jax.select import ranking as select
+from gptoss_jax.selection import ranking as select
+from gptoss_jax.statistics.store import Sums
 from gptoss_jax.statistics.sums import GATE_BINS, Statistics, layer_statistics
-from gptoss_jax.statistics.tables import SALIENCY, SUMS, columns, read_columns, usage_table
+from gptoss_jax.statistics.tables import SALIENCY, columns, read_columns, usage_table
 
 L, E, K = 2, 7, 3
 DOMAINS = ["law", "maths"]
@@ -96,8 +97,9 @@ def routed() -> tuple[Statistics, list[np.ndarray], np.ndarray]:
 def folder(routed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The artifacts of a profile of two domains."""
     out = tmp_path_factory.mktemp("profile")
-    measured = artifacts.Measured(routed[0], None, 103, seconds=0.5, compile_seconds=0.1, peak_rss_bytes=1 << 30)
-    artifacts.write(out, measured, DOMAINS, np.arange(4, dtype=np.uint64), INFO | {"warnings": ["a warning"]})
+    sums = Sums(routed[0], {}, DOMAINS, np.arange(4, dtype=np.uint64))
+    measured = artifacts.Measured(103, 1, seconds=0.5, compile_seconds=0.1, peak_rss_bytes=1 << 30)
+    artifacts.write(out, artifacts.completed(INFO | {"warnings": ["a warning"]}, sums, measured), sums)
     return out
 
 
@@ -181,7 +183,7 @@ def test_the_sections_of_a_report_stand_in_order(folder: Path) -> None:
 
 def test_a_report_of_one_domain_without_warnings_leaves_both_sections_out(routed: Any) -> None:
     total = routed[0].total()
-    report = profile_report(INFO, columns(total), total, {"": total})
+    report = profile_report(INFO, columns(total, {}), total, {"": total})
     assert headings(report)[-2:] == ["## Reproduce", "## Router"]
     assert section(report, "Reproduce") == ["```bash", INFO["command"], "```"]
 
@@ -189,7 +191,7 @@ def test_a_report_of_one_domain_without_warnings_leaves_both_sections_out(routed
 def test_the_header_names_the_domains_and_says_which_tokens_are_kept(routed: Any) -> None:
     total = routed[0].total()
     info = INFO | {"options": INFO["options"] | {"domain": ("law", "maths"), "keep": "all"}}
-    report = profile_report(info, columns(total), total, {"": total})
+    report = profile_report(info, columns(total, {}), total, {"": total})
     assert "- Domain filter: `law, maths`\n" in report
     assert "| Kept (all) tokens: 10,220\n" in report
 
@@ -247,14 +249,14 @@ def test_saliency_is_layer_major_and_its_means_are_sums_over_counts(folder: Path
 
 def test_the_ranking_is_the_saliency_tables(folder: Path) -> None:
     ranking = json.loads((folder / select.RANKING).read_text(encoding="utf-8"))
-    assert ranking == select.rank(read_columns(folder), "reap")
+    assert ranking == select.rank(read_columns(folder), "reap").layers
     assert [experts[-1] for experts in ranking] == [5] * L
 
 
 def test_domains_add_up_to_the_whole(folder: Path) -> None:
     whole, parts = read_columns(folder), [read_columns(folder, name) for name in DOMAINS]
     np.testing.assert_array_equal(sum(part["count"] for part in parts), whole["count"])
-    for name in SUMS:
+    for name in ("gate_sum", "norm_sum", "gate_norm_sum"):
         np.testing.assert_allclose(sum(part[name] for part in parts), whole[name], rtol=1e-12)
 
 

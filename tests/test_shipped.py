@@ -1,28 +1,28 @@
 """nano as it ships: whole, small, read by transformers, and as able as its card says."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from convert import checksums
 from convert.hf import Checkpoint
-from convert.sources import NANO, open_hf, open_source
+from convert.sources import NANO, open_source
 from experiments.nano import QUESTIONS, evaluate, families
 from experiments.nano.corpus import prompt_and_reply
 from experiments.nano.families import FAMILIES
-from gptoss_jax import generate
+from gptoss_jax import generation as generate
 from gptoss_jax.cli import cli
 from gptoss_jax.config import FULL, SLIDING
 from gptoss_jax.data import harmony
-from gptoss_jax.generate import Sampling
-from tests.oracle import load as load_reference
+from gptoss_jax.generation import Sampling
+from tests import oracle
 
-FOLDER = Path(str(open_hf(NANO).folder))
+FOLDER = Path(str(open_source(NANO).folder))
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -69,6 +69,7 @@ def test_transformers_reads_its_tokenizer_and_template() -> None:
 
 def test_greedy_tokens_equal_transformers() -> None:
     """128 tokens after the questions of all families at once, past every stop."""
+    reference = oracle.load(FOLDER)
     source, tokenizer = open_source(NANO), harmony.load_tokenizer(FOLDER)
     examples = families.read(QUESTIONS / "evaluation.jsonl")
     examples = [next(e for e in examples if e.family == name) for name in FAMILIES]
@@ -77,13 +78,8 @@ def test_greedy_tokens_equal_transformers() -> None:
     ]
     network = generate.load(source, "float32")
     ours = np.concatenate(list(generate.generate(network, source.config, prompts, 128, GREEDY, ())), axis=1)
-    reference = load_reference(FOLDER)
-    fixed = {"max_new_tokens": 128, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     for row, prompt in zip(ours, prompts, strict=True):
-        ids = torch.tensor(prompt[None]).long()
-        with torch.no_grad():
-            theirs = reference.generate(ids, attention_mask=torch.ones_like(ids), **fixed)
-        np.testing.assert_array_equal(row, theirs[0, len(prompt) :].numpy())
+        np.testing.assert_array_equal(row, oracle.greedy(reference, prompt, 128))
 
 
 def test_it_answers_as_its_card_says() -> None:
@@ -114,16 +110,23 @@ def test_the_command_answers(seed: int) -> None:
 
 
 def test_a_profile_of_it_names_it(tmp_path: Path) -> None:
-    """The whole way under the name: profile, rank, prune; the card of the result does not take it for a hub id."""
+    """The whole way under the name: profile, rank, prune. The card of the result does not take it for a hub id, and
+    says what the ranking was made from, which is this very model."""
     rows = tmp_path / "rows.jsonl"
     text = "<|start|>user<|message|>1 + 1<|end|><|start|>assistant<|channel|>final<|message|>2<|return|>"
-    rows.write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
+    rows.write_text(json.dumps({"text": text, "domain": "sums"}) + "\n", encoding="utf-8")
     for words in (
-        ["profile", NANO, "--data", str(rows), "--out", str(tmp_path / "profile")],
-        ["rank", str(tmp_path / "profile"), "--out", str(tmp_path / "sums.json")],
+        ["profile", NANO, "--data", str(rows), "--domain-column", "domain", "--out", str(tmp_path / "profile")],
+        ["rank", str(tmp_path / "profile"), "--domain", "sums", "--out", str(tmp_path / "sums.json")],
         ["prune", NANO, "--ranking", str(tmp_path / "sums.json"), "--keep", "8", "--out", str(tmp_path / "cut")],
     ):
         result = CliRunner().invoke(cli, words, catch_exceptions=False)
         assert result.exit_code == 0, result.output
     assert Checkpoint(tmp_path / "cut").config.num_experts == 8
-    assert "base_model" not in (tmp_path / "cut" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "cut" / "README.md").read_text(encoding="utf-8")
+    assert "base_model" not in card and "another fingerprint" not in card
+    assert "by `reap` over the profile's domain `sums` (rule `best 8`, seed `0`)" in card
+    assert "-specialized-sums-pruned-moe-only-8-experts`" in card
+    said = json.loads((tmp_path / "sums.json").read_text(encoding="utf-8"))
+    assert said["model_fingerprint"] == open_source(NANO).fingerprint()
+    assert said["profile_hash"] == hashlib.sha256((tmp_path / "profile" / "saliency.parquet").read_bytes()).hexdigest()

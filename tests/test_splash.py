@@ -20,7 +20,7 @@ from gptoss_jax.devices.placement import Placement
 from gptoss_jax.kernels import splash
 from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.source import load
-from gptoss_jax.run.steps import profile_step
+from gptoss_jax.run.steps import Asked, network_step
 
 from .conftest import QUICK
 from .test_attention import dense
@@ -117,7 +117,7 @@ def test_statistics_by_the_kernels_of_tpus_are_those_of_the_cpu(
     batch: Iterator[Batch], weights: str, tiny_mxfp4: Path
 ) -> None:
     network, (only,) = load(Checkpoint(tiny_mxfp4), "float32", weights=weights), batch
-    profile = jax.jit(profile_step, static_argnums=2, compiler_options=QUICK)
+    profile = jax.jit(partial(network_step, asked=Asked()), static_argnums=2, compiler_options=QUICK)
     theirs = profile(network, only, Placement("cpu")).statistics
     ours = profile(network, only, Placement("tpu", interpret=True)).statistics
     for name, expected in vars(theirs).items():

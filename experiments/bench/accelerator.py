@@ -21,11 +21,11 @@ from jax.sharding import Mesh
 
 from gptoss_jax.config import GPT_OSS_20B, Config
 from gptoss_jax.devices import mesh as sharding
-from gptoss_jax.network.batch import Batch
+from gptoss_jax.network.batch import Batch, Tokens
 from gptoss_jax.network.model import GptOss
 from gptoss_jax.network.source import abstract
 from gptoss_jax.pods.plan import Case, active_matmul_flops
-from gptoss_jax.run.steps import mapped, profile_step
+from gptoss_jax.run.steps import Asked, mapped
 
 SEED = {"saliency": 1551, "usage": 4498}  # tokens/s of the hook scripts on one data-centre GPU
 SCALE_BYTE = 120  # of MXFP4: 2^-7, with which random codes spread as real weights do
@@ -60,7 +60,9 @@ def random_batch(config: Config, batch: int, length: int, mesh: Mesh) -> Batch:
     shape = (batch, length)
     tokens = np.random.default_rng(length).integers(0, config.vocab_size, shape).astype(np.int32)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
-    rows = Batch(tokens, positions, np.ones(shape, np.int32), np.ones(shape, np.float32), np.zeros(shape, np.int32))
+    rows = Batch(
+        Tokens(tokens, positions, np.ones(shape, np.int32)), np.ones(shape, np.float32), np.zeros(shape, np.int32)
+    )
     return jax.device_put(rows, sharding.rows(mesh))
 
 
@@ -108,7 +110,7 @@ def main(layers: int, batches: str, lengths: str, weights: str, expert: int | No
     click.echo("|---|---:|---:|---:|---:|---:|")
     for batch, length in dict.fromkeys(shapes):
         rows = random_batch(config, batch, length, mesh)
-        step = mapped(profile_step, mesh).step.lower(model, rows).compile()
+        step = mapped(Asked(), mesh).step.lower(model, rows).compile()
         seconds, multiply_seconds = in_turns(lambda s=step, r=rows: s(model, r), multiply, rounds)
         flops = active_matmul_flops(Case(config, "", data, expert, weights, batch, length))
         peak = multiply_flops / multiply_seconds

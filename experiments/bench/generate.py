@@ -14,11 +14,11 @@ from statistics import median
 import click
 import numpy as np
 
-from convert.hf import Checkpoint
-from convert.sources import open_hf
-from gptoss_jax import generate
+from convert.sources import open_source
+from gptoss_jax import generation as generate
 from gptoss_jax.config import Config
-from gptoss_jax.generate import STEPS_AT_ONCE, Sampling
+from gptoss_jax.generation import STEPS_AT_ONCE, Sampling
+from gptoss_jax.network.source import Source
 
 PROMPT, NEW = 100, 128  # tokens
 BATCHES = (1, 16)
@@ -32,7 +32,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def beside_transformers(source: Checkpoint, network: generate.Network, batch_size: int, rounds: int) -> str:
+def beside_transformers(source: Source, network: generate.Network, batch_size: int, rounds: int) -> str:
     """One line of the table; both must say the same."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -78,7 +78,7 @@ def at_context(config: Config, network: generate.Network, batch_size: int, conte
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Pairs of runs.")
 def main(model: str, rounds: int) -> None:
     """Print both tables."""
-    source = open_hf(model)
+    source = open_source(model)
     network = generate.load(source, "float32")
     beside = [beside_transformers(source, network, size, rounds) for size in BATCHES]
     long = [at_context(source.config, network, size, context, rounds) for size in BATCHES for context in CONTEXTS]

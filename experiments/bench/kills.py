@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 
-from convert.sources import NANO, open_hf
+from convert.sources import NANO, open_source
 
 from .. import checkpoints, tokenizers
 from ..nano import QUESTIONS
@@ -37,7 +37,7 @@ COLUMNS = ("before", "within", "after", "compared", "differing", "half", "left o
 
 def prepare(folder: Path) -> dict[str, list[str]]:
     """Make the inputs; the commands by their names."""
-    nano = open_hf(NANO)
+    nano = open_source(NANO)
     write_rows(folder / "rows.jsonl", Path(str(nano.folder)), read(QUESTIONS / "calibration.jsonl")[::4])
     # 0.8 GB: to write half of its experts takes about as long as to start the program.
     sizes = {"hidden_size": 2048, "expert_hidden_size": 2048, "num_experts": 32, "num_layers": 4}

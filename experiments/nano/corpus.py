@@ -63,4 +63,4 @@ class Corpus:
                 break
             rows[fitting[0]].append(document)
             free[fitting[0]] -= len(document.token_ids)
-        return stack(rows, *self.shape, num_domains=len(self.families))
+        return stack(rows, *self.shape, num_groups=len(self.families))

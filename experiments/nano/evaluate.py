@@ -10,15 +10,15 @@ import jax
 import numpy as np
 
 from convert.hf import Checkpoint
-from gptoss_jax import generate
+from gptoss_jax import generation as generate
 from gptoss_jax.config import Config
 from gptoss_jax.data import batching, harmony
 from gptoss_jax.data.rows import Row
 from gptoss_jax.devices.placement import here
-from gptoss_jax.generate import Network, Sampling
+from gptoss_jax.generation import Network, Sampling
 from gptoss_jax.network.model import GptOss
 from gptoss_jax.network.source import load
-from gptoss_jax.run.steps import scored_profile_step
+from gptoss_jax.run.steps import Asked, network_step
 
 from .corpus import prompt_and_reply
 from .families import FAMILIES, Instance
@@ -27,7 +27,7 @@ GREEDY = Sampling(temperature=0.0)
 LONGEST_REPLY = 192  # tokens
 ROWS_AT_ONCE = 64
 
-scored_step = jax.jit(scored_profile_step, static_argnums=2)
+scored_step = jax.jit(network_step, static_argnums=(2, 3))
 
 
 class Score(NamedTuple):
@@ -95,9 +95,11 @@ def surprise(network: GptOss, folder: Path, examples: Sequence[Instance]) -> dic
     documents = harmony.encode(rows, tokenizer, names, config.vocab_size, max_length=None)
     table = dict.fromkeys(names, (0.0, 0))
     for batch in batching.padded(documents, ROWS_AT_ONCE, config.max_position):
-        probability = np.asarray(scored_step(network, batch, here()).scores.probability)
+        probability = np.asarray(
+            scored_step(network, batch, here(), Asked(statistics=False, scores=True)).scores.probability
+        )
         for index, name in enumerate(names):
-            kept = probability[(batch.weights > 0) & (batch.domains == index)]
+            kept = probability[(batch.weights > 0) & (batch.groups == index)]
             nats, tokens = table[name]
             table[name] = nats - float(np.log(kept, dtype=np.float64).sum()), tokens + len(kept)
     return table

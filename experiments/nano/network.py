@@ -18,7 +18,7 @@ from gptoss_jax.devices.placement import Placement
 from gptoss_jax.kernels.mxfp4 import round_to_mxfp4
 from gptoss_jax.network import rope
 from gptoss_jax.network.batch import Batch
-from gptoss_jax.network.model import GptOss, Output
+from gptoss_jax.network.model import GptOss
 from gptoss_jax.network.router import Routing, entropy
 
 CONFIG = Config(
@@ -190,20 +190,20 @@ def rounded(parameters: Any) -> Any:
     return jax.tree.map_with_path(one, parameters)
 
 
-def reply_loss(output: Output, batch: Batch) -> tuple[Float[Array, ""], Float[Array, " G"]]:
+def reply_loss(logits_BSV: Float[Array, "B S V"], batch: Batch) -> tuple[Float[Array, ""], Float[Array, " G"]]:
     """Mean loss over the tokens of replies, each from the logits before it, and by family."""
     shifted = jax.tree.map(lambda x: jnp.roll(x, -1, axis=1), batch)
-    inside = shifted.segment_ids == batch.segment_ids
+    inside = shifted.tokens.segments == batch.tokens.segments
     weights_BS = jnp.where(inside, shifted.weights, 0).at[:, -1].set(0)
-    losses_BS = optax.softmax_cross_entropy_with_integer_labels(output.logits, shifted.token_ids)
-    family_BSG = jax.nn.one_hot(batch.domains, batch.num_domains) * weights_BS[..., None]
+    losses_BS = optax.softmax_cross_entropy_with_integer_labels(logits_BSV, shifted.tokens.ids)
+    family_BSG = jax.nn.one_hot(batch.groups, batch.num_groups) * weights_BS[..., None]
     sums_G, counts_G = (family_BSG * losses_BS[..., None]).sum((0, 1)), family_BSG.sum((0, 1))
     return sums_G.sum() / counts_G.sum(), sums_G / jnp.maximum(counts_G, 1)
 
 
 def load(routing: Routing, batch: Batch) -> tuple[Float[Array, "L E"], Float[Array, "L E"]]:
     """Share of the pairs, and mean probability, of each expert; padding left out."""
-    valid_1T1 = (batch.segment_ids.reshape(1, -1, 1) > 0).astype(jnp.float32)
+    valid_1T1 = (batch.tokens.segments.reshape(1, -1, 1) > 0).astype(jnp.float32)
     E = routing.logits_TE.shape[-1]
     chosen_LTE = jax.nn.one_hot(routing.experts_Tk, E).sum(2)
     probability_LTE = jax.nn.softmax(routing.logits_TE, axis=-1)
@@ -218,9 +218,10 @@ def train_step(state: State, batch: Batch, graph: Any, recipe: Recipe, round_exp
     place = Placement(jax.default_backend(), differentiable=True)
 
     def objective(parameters: Any) -> tuple[Array, Metrics]:
-        output = nnx.merge(graph, rounded(parameters) if round_experts else parameters)(batch, place)
-        loss, by_family = reply_loss(output, batch)
-        routing = output.layers.routing
+        model = nnx.merge(graph, rounded(parameters) if round_experts else parameters)
+        output = model(batch.tokens, place, lambda layer: layer.routing)
+        loss, by_family = reply_loss(model.logits(output.final), batch)
+        routing = output.layers
         share_LE, probability_LE = load(routing, batch)
         # Fedus et al. 2021 (Switch Transformer), section 2.2: 1 where the load is even, E where one has all.
         uneven = share_LE.shape[1] * (jax.lax.stop_gradient(share_LE) * probability_LE).sum(1).mean()

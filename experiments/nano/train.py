@@ -49,7 +49,7 @@ def train(folder: Path, corpus: Corpus, config: Config, recipe: Recipe, seed: in
             compiled[round_experts] = lowered.compile(COMPILER.get(jax.default_backend()))
         state, metrics = compiled[round_experts](state, batch)
         done = step + 1
-        log.add(done, metrics, batch.num_tokens)
+        log.add(done, metrics, batch.tokens.count)
         if done % SAVED_EVERY == 0 or done == recipe.steps:
             _save(folder / STATES, done, state)
     return nnx.merge(graph, state.parameters)

@@ -1,59 +1,70 @@
-"""What several commands share: values of options, what ran, and the bar of progress."""
+"""What several commands share: options from their declarations, values of options, and what was called."""
 
-import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import click
 
-from .. import __version__
+from ..run.options import SWITCH, Kind, Option, Options, declared_options, flag_of
 
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-
-
-weights_option = click.option(
-    "--weights", type=click.Choice(["bf16", "mxfp4"]), default="bf16", help="Form of the experts in device memory."
-)
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T", bound=Options)
 
 
-def size(_: Any, __: Any, text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
-    if not match or match[2].upper() not in UNITS or not 1 <= float(match[1]) * UNITS[match[2].upper()] < 1 << 63:
-        raise click.BadParameter(f"{text!r} is no size: write for example 5GB or 500MiB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
+class Value(click.ParamType):
+    """The values of a kind of option: a word that is none of them is refused as Python refuses the value."""
+
+    def __init__(self, kind: Kind):
+        self.kind, self.name = kind, kind.metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value of a word of the command line."""
+        if isinstance(value, str):
+            try:
+                value = self.kind.read(value)
+            except ValueError:
+                self.fail(f"{value!r}: give {self.kind.expected}", param, ctx)
+        if value is not None and not self.kind.accepts(value):
+            self.fail(f"{value!r}: give {self.kind.expected}", param, ctx)
+        return value
 
 
-def mesh_sizes(_: Any, __: Any, text: str | None) -> tuple[int, int] | None:
-    """data and expert of data=N,expert=M."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"data=(\d{1,9}),expert=(\d{1,9})", text.replace(" ", ""))
-    if not match or not int(match[1]) or not int(match[2]):
-        raise click.BadParameter(f"{text!r}: write for example data=2,expert=4")
-    return int(match[1]), int(match[2])
+def options_of(*kinds: type[Options]) -> Callable[[F], F]:
+    """All options of some option types, for a command."""
+
+    def decorate(command: F) -> F:
+        for kind in reversed(kinds):
+            for name in reversed(declared_options(kind)):
+                command = option_of(kind, name)(command)
+        return command
+
+    return decorate
 
 
-def invocation() -> dict[str, Any]:
-    """What profile.json says of any command line, and of what ran it."""
-    from importlib.metadata import version
+def option_of(kind: type[Options], name: str) -> Callable[[F], F]:
+    """One option of an option type, for a command."""
+    declared: Option = declared_options(kind)[name]
+    (default,) = (field.default for field in fields(kind) if field.name == name)
+    flag, help = (
+        flag_of(kind, name),
+        declared.help + (f"  [default: {declared.otherwise}]" if declared.otherwise else ""),
+    )
+    if declared.kind is SWITCH:
+        return click.option(flag, name, is_flag=True, default=default, help=help)
+    kept: dict[str, Any] = {"multiple": True} if not declared.several else {"nargs": declared.several}
+    kept |= {"required": True} if declared.required else {"default": default, "show_default": not declared.otherwise}
+    value = Value(declared.kind)
+    return click.option(flag, name, type=value, metavar=declared.kind.metavar, help=help, **kept)
 
-    # A run that went on is made again by the same words without it.
-    words = [word for word in sys.argv[1:] if word != "--resume"]
-    packages = ("jax", "flax", "transformers", "tokenizers", "datasets", "numpy")
-    return {
-        "command": shlex.join(["gptoss-jax", *words]),
-        "versions": {"gptoss-jax": __version__, **{name: version(name) for name in packages}},
-    }
+
+def taken(kind: type[T], options: dict[str, Any]) -> T:
+    """The option type from a command's options, out of which its own are taken."""
+    return kind(**{name: options.pop(name) for name in declared_options(kind)})
 
 
-@contextmanager
-def progress(total: int, unit: str, shown: bool = True, done: float = 0) -> Iterator[Callable[[float], Any]]:
-    """A bar on the terminal with rate and time left; nothing where standard error is no terminal."""
-    from tqdm import tqdm
-
-    hidden = None if shown else True
-    with tqdm(total=total, initial=done, unit=unit, unit_scale=True, disable=hidden, dynamic_ncols=True) as bar:
-        yield bar.update
+def command_line() -> str:
+    """The words that make an output again: a run that went on is made again without --resume."""
+    return shlex.join(["gptoss-jax", *(word for word in sys.argv[1:] if word != "--resume")])

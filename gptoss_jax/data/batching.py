@@ -1,13 +1,13 @@
 """Tokenised documents → batches of fixed shape: padded one document a row, or packed. Letters: see `config`."""
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
-from ..network.batch import Batch
+from ..network.batch import Batch, Tokens
 
 # Padded lengths are this times a power of two: few shapes to compile, at most half of a row wasted.
 SHORTEST = 64
@@ -29,30 +29,35 @@ def padded(
     documents: Sequence[Document],
     batch_size: int,
     max_length: int,
-    num_domains: int = 1,
-    agree: Callable[[list[int]], list[int]] = lambda lengths: lengths,
+    num_groups: int = 1,
+    lengths: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Batches of one document a row, padded on the right; documents of like length share a batch.
 
-    `agree` gives the lengths of all batches, from those that these documents need: as many, and as long, or
-    more. Processes that run the same steps agree on the largest.
+    `lengths` are those of all batches where they are not what `padded_lengths` gives for these documents alone: there
+    may be more, and longer ones. Processes that run the same steps agree on the largest.
     """
+    ordered = sorted(documents, key=lambda document: _padded_length(document, max_length))
+    for number, length in enumerate(padded_lengths(documents, batch_size, max_length) if lengths is None else lengths):
+        rows = ordered[number * batch_size : (number + 1) * batch_size]
+        yield stack([[row] for row in rows], batch_size, length, num_groups)
 
-    def padded_length(document: Document) -> int:
-        length = SHORTEST
-        while length < len(document.token_ids):
-            length *= 2
-        return min(length, max_length)
 
-    ordered = sorted(documents, key=padded_length)
-    groups = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
-    for number, length in enumerate(agree([padded_length(group[-1]) for group in groups])):
-        rows = groups[number] if number < len(groups) else []
-        yield stack([[row] for row in rows], batch_size, length, num_domains)
+def padded_lengths(documents: Sequence[Document], batch_size: int, max_length: int) -> list[int]:
+    """The lengths of the batches that hold these documents, one a row."""
+    ordered = sorted(_padded_length(document, max_length) for document in documents)
+    return [max(ordered[start : start + batch_size]) for start in range(0, len(ordered), batch_size)]
+
+
+def _padded_length(document: Document, max_length: int) -> int:
+    length = SHORTEST
+    while length < len(document.token_ids):
+        length *= 2
+    return min(length, max_length)
 
 
 def side_by_side(
-    documents: Sequence[Document], batch_size: int, max_length: int, num_domains: int = 1
+    documents: Sequence[Document], batch_size: int, max_length: int, num_groups: int = 1
 ) -> Iterator[Batch]:
     """Batches of whole documents, several in a row where they fit: what `padded` gives with little padding, and in
     one shape. Rows are shared out evenly over as few batches as hold them."""
@@ -61,6 +66,8 @@ def side_by_side(
     rows: list[list[Document]] = []
     room: list[tuple[int, int]] = []  # free tokens and number of each row that is not full, sorted
     for document in sorted(documents, key=lambda d: -len(d.token_ids)):
+        if rows and not len(document.token_ids):
+            break  # only such ones are left, and need no row
         # The row that it fills best.
         best = bisect_left(room, (len(document.token_ids), 0))
         free, number = room.pop(best) if best < len(room) else (length, len(rows))
@@ -71,7 +78,7 @@ def side_by_side(
             insort(room, (free - len(document.token_ids), number))
     rows_each = -(-len(rows) // -(-len(rows) // batch_size))
     for start in range(0, len(rows), rows_each):
-        yield stack(rows[start : start + rows_each], rows_each, length, num_domains)
+        yield stack(rows[start : start + rows_each], rows_each, length, num_groups)
 
 
 def packed(
@@ -79,7 +86,7 @@ def packed(
     batch_size: int,
     length: int,
     eos_token_id: int,
-    num_domains: int = 1,
+    num_groups: int = 1,
     cross_document: bool = False,
 ) -> Iterator[Batch]:
     """Batches of the documents' stream, EOS (not kept) after each, cut into blocks of `length`.
@@ -102,7 +109,7 @@ def packed(
     if row:
         rows.append(row)
     for start in range(0, len(rows), batch_size):
-        yield stack(rows[start : start + batch_size], batch_size, length, num_domains, cross_document)
+        yield stack(rows[start : start + batch_size], batch_size, length, num_groups, cross_document)
 
 
 def _with_eos(document: Document, eos_token_id: int) -> Document:
@@ -122,38 +129,32 @@ def stack(
     rows: Sequence[Sequence[Document]],
     batch_size: int,
     length: int,
-    num_domains: int,
+    num_groups: int,
     cross_document: bool = False,
 ) -> Batch:
     """Rows of documents, side by side, as a batch of `batch_size` rows of `length` tokens."""
     shape = (batch_size, length)
-    batch = Batch(
-        token_ids=np.zeros(shape, np.int32),
-        positions=np.zeros(shape, np.int32),
-        segment_ids=np.zeros(shape, np.int32),
-        weights=np.zeros(shape, np.float32),
-        domains=np.zeros(shape, np.int32),
-        num_domains=num_domains,
-    )
+    tokens = Tokens(*(np.zeros(shape, np.int32) for _ in range(3)))
+    batch = Batch(tokens, np.zeros(shape, np.float32), np.zeros(shape, np.int32), num_groups)
     for b, documents in enumerate(rows):
         start = 0
         for number, document in enumerate(documents, 1):
             here = slice(start, start + len(document.token_ids))
-            batch.token_ids[b, here] = document.token_ids
-            batch.positions[b, here] = np.arange(len(document.token_ids)) + (start if cross_document else 0)
-            batch.segment_ids[b, here] = 1 if cross_document else number
+            tokens.ids[b, here] = document.token_ids
+            tokens.positions[b, here] = np.arange(len(document.token_ids)) + (start if cross_document else 0)
+            tokens.segments[b, here] = 1 if cross_document else number
             batch.weights[b, here] = document.weights
-            batch.domains[b, here] = document.domain
+            batch.groups[b, here] = document.domain
             start = here.stop
     return batch
 
 
 def share(batch: Batch, index: int, shares: int) -> Batch:
     """Of the rows of a batch, the share of one of several processes."""
-    rows = len(batch.token_ids) // shares
+    rows = batch.shape[0] // shares
     return jax.tree.map(lambda x: x[index * rows : (index + 1) * rows], batch)
 
 
 def skip_first(batch: Batch, count: int) -> Batch:
     """The batch with the first `count` positions left out of the statistics, wherever positions restart."""
-    return replace(batch, weights=np.where(batch.positions < count, np.float32(0), batch.weights))
+    return replace(batch, weights=np.where(batch.tokens.positions < count, np.float32(0), batch.weights))

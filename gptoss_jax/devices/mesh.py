@@ -20,31 +20,29 @@ from ..errors import MeshError
 
 DATA, EXPERT = "data", "expert"
 
-# What is split, by the end of its path. Axes are the last ones: parameters of layers may be stacked [L, …].
-# What matches no rule is an error, so that nothing is replicated by oversight.
-RULES: dict[str, tuple[str | None, ...]] = {
-    "attention/[qkv]_kernel": (EXPERT, None, None),  # H or K, h, D
-    "attention/[qkv]_bias": (EXPERT, None),  # H or K, h
-    "attention/o_kernel": (None, EXPERT, None),  # D, H, h
-    "attention/o_bias": (None,),  # D; added once, behind the sum over heads
-    "attention/sinks": (EXPERT,),  # H
-    "router/kernel": (EXPERT, None),  # E, D
-    "router/bias": (EXPERT,),  # E
-    "experts/gate_up_kernel": (EXPERT, None, None, None),  # E, c, F, D
-    "experts/gate_up_(packed|scales)": (EXPERT, None, None),  # E, D / 2 or 32, c·F
-    "experts/gate_up_bias": (EXPERT, None, None),  # E, c, F
-    "experts/down_kernel": (EXPERT, None, None),  # E, D, F
-    "experts/down_(packed|scales)": (EXPERT, None, None),  # E, F / 2 or 32, D
-    "experts/down_bias": (EXPERT, None),  # E, D
-    "norm/scale": (None,),  # D
-    "(un)?embedding": (EXPERT, None),  # V, D
-    "statistics/(count|gate_sum|norm_sum|gate_norm_sum|gate_norm_sq_sum|norm_sq_sum)": (EXPERT,),  # E
-    "statistics/(norm_max|activation_max)": (EXPERT,),  # E
-    "statistics/coactivation": (EXPERT, None),  # E, E
-    "statistics/(tokens|computed|router_entropy_sum)": (),
-    "statistics/(gate_rank_sum|gate_histogram)": (None,),
-    "scores/(probability|entropy)": (DATA, None),  # B, S
-    "batch": (DATA, None),  # B, S
+# Which axis of the mesh splits a dimension, by its letter; of an array's dimensions the first that has one is split.
+SPLIT = {"E": EXPERT, "H": EXPERT, "K": EXPERT, "V": EXPERT, "B": DATA}
+# The dimensions of each parameter, by the end of its path: the last ones, since those of layers may be stacked [L, …].
+# A size that is part of a letter's is written in small letters. A path that matches no rule is an error, so that
+# nothing is replicated by oversight.
+RULES = {
+    "attention/q_kernel": "H h D",
+    "attention/[kv]_kernel": "K h D",
+    "attention/q_bias": "H h",
+    "attention/[kv]_bias": "K h",
+    "attention/o_kernel": "D H h",
+    "attention/o_bias": "D",  # added once, behind the sum over heads
+    "attention/sinks": "H",
+    "router/kernel": "E D",
+    "router/bias": "E",
+    "experts/gate_up_kernel": "E c F D",
+    "experts/gate_up_(packed|scales)": "E d cF",  # d: D / 2 or D / 32
+    "experts/gate_up_bias": "E c F",
+    "experts/down_kernel": "E D F",
+    "experts/down_(packed|scales)": "E f D",  # f: F / 2 or F / 32
+    "experts/down_bias": "E D",
+    "norm/scale": "D",
+    "(un)?embedding": "V D",
 }
 
 
@@ -89,16 +87,25 @@ def check_batch(batch_size: int, data: int) -> None:
         raise MeshError(f"--batch-size {batch_size} does not divide over data={data}: make it a multiple of {data}")
 
 
+def split(axes: str, ndim: int | None = None) -> P:
+    """How an array with these dimensions is split, with further ones before them up to `ndim`."""
+    letters = axes.split()
+    named = [SPLIT.get(letter) for letter in letters]
+    first = next((i for i, axis in enumerate(named) if axis), len(named))
+    before = 0 if ndim is None else ndim - len(letters)
+    return P(*(None,) * before, *(axis if i == first else None for i, axis in enumerate(named)))
+
+
 def spec(path: str, ndim: int) -> P:
-    """How the array of `ndim` axes at `path` is split."""
+    """How the parameter of `ndim` dimensions at `path` is split."""
     for pattern, axes in RULES.items():
         if re.search(f"(^|[/_]){pattern}$", path):
-            return P(*(None,) * (ndim - len(axes)), *axes)
+            return split(axes, ndim)
     raise LookupError(f"{path}: no rule says how it is split")
 
 
 def specs(tree: Any) -> Any:
-    """The tree with a PartitionSpec in the place of each array."""
+    """The tree of parameters with a PartitionSpec in the place of each array."""
     return jax.tree_util.tree_map_with_path(lambda path, x: spec(path_of(path), len(x.shape)), tree)
 
 
@@ -113,13 +120,15 @@ def by_path(tree: Any) -> dict[str, Any]:
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def sharded(tree: Any, mesh: Mesh) -> Any:
-    """The abstract tree, each array with its sharding over `mesh`."""
+def sharded(tree: Any, mesh: Mesh, how: Any = None) -> Any:
+    """The abstract tree, each array with its sharding over `mesh`: by the specs in `how`, or as a parameter's."""
     return jax.tree.map(
-        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, s)), tree, specs(tree)
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, s)),
+        tree,
+        specs(tree) if how is None else how,
     )
 
 
 def rows(mesh: Mesh) -> NamedSharding:
     """How the arrays of a batch are split."""
-    return NamedSharding(mesh, spec("batch", 2))
+    return NamedSharding(mesh, split("B S"))

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..config import Config
 from ..devices.placement import Placement
 from ..kernels import splash
-from .batch import Batch
+from .batch import Tokens
 from .cache import Cache
 from .rope import rotate
 
@@ -44,7 +44,7 @@ class Attention(nnx.Module):
         self,
         x_BSD: Float[Array, "B S D"],
         rope: tuple[Float[Array, "B S half"], Float[Array, "B S half"]],
-        batch: Batch,
+        tokens: Tokens,
         sliding: Bool[Array, ""],
         place: Placement,
         cache: Cache | None = None,
@@ -56,9 +56,9 @@ class Attention(nnx.Module):
         q_BSHh = rotate(project(x_BSD, self.q_kernel[...], self.q_bias[...]), *rope)
         k_BSKh = rotate(project(x_BSD, self.k_kernel[...], self.k_bias[...]), *rope)
         v_BSKh = project(x_BSD, self.v_kernel[...], self.v_bias[...])
-        sequences = q_BSHh, k_BSKh, v_BSKh, self.sinks[...], batch.segment_ids
+        sequences = q_BSHh, k_BSKh, v_BSKh, self.sinks[...], tokens.segments
         if cache is not None:
-            cache = cache.store(k_BSKh, v_BSKh, batch.positions, batch.segment_ids)
+            cache = cache.store(k_BSKh, v_BSKh, tokens.positions, tokens.segments)
         if cache is not None and x_BSD.shape[1] == 1:
             mixed_BSHh = attend_to_cache(q_BSHh[:, 0], cache, self.sinks[...])[:, None]
         elif place.platform == "tpu" and not place.differentiable:

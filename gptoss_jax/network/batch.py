@@ -1,4 +1,4 @@
-"""What a step takes. Letters: see `config`."""
+"""What a step takes: tokens for the network, and what each of them counts. Letters: see `config`."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,26 +9,51 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["ids", "positions", "segments"], meta_fields=[])
+@dataclass(frozen=True)
+class Tokens:
+    """What the network takes: all arrays [B, S]."""
+
+    ids: Int32[Any, "B S"]
+    """0 in padding."""
+    positions: Int32[Any, "B S"]
+    """Position for the rotary embedding; restarts at each document."""
+    segments: Int32[Any, "B S"]
+    """1, 2, … for the documents of a row: attention stays inside one. 0 is padding."""
+
+    @property
+    def count(self) -> int:
+        """Tokens that are not padding (on the host)."""
+        return int((np.asarray(self.segments) > 0).sum())
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["token_ids", "positions", "segment_ids", "weights", "domains"],
-    meta_fields=["num_domains"],
+    data_fields=["tokens", "weights", "groups"],
+    meta_fields=["num_groups", "joint"],
 )
 @dataclass(frozen=True)
 class Batch:
-    """What the forward takes: all arrays [B, S]; padding has segment 0, weight 0 and token 0."""
+    """Tokens, and for who counts them what each counts and in which group: all arrays [B, S]."""
 
-    token_ids: Int32[Any, "B S"]
-    positions: Int32[Any, "B S"]
-    """Position for the rotary embedding; restarts at each document."""
-    segment_ids: Int32[Any, "B S"]
-    """1, 2, … for the documents of a row: attention stays inside one. 0 is padding."""
+    tokens: Tokens
     weights: Float32[Any, "B S"]
-    domains: Int32[Any, "B S"]
-    num_domains: int = 1
+    """What each token counts in the statistics; 0 is a token that is not kept, as all padding is."""
+    groups: Int32[Any, "B S"]
+    """The group, as a domain, whose statistics each token counts in."""
+    num_groups: int = 1
     """G; static, since it is a dimension of the statistics."""
+    joint: tuple[int, ...] = ()
+    """For each group the one, of J, that its co-activations are counted in: these are [E, E] for each, so that there
+    may be fewer of them. Empty where the groups are the same; static."""
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens that are not padding (on the host)."""
-        return int((np.asarray(self.segment_ids) > 0).sum())
+    def num_joint(self) -> int:
+        """J."""
+        return max(self.joint) + 1 if self.joint else self.num_groups
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B and S."""
+        B, S = self.tokens.ids.shape
+        return B, S

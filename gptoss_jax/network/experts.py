@@ -178,10 +178,12 @@ class _Pairs(NamedTuple):
         pair = self.order.at[self.rows[piece].reshape(-1)].get(mode="fill", fill_value=T * k)
         token, rank = jnp.divmod(pair, k)
         out = run(self.x_TD.at[token].get(mode="fill", fill_value=0), self.experts[piece])
+        # The root has no gradient at 0, which is what stands behind an expert's last pair.
+        real = jnp.where((pair < T * k)[:, None], out, 1)
         gated = self.gates_Tk.at[token, rank].get(mode="fill", fill_value=0)[:, None] * out
         return Mixture(
             mixture.output_TD.at[token].add(gated, mode="drop"),
-            mixture.norms_Tk.at[token, rank].set(jnp.linalg.norm(out, axis=-1), mode="drop"),
+            mixture.norms_Tk.at[token, rank].set(jnp.linalg.norm(real, axis=-1), mode="drop"),
             mixture.peaks_Tk.at[token, rank].set(jnp.abs(out).max(-1), mode="drop"),
             mixture.computed_Tk.at[token, rank].set(True, mode="drop"),
         )

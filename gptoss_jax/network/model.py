@@ -1,42 +1,54 @@
 """The GPT-OSS network. Letters: see `config`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..config import SLIDING, Config
 from ..devices.placement import Placement
-from ..statistics.sums import Statistics
 from . import rope
 from .attention import Attention
-from .batch import Batch
+from .batch import Tokens
 from .cache import Cache
+from .experts import Mixture
 from .moe import MoE
 from .router import Routing
 
 
 class LayerOutput(NamedTuple):
-    """What a layer returns beside its output; stacked over layers by the scan."""
+    """What a layer shows to whoever observes it."""
 
-    hidden: Float[Array, "*layers B S D"]
+    hidden: Float[Array, "B S D"]
     """The layer's output, the residual stream after it."""
     routing: Routing
-    statistics: Statistics
+    mixture: Mixture
     cache: Cache | None = None
 
 
-class Output(NamedTuple):
-    """What the model returns."""
+Observe = Callable[[LayerOutput], Any]
+"""What is kept of a layer: the scan stacks it over layers. What is not kept, a jitted caller does not compute."""
 
-    logits: Float[Array, "B S V"]
+
+class Interventions(NamedTuple):
+    """What takes the place of the network's own values, or is added to them."""
+
+    gates: Float[Array, "*L B S k"] | None = None
+    """In place of the router's, for the experts that it chose."""
+    steering: Float[Array, "*L B S D"] | None = None
+    """Added to the residual stream before each layer."""
+
+
+class Output(NamedTuple):
+    """What the network returns."""
+
     final: Float[Array, "B S D"]
     """What the unembedding takes: the last layer's output behind the final norm."""
-    layers: LayerOutput
+    layers: Any
+    """What `observe` gave of each layer, stacked [L, …]."""
 
 
 class RMSNorm(nnx.Module):
@@ -65,21 +77,21 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x_BSD: Float[Array, "B S D"],
-        batch: Batch,
+        tokens: Tokens,
         rope_tables: tuple[Float[Array, "B S half"], Float[Array, "B S half"]],
         sliding: Bool[Array, ""],
         place: Placement,
         index: Int[Array, ""] | None = None,
         cache: Cache | None = None,
-    ) -> tuple[Float[Array, "B S D"], LayerOutput]:
+        gates_BSk: Float[Array, "B S k"] | None = None,
+    ) -> LayerOutput:
         """`index` is this layer's, where its experts' weights are left in the stack of all layers; `cache` holds what
-        it keeps of the tokens before these, where these go on."""
+        it keeps of the tokens before these, where these go on; `gates_BSk` takes the place of the router's gates."""
         normed_BSD = self.attention_norm(x_BSD)
-        attended_BSD, cache = self.attention(normed_BSD, rope_tables, batch, sliding, place, cache)
+        attended_BSD, cache = self.attention(normed_BSD, rope_tables, tokens, sliding, place, cache)
         x_BSD = x_BSD + attended_BSD
-        mixture, routing, statistics = self.moe(self.moe_norm(x_BSD), batch, place, index)
-        x_BSD = x_BSD + mixture
-        return x_BSD, LayerOutput(x_BSD, routing, statistics, cache)
+        mixed_BSD, routing, mixture = self.moe(self.moe_norm(x_BSD), tokens.segments > 0, place, index, gates_BSk)
+        return LayerOutput(x_BSD + mixed_BSD, routing, mixture, cache)
 
 
 class GptOss(nnx.Module):
@@ -96,9 +108,11 @@ class GptOss(nnx.Module):
         self.final_norm = RMSNorm(config, rngs=rngs)
         self.unembedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape))
 
-    def __call__(self, batch: Batch, place: Placement) -> Output:
-        """Logits and every layer's outputs; what a jitted caller does not return is not computed."""
-        rope_tables = rope.tables(self.config, batch.positions)
+    def __call__(
+        self, tokens: Tokens, place: Placement, observe: Observe, interventions: Interventions | None = None
+    ) -> Output:
+        """The final output, and what `observe` keeps of every layer; `logits` unembeds what is wanted of the former."""
+        rope_tables = rope.tables(self.config, tokens.positions)
         # One compiled layer serves both kinds: the pattern is data.
         sliding_L = jnp.array([kind == SLIDING for kind in self.config.layer_types])
 
@@ -109,17 +123,19 @@ class GptOss(nnx.Module):
         in_place = 0 if place.differentiable else 1
         held, scanned = states[:in_place], states[in_place:]
 
-        def one_layer(x_BSD: Array, slices: tuple[list[nnx.State], Array, Array]) -> tuple[Array, LayerOutput]:
-            states, sliding, index = slices
+        def one_layer(x_BSD: Array, slices: tuple[list[nnx.State], Array, Array, Interventions]) -> tuple[Array, Any]:
+            states, sliding, index, (gates_BSk, steering_BSD) = slices
             layer = nnx.merge(graph, *held, *states)
-            return layer(x_BSD, batch, rope_tables, sliding, place, index if held else None)
+            if steering_BSD is not None:
+                x_BSD = x_BSD + steering_BSD.astype(x_BSD.dtype)
+            output = layer(x_BSD, tokens, rope_tables, sliding, place, index if held else None, gates_BSk=gates_BSk)
+            return output.hidden, observe(output)
 
         indices_L = jnp.arange(self.config.num_layers)
-        embedded_BSD, per_layer = self.embed(batch.token_ids, place), (scanned, sliding_L, indices_L)
+        per_layer = scanned, sliding_L, indices_L, interventions or Interventions()
         # Unrolled, what each layer keeps for its gradients is not copied into a stack of all layers' and out again.
-        x_BSD, layers = lax.scan(one_layer, embedded_BSD, per_layer, unroll=place.differentiable)
-        final_BSD = self.final_norm(x_BSD)
-        return Output(self.logits(final_BSD), final_BSD, layers)
+        x_BSD, layers = lax.scan(one_layer, self.embed(tokens.ids, place), per_layer, unroll=place.differentiable)
+        return Output(self.final_norm(x_BSD), layers)
 
     def embed(self, token_ids_BS: Int[Array, "B S"], place: Placement) -> Float[Array, "B S D"]:
         """Rows of the embedding; where its rows are split, each comes from the device that holds it."""
@@ -147,14 +163,3 @@ class Head(nnx.Module):
 
     def logits(self, final: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
         return unembed(final, self.unembedding[...])
-
-
-def mask_experts(model: GptOss, keep_sets: Sequence[Sequence[int]]) -> GptOss:
-    """The model with the router logits of all experts outside the L keep-sets at −∞ before top-k."""
-    dropped_LE = np.ones((model.config.num_layers, model.config.num_experts), bool)
-    for layer, kept in enumerate(keep_sets):
-        dropped_LE[layer, list(kept)] = False
-    graph, state = nnx.split(model)
-    bias: Any = state["layers"]["moe"]["router"]["bias"]
-    bias[...] = jnp.where(dropped_LE, -jnp.inf, bias[...])
-    return nnx.merge(graph, state)

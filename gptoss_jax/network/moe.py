@@ -1,29 +1,36 @@
-"""The mixture-of-experts block of a layer: router, experts, and the statistics of both."""
+"""The mixture-of-experts block of a layer: router and experts. Letters: see `config`."""
 
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ..config import Config
 from ..devices.placement import Placement
-from ..statistics.sums import Statistics, layer_statistics
-from .batch import Batch
-from .experts import Experts
+from .experts import Experts, Mixture
 from .router import Router, Routing
 
 
 class MoE(nnx.Module):
-    """Router and experts. The statistics come out of the product that makes the output."""
+    """Router and experts. What was routed and mixed is returned beside the output, so that whoever observes the layer
+    computes nothing of it again."""
 
     def __init__(self, config: Config, weights: str = "bf16", *, rngs: nnx.Rngs):
         self.router = Router(config, rngs=rngs)
         self.experts = Experts(config, weights, rngs=rngs)
 
     def __call__(
-        self, x_BSD: Float[Array, "B S D"], batch: Batch, place: Placement, layer: Int[Array, ""] | None = None
-    ) -> tuple[Float[Array, "B S D"], Routing, Statistics]:
+        self,
+        x_BSD: Float[Array, "B S D"],
+        valid_BS: Bool[Array, "B S"],
+        place: Placement,
+        layer: Int[Array, ""] | None = None,
+        gates_BSk: Float[Array, "B S k"] | None = None,
+    ) -> tuple[Float[Array, "B S D"], Routing, Mixture]:
+        """Invalid tokens, which are padding, get no expert. `gates_BSk` takes the place of the router's gates."""
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
         routing = self.router(x_TD, place)
-        mixture = self.experts(x_TD, routing, batch.segment_ids.reshape(-1) > 0, place, layer)
-        statistics = layer_statistics(routing, mixture, batch, place)
+        if gates_BSk is not None:
+            routing = routing._replace(gates_Tk=gates_BSk.reshape(routing.gates_Tk.shape).astype(jnp.float32))
+        mixture = self.experts(x_TD, routing, valid_BS.reshape(-1), place, layer)
         output_TD = place.sum_experts(mixture.output_TD, x_TD.dtype)
-        return output_TD.reshape(x_BSD.shape).astype(x_BSD.dtype), routing, statistics
+        return output_TD.reshape(x_BSD.shape).astype(x_BSD.dtype), routing, mixture

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ..select.ranking import RANKING, rank
-from ..statistics.sums import STATISTICS, Statistics
+from ..selection.ranking import RANKING, rank
+from ..statistics.store import STORE
+from ..statistics.sums import Statistics
 from ..statistics.tables import SALIENCY, SALIENCY_BY_DOMAIN, USAGE, USAGE_BY_DOMAIN, Columns
 
 TOP = 10
@@ -16,7 +17,7 @@ THIN = 10  # pairs; a mean over fewer says little about an expert
 
 def top_experts(columns: Columns) -> list[str]:
     """One line a layer: the ten experts with the highest saliency_mean."""
-    return [f"- layer_{layer}: {experts[:TOP]}" for layer, experts in enumerate(rank(columns))]
+    return [f"- layer_{layer}: {experts[:TOP]}" for layer, experts in enumerate(rank(columns).layers)]
 
 
 def concentration(columns: Columns) -> list[str]:
@@ -32,7 +33,7 @@ def thin_evidence(columns: Columns) -> list[str]:
     """Experts among the ten best of a layer whose mean rests on fewer than THIN pairs."""
     return [
         f"layer {layer}: expert {expert} is in the top {TOP} on {columns['count'][layer, expert]} tokens"
-        for layer, experts in enumerate(rank(columns))
+        for layer, experts in enumerate(rank(columns).layers)
         for expert in experts[:TOP]
         if 0 < columns["count"][layer, expert] < THIN
     ]
@@ -53,7 +54,7 @@ def profile_report(
         f"- `{RANKING}` (sorted experts per layer)",
         f"- `{USAGE}` (usage, co-activation, gate means and histogram)",
         *([f"- `{SALIENCY_BY_DOMAIN}`, `{USAGE_BY_DOMAIN}` (both by domain)"] if by_domain else []),
-        f"- `{STATISTICS}` (all sums by domain, and which rows they are of: for merging)",
+        f"- `{STORE}` (all sums by domain, and which rows they are of: for merging)",
         "- `profile.json` (every option, versions, model fingerprint, warnings)",
     ]
     lines += ["", "## Reproduce", "", "```bash", *_commands(info), "```", "", "## Router", ""]
@@ -116,7 +117,7 @@ def _router(total: Statistics) -> list[str]:
 def _domains(by_domain: Mapping[str, Statistics]) -> list[str]:
     lines = ["| domain | kept tokens | top 4 of the first layer | top 4 of the last layer |", "|---|---:|---|---|"]
     for name, statistics in by_domain.items():
-        ranking = rank({"count": statistics.count, "gate_norm_sum": statistics.gate_norm_sum})
+        ranking = rank({"count": statistics.count, "gate_norm_sum": statistics.gate_norm_sum}).layers
         name = " ".join(name.split()).replace("|", "\\|")  # a line break or bar would end the cell
         lines.append(f"| {name} | {statistics.tokens[0]:,} | {ranking[0][:4]} | {ranking[-1][:4]} |")
     return lines

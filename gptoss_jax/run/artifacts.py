@@ -5,18 +5,19 @@ Letters: see `config`.
 
 import json
 import resource
-from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
+from .. import __version__
+from ..data.dataset import MAX_JOINT
 from ..report.markdown import profile_report, thin_evidence
-from ..select import ranking as select
-from ..statistics.store import Sums, write_sums
-from ..statistics.sums import STATISTICS, Statistics
+from ..selection import ranking as select
+from ..selection.origin import INFO
+from ..statistics.store import STORE, Sums, write_sums
 from ..statistics.tables import (
     SALIENCY,
     SALIENCY_BY_DOMAIN,
@@ -28,18 +29,14 @@ from ..statistics.tables import (
     with_domain,
 )
 
-INFO = "profile.json"
-
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run over all batches gave."""
+    """What a run over all batches took."""
 
-    statistics: Statistics
-    """[L, G, …], on the host."""
-    eaft_gate_norm_sum: np.ndarray | None
-    """[L, G, E] Σ w_t·g·n with the weights of EAFT, if asked for."""
     total_tokens: int
+    passes: int
+    """Through the model: with EAFT each token takes two."""
     seconds: float
     """Of the forward steps alone."""
     compile_seconds: float
@@ -48,42 +45,33 @@ class Measured:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all forward passes: with EAFT each token takes two."""
-        return self.total_tokens * (1 if self.eaft_gate_norm_sum is None else 2) / self.seconds
+        """Of all passes."""
+        return self.total_tokens * self.passes / self.seconds
 
 
-def write(
-    folder: Path, measured: Measured, domains: Sequence[str], row_hashes: np.ndarray, info: dict[str, Any]
-) -> None:
-    """Write all artifacts into `folder`. `domains` are the G names; `info`, completed, becomes profile.json."""
-    total = measured.statistics.total()
-    eaft = measured.eaft_gate_norm_sum
-    table = columns(total, None if eaft is None else eaft.sum(1))
-    # Rows without a domain count in the total alone.
-    by_domain = {name: measured.statistics.domain(g) for g, name in enumerate(domains) if name}
-    info = _completed(info, measured, total, by_domain, thin_evidence(table))
+def write(folder: Path, info: dict[str, Any], sums: Sums) -> None:
+    """Write all artifacts of a profile into `folder`; `info` becomes profile.json."""
+    total, weighted = sums.total()
+    table, by_domain = columns(total, weighted), sums.by_domain()
     pq.write_table(saliency_table(table), folder / SALIENCY, compression="zstd")
     pq.write_table(usage_table(total), folder / USAGE, compression="zstd")
     if by_domain:
-        saliency = {
-            name: saliency_table(columns(s, None if eaft is None else eaft[:, domains.index(name)]))
-            for name, s in by_domain.items()
-        }
-        usage = {name: usage_table(s) for name, s in by_domain.items()}
+        saliency = {name: saliency_table(columns(*of)) for name, of in by_domain.items()}
+        usage = {name: usage_table(statistics) for name, (statistics, _) in by_domain.items()}
         pq.write_table(with_domain(saliency), folder / SALIENCY_BY_DOMAIN, compression="zstd")
         pq.write_table(with_domain(usage), folder / USAGE_BY_DOMAIN, compression="zstd")
-    write_sums(folder / STATISTICS, Sums(measured.statistics, eaft, domains, row_hashes))
-    _write_json(folder / select.RANKING, select.rank(table))
+    write_sums(folder / STORE, sums)
+    _write_json(folder / select.RANKING, select.rank(table).layers)
     _write_json(folder / INFO, info, indent=2)
-    report = profile_report(info, table, total, by_domain)
+    report = profile_report(info, table, total, {name: statistics for name, (statistics, _) in by_domain.items()})
     # A file's name may hold bytes that are no text.
     (folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
 
 
-def _completed(
-    info: dict[str, Any], measured: Measured, total: Statistics, by_domain: dict[str, Statistics], thin: list[str]
-) -> dict[str, Any]:
-    """profile.json: what was asked, and what was measured."""
+def completed(info: dict[str, Any], sums: Sums, measured: Measured) -> dict[str, Any]:
+    """profile.json: what was asked, and what was measured. Rows without a domain count in the total alone."""
+    total, weighted = sums.total()
+    by_domain = {name: statistics for name, (statistics, _) in sums.by_domain().items()}
     L, E = total.count.shape
     return {
         **info,
@@ -102,9 +90,23 @@ def _completed(
         "warnings": [
             *info["warnings"],
             *(f"domain {name} has no kept token" for name, s in by_domain.items() if not s.tokens.any()),
-            *thin,
+            *_joint(sums),
+            *thin_evidence(columns(total, weighted)),
         ],
     }
+
+
+def _joint(sums: Sums) -> list[str]:
+    """What a reader should know where co-activations are not kept by domain."""
+    if sums.statistics.coactivation.shape[1] == len(sums.domains):
+        return []
+    return [f"co-activations are kept for all {len(sums.domains):,} domains together: more than {MAX_JOINT} domains"]
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide what a run computes."""
+    packages = ("jax", "flax", "transformers", "tokenizers", "datasets", "numpy")
+    return {"gptoss-jax": __version__, **{name: version(name) for name in packages}}
 
 
 def peak_rss_bytes() -> int:

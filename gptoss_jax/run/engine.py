@@ -13,30 +13,33 @@ from ..devices.topologies import does_not_fit
 from ..errors import MeshError
 from ..network.batch import Batch
 from ..statistics.sums import Statistics
+from .steps import Asked, Chosen
 
 
 class Unit(NamedTuple):
     """A finished piece of a run's work, in an order that is always the same."""
 
-    statistics: Statistics
-    """Of some layers, [l, G, …], on the host."""
     first_layer: int
     tokens: float
     """Tokens that passed, times the share of the layers that they passed."""
+    statistics: Statistics | None = None
+    """Of some layers, [l, G, …], on the host."""
+    routing: Chosen | None = None
+    """Of a batch in these layers, [l, B, S, k], on the host."""
     scores: np.ndarray | None = None
-    """float32 [B, S, 2] of a whole batch, where asked for: see `forward.TokenScores`."""
+    """float32 [B, S, 2] of a whole batch: see `scores.TokenScores`."""
 
 
 @runtime_checkable  # annotations are checked in tests
 class Engine(Protocol):
-    """What computes a profile: `resident.Resident`, or `stream.Streamed`."""
+    """What computes a profile: `resident.Resident`, or `streamed.Streamed`."""
 
     clock: "Clock"
     num_layers: int
     keeps_units: bool
     """Whether it keeps something of each unit itself, and can go on from the last one alone."""
 
-    def run(self, batches: Iterable[Batch], scored: bool, done: int) -> Iterator[Unit]:
+    def run(self, batches: Iterable[Batch], asked: Asked, done: int) -> Iterator[Unit]:
         """All batches through the model, without the first `done` units. A unit counts as finished when the next one
         is asked for."""
         ...

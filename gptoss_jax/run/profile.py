@@ -1,113 +1,142 @@
-"""The job `profile`: documents through the model, statistics summed. Letters: see `config`."""
+"""A finished profile: its sums, what profile.json says of it, and what follows from them. Letters: see `config`."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from ..errors import ProfileError, reason
+from ..files import atomic
+from ..files.paths import AnyPath, place
+from ..selection.origin import Origin, profile_origin
+from ..selection.ranking import Ranking, rank
+from ..statistics.store import LARGEST_COUNT, STORE, Sums, read_sums
+from ..statistics.tables import Columns, columns
+from . import artifacts
+from .artifacts import INFO
+from .options import PROFILE, declared_options
 
-from ..data.batching import Document
-from ..devices import hosts
-from ..errors import DataError, StatisticsError
-from ..network.batch import Batch
-from ..statistics.eaft import EaftOptions, class_weights, cuts
-from ..statistics.sums import Statistics
-from .artifacts import Measured, peak_rss_bytes
-from .engine import Clock, Engine
-from .progress import Progress, State
+# What profile.json must hold for its profile to be used.
+TEXTS = ("model", "model_fingerprint", "command", "engine", "prompts_hash")
+NUMBERS = (
+    "rows",
+    "truncated_rows",
+    "empty_rows",
+    "total_tokens",
+    "kept_tokens",
+    "seconds",
+    "compile_seconds",
+    "peak_rss_bytes",
+)
+# Options that say how sums came about: without them nobody can say whether they add to others.
+NEEDED = tuple(name for kind in PROFILE for name, o in declared_options(kind).items() if o.merging != "free")
 
 
-def check_kept(batches: Iterable[Batch]) -> None:
-    """DataError where no token of any batch counts."""
-    if not any(hosts.exchange(sum(int((batch.weights != 0).sum()) for batch in batches))):
-        raise DataError(
-            "no token is kept: no row holds harmony text by the assistant within the limits; "
-            "check --text-column and --skip-first, or use --keep all to count every token"
-        )
+@dataclass(frozen=True)
+class Profile:
+    """Statistics of a model's experts over some rows.
 
-
-def run(
-    engine: Engine,
-    make_batches: Callable[[], Iterable[Batch]],
-    share: hosts.Share,
-    progress: Progress,
-    state: State,
-    advance: Callable[[float], Any],
-    eaft: EaftOptions | None = None,
-) -> Measured:
-    """Sum the statistics of all batches, from `state` on, which `progress` keeps as the run goes.
-
-    `advance` gets the tokens of each unit. Processes of one run have batches of their own `share` of the
-    rows, and all return the same. With `eaft` the batches pass twice: its weights rest on quantiles over all
-    tokens. StatisticsError where a statistic is NaN or infinite.
+    Example:
+        >>> import gptoss_jax as gj
+        >>> rows = [{"text": "2 + 2 = 4", "kind": "sum"}, {"text": "2 * 2 = 4", "kind": "product"}]
+        >>> profile = gj.profile("nano", rows, domain_column="kind", keep="all", max_seq_length=64)
+        >>> int(profile.columns("sum")["count"].sum())  # tokens · layers · experts a token
+        120
     """
-    own_tokens = sum(batch.num_tokens for batch in make_batches())
-    total_tokens = sum(hosts.exchange(own_tokens if share.leads else 0))
-    engine.clock = Clock(state.seconds, state.compile_seconds)
-    if not state.weighing:
-        _pass(engine, make_batches(), progress, state, advance, scored=eaft is not None)
-        check_computed(state.statistics, total_tokens)
-        if eaft:
-            state.weighing, state.units = True, 0
-    if eaft:
-        weights = _class_weights(make_batches(), state.scores, eaft, share)
-        _pass(engine, _weighted(make_batches(), weights), progress, state, advance)
-    assert state.statistics is not None
-    return Measured(
-        state.statistics, state.weighted, total_tokens, state.seconds, state.compile_seconds, peak_rss_bytes()
-    )
+
+    info: dict[str, Any]
+    """profile.json: every option, versions, fingerprint, warnings."""
+    sums: Sums
+    """Statistics [L, G, …], float64 and int64, and of which domains and rows they are."""
+    folder: AnyPath | None = None
+    """Where it lies; None where it is not saved."""
+
+    @classmethod
+    def open(cls, folder: str | AnyPath) -> "Profile":
+        """Read a profile's folder; ProfileError where it is none, or is damaged."""
+        path = place(folder) if isinstance(folder, str) else folder
+        file = path / INFO
+        try:
+            info = json.loads(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ProfileError(f"{path}: is no finished profile: it holds no {INFO}") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ProfileError(f"{file}: not a JSON file ({reason(error)}): profile its rows again") from None
+        if not (path / STORE).exists():
+            raise ProfileError(
+                f"{path}: holds no {STORE}: a version that could not merge made it; profile its rows again"
+            )
+        sums = read_sums(path / STORE)
+        try:
+            _check_info(info, sums)
+        except ValueError as error:
+            raise ProfileError(f"{file}: {error}: profile its rows again") from None
+        return cls(info, sums, path)
+
+    @property
+    def domains(self) -> list[str]:
+        """The names of its domains; empty where rows have none."""
+        return [name for name in self.sums.domains if name]
+
+    def columns(self, domain: str | None = None) -> Columns:
+        """The saliency table, of one domain or of all rows: a dictionary of arrays [L, E]."""
+        if domain is None:
+            return columns(*self.sums.total())
+        if domain not in self.domains:
+            known = f"there are {', '.join(self.domains)}" if self.domains else "its rows have none"
+            raise ProfileError(f"no domain {domain!r}: {known}")
+        return columns(*self.sums.by_domain()[domain])
+
+    def rank(self, criterion: str = "reap", domain: str | None = None, seed: int = 0) -> Ranking:
+        """All experts of each layer, best first, by a criterion over one domain or all rows.
+
+        ProfileError where there is no such criterion or domain, or the profile lacks what the criterion needs.
+        """
+        if isinstance(self.folder, Path):
+            origin = profile_origin(self.folder, domain)
+        else:
+            fingerprint = self.info["model_fingerprint"]
+            origin = Origin(domains={} if domain is None else {domain: 1.0}, model_fingerprint=fingerprint)
+        return rank(self.columns(domain), criterion, seed, origin)
+
+    def write(self, folder: Path) -> None:
+        """Write all artifacts into a folder that is there."""
+        artifacts.write(folder, self.info, self.sums)
+
+    def save(self, out: str | AnyPath, overwrite: bool = False) -> "Profile":
+        """Write all artifacts to a new folder, which appears when it is complete; OutputError where it exists."""
+        path = place(out) if isinstance(out, str) else out
+        with atomic.new_folder(path, overwrite, last=INFO) as folder:
+            self.write(folder)
+        return Profile(self.info, self.sums, path)
 
 
-def _pass(
-    engine: Engine,
-    batches: Iterable[Batch],
-    progress: Progress,
-    state: State,
-    advance: Callable[[float], Any],
-    scored: bool = False,
-) -> None:
-    for unit in engine.run(batches, scored, state.units):
-        unit.statistics.check_finite(unit.first_layer)
-        state.add(unit, engine.num_layers)
-        state.seconds, state.compile_seconds = engine.clock.seconds, engine.clock.compile_seconds
-        if hosts.is_first():
-            progress.save(state, always=engine.keeps_units)
-        advance(unit.tokens)
-
-
-def _class_weights(
-    batches: Iterable[Batch], scores: Sequence[np.ndarray], eaft: EaftOptions, share: hosts.Share
-) -> np.ndarray:
-    """The weights of this process' kept tokens, in the order of its batches; the cuts are of all processes'."""
-    own = np.concatenate([share.own(s)[batch.weights != 0] for batch, s in zip(batches, scores, strict=True)])
-    every = np.concatenate(hosts.gather_rows(own if share.leads else own[:0]))
-    if np.isnan(every).any():
-        raise StatisticsError("the logits became NaN: check model.norm and lm_head in the checkpoint")
-    return class_weights(own[:, 0], own[:, 1], cuts(every[:, 0], every[:, 1], eaft), eaft)
-
-
-def check_computed(statistics: Statistics | None, total_tokens: int) -> None:
-    """Every expert that a token chose has run, in every layer: no capacity limit, nothing dropped."""
-    assert statistics is not None, "check_kept finds that there are batches"
-    computed_L = statistics.computed.sum(1)
-    expected = total_tokens * statistics.gate_rank_sum.shape[-1]
-    assert (computed_L == expected).all(), f"{computed_L.tolist()} pairs were computed, {expected} were chosen"
-
-
-def _weighted(batches: Iterable[Batch], weights: np.ndarray) -> Iterator[Batch]:
-    """The batches, with one more weight for each kept token in their order."""
-    start = 0
-    for batch in batches:
-        kept = batch.weights != 0
-        stop = start + int(kept.sum())
-        weighted = np.array(batch.weights)
-        weighted[kept] *= weights[start:stop]
-        start = stop
-        yield replace(batch, weights=weighted)
-
-
-def count_rows(documents: Sequence[Document]) -> tuple[int, int]:
-    """Rows that were truncated, and rows without a kept token, of all processes."""
-    own = [sum(d.truncated for d in documents), sum(not (d.weights > 0).any() for d in documents)]
-    truncated, empty = np.sum(hosts.exchange(own), axis=0).tolist()
-    return truncated, empty
+def _check_info(info: Any, sums: Sums) -> None:
+    """ValueError where profile.json lacks what is needed of it, or is not that of these sums."""
+    if not isinstance(info, dict) or not isinstance(info.get("options"), dict):
+        raise ValueError("lists no options")
+    if missing := {*NEEDED} - {*info["options"]}:
+        raise ValueError(f"lacks the option {min(missing)!r}")
+    for name in TEXTS:
+        if not isinstance(info.get(name), str):
+            raise ValueError(f"{name!r} is no text")
+    for name in NUMBERS:
+        value = info.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LARGEST_COUNT:
+            raise ValueError(f"{name!r} is no number that a run gives")
+    if not info["seconds"]:
+        raise ValueError("'seconds' is 0")
+    if not re.fullmatch("[0-9a-f]{64}", info["prompts_hash"]):
+        raise ValueError("'prompts_hash' is no SHA-256")
+    if info["options"]["eaft"] != ("eaft" in sums.weighted):
+        raise ValueError(f"the option 'eaft' is not that of {STORE}")
+    statistics = sums.statistics
+    measured = {
+        "rows": len(sums.row_hashes),
+        "total_tokens": statistics.computed[0].sum() / statistics.gate_rank_sum.shape[-1],
+        "kept_tokens": statistics.tokens[0].sum(),
+    }
+    for name, value in measured.items():
+        if info[name] != value:
+            raise ValueError(f"{name!r} is {info[name]}, {STORE} is of {value:.0f}")

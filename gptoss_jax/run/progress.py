@@ -16,12 +16,13 @@ from ..errors import OutputError, ResumeError, reason
 from ..files.atomic import replace_file
 from ..files.paths import AnyPath
 from ..statistics.sums import Statistics
+from ..statistics.weightings import WEIGHTINGS
 from .engine import Unit
 
 SUFFIX = ".progress"
 RUN, STATE = "run", "state"
 DIGEST_BYTES = hashlib.sha256().digest_size  # at the head of each file
-SHARE = 20  # saving takes at most one of so many seconds
+SHARE = 20  # saving may take at most one twentieth of the run
 
 
 class Progress:
@@ -133,8 +134,8 @@ class Progress:
 class State:
     """How far a run is: all that it needs to go on, beside what its engine keeps."""
 
-    weighing: bool = False
-    """Whether this is the second pass, with the weights of EAFT."""
+    weighting: str = ""
+    """The name of the weighting whose pass this is; empty in the first, in which tokens count alike."""
     units: int = 0
     """Finished ones of this pass."""
     tokens: float = 0.0
@@ -143,24 +144,24 @@ class State:
     compile_seconds: float = 0.0
     statistics: Statistics | None = None
     """[L, G, …], of the first pass."""
-    weighted: np.ndarray | None = None
-    """[L, G, E] Σ w·g·n, of the second."""
+    weighted: dict[str, np.ndarray] = field(default_factory=dict)
+    """[L, G, E] Σ w·g·n of later passes, by their weightings."""
     scores: list[np.ndarray] = field(default_factory=list)
     """Of each whole batch, [B, S, 2]."""
 
     def add(self, unit: Unit, num_layers: int) -> None:
-        """One more unit is finished."""
+        """One more unit, whose statistics were asked for, is finished."""
+        assert unit.statistics is not None
         if unit.scores is not None:
             self.scores.append(unit.scores)
         if self.statistics is None:
             self.statistics = unit.statistics.zeros(num_layers)
-        if not self.weighing:
+        if not self.weighting:
             self.statistics.add(unit.first_layer, unit.statistics)
         else:
-            if self.weighted is None:
-                self.weighted = np.zeros_like(self.statistics.gate_norm_sum)
+            sums = self.weighted.setdefault(self.weighting, np.zeros_like(self.statistics.gate_norm_sum))
             layers = slice(unit.first_layer, unit.first_layer + len(unit.statistics.gate_norm_sum))
-            self.weighted[layers] += unit.statistics.gate_norm_sum
+            sums[layers] += unit.statistics.gate_norm_sum
         self.units += 1
         self.tokens += unit.tokens
 
@@ -169,7 +170,7 @@ class State:
         numbers = {name: getattr(self, name) for name in NUMBERS}
         arrays = {f"scores/{i}": scores for i, scores in enumerate(self.scores)}
         arrays |= {} if self.statistics is None else vars(self.statistics)
-        arrays |= {} if self.weighted is None else {"weighted": self.weighted}
+        arrays |= {f"weighted/{name}": sums for name, sums in self.weighted.items()}
         return safetensors.numpy.save(arrays, {"numbers": json.dumps(numbers)})
 
     @classmethod
@@ -179,8 +180,8 @@ class State:
         length = int.from_bytes(data[:8], "little")
         numbers = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["numbers"])
         scores = [arrays.pop(f"scores/{i}") for i in range(sum(name.startswith("scores/") for name in arrays))]
-        weighted = arrays.pop("weighted", None)
+        weighted = {name: arrays.pop(f"weighted/{name}") for name in WEIGHTINGS if f"weighted/{name}" in arrays}
         return cls(**numbers, statistics=Statistics(**arrays) if arrays else None, weighted=weighted, scores=scores)
 
 
-NUMBERS = ("weighing", "units", "tokens", "seconds", "compile_seconds")
+NUMBERS = ("weighting", "units", "tokens", "seconds", "compile_seconds")

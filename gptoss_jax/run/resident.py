@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from ..devices import hosts
 from ..network.batch import Batch
 from ..network.model import GptOss
 from .engine import Clock, Timed, Unit
-from .steps import Mapped, Step, profile_step, scored_profile_step
+from .steps import Asked, Mapped
 
 
 class Resident:
@@ -18,18 +19,28 @@ class Resident:
 
     keeps_units = False
 
-    def __init__(self, model: GptOss, mapping: Callable[[Step], Mapped]):
+    def __init__(self, model: GptOss, mapping: Callable[[Asked], Mapped]):
         self.model, self.mapping, self.clock = model, mapping, Clock()
         self.num_layers = model.config.num_layers
 
-    def run(self, batches: Iterable[Batch], scored: bool, done: int) -> Iterator[Unit]:
-        mapped = self.mapping(scored_profile_step if scored else profile_step)
+    def run(self, batches: Iterable[Batch], asked: Asked, done: int) -> Iterator[Unit]:
+        mapped = self.mapping(asked)
         step = Timed(mapped.step, self.clock)
         for batch in islice(batches, done, None):
             placed = jax.tree.map(mapped.put, batch)
-            result = hosts.gather(step(batch.token_ids.shape, self.model, placed))
-            scores = None
-            if result.scores is not None:
-                shape = -1, batch.token_ids.shape[1]  # pmap has the devices as a further axis
-                scores = np.stack([np.asarray(x).reshape(shape) for x in result.scores], axis=-1)
-            yield Unit(result.statistics.to_host(), 0, batch.num_tokens, scores)
+            results = hosts.gather(step(batch.shape, self.model, placed))
+            S = batch.shape[1]
+
+            def rows(x: Any, S: int = S) -> np.ndarray:
+                return np.asarray(x).reshape(-1, S)  # pmap has the devices as a further axis
+
+            def layers(x: Any, S: int = S) -> np.ndarray:
+                return np.asarray(x).reshape(self.num_layers, -1, S, x.shape[-1])
+
+            yield Unit(
+                first_layer=0,
+                tokens=batch.tokens.count,
+                statistics=None if results.statistics is None else results.statistics.to_host(),
+                routing=None if results.routing is None else jax.tree.map(layers, results.routing),
+                scores=None if results.scores is None else np.stack([rows(x) for x in results.scores], axis=-1),
+            )

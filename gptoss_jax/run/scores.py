@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ..devices.placement import Placement
-from ..network.batch import Batch
+from ..network.batch import Tokens
 
 TOP_LOGITS = 20  # over which EAFT takes a token's entropy
 # Tokens unembedded at once: 128 × 201,088 logits in float32 are 98 MiB.
@@ -26,13 +26,17 @@ class TokenScores(NamedTuple):
 
 
 def token_scores(
-    logits: Callable[[Array], Array], vocab_size: int, final_BSD: Float[Array, "B S D"], batch: Batch, place: Placement
+    logits: Callable[[Array], Array],
+    vocab_size: int,
+    final_BSD: Float[Array, "B S D"],
+    tokens: Tokens,
+    place: Placement,
 ) -> TokenScores:
     """The scores of all tokens; `logits` unembeds some of them."""
     B, S, D = final_BSD.shape
     padding = -(B * S) % UNEMBED_BLOCK
     # The logits at a position score the token after it.
-    targets = jnp.roll(batch.token_ids, -1, axis=1).reshape(-1)
+    targets = jnp.roll(tokens.ids, -1, axis=1).reshape(-1)
     blocks = (
         jnp.pad(final_BSD.reshape(-1, D), ((0, padding), (0, 0))).reshape(-1, UNEMBED_BLOCK, D),
         jnp.pad(targets, (0, padding)).reshape(-1, UNEMBED_BLOCK),
@@ -55,7 +59,7 @@ def token_scores(
 
     def at_target(values: Array) -> Array:
         values_BS = jnp.roll(values.reshape(-1)[: B * S].reshape(B, S), 1, axis=1)
-        segments = batch.segment_ids
+        segments = tokens.segments
         scored = (segments > 0) & (segments == jnp.roll(segments, 1, axis=1)) & (jnp.arange(S) > 0)[None]
         return jnp.where(scored, values_BS, -1.0)
 

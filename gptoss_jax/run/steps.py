@@ -1,5 +1,5 @@
 """The steps, and the two ways to map them over devices. What a step does not return, the compiler removes:
-one model serves them all."""
+one network serves them all."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ..config import Config
 from ..devices import mesh as sharding
 from ..devices.mesh import DATA
-from ..devices.placement import Placement, here, over
+from ..devices.placement import Placement, over
 from ..network import rope
 from ..network.batch import Batch
-from ..network.model import GptOss, Head, Layer, Output
-from ..statistics.sums import Statistics
+from ..network.model import GptOss, Head, Layer, LayerOutput
+from ..statistics.sums import Statistics, layer_statistics
 from .scores import TokenScores, token_scores
 
 # Operands of float32 stay float32 on TPU and GPU too, where the default rounds them to bfloat16 or
@@ -25,70 +25,99 @@ from .scores import TokenScores, token_scores
 float32_is_float32 = jax.default_matmul_precision("highest")
 
 
-class Profiled(NamedTuple):
-    """What a profile step returns."""
+class Asked(NamedTuple):
+    """What a run asks of its steps; what it does not ask for is not computed."""
 
-    statistics: Statistics
-    """Of every layer, [L, G, …]."""
+    statistics: bool = True
+    scores: bool = False
+    """How the model expected each token."""
+    routing: bool = False
+    """Which experts each token chose, and its gates."""
+
+
+class Chosen(NamedTuple):
+    """The experts of each token, best first, and their gates."""
+
+    experts: Int[Array, "*L B S k"]
+    gates: Float[Array, "*L B S k"]
+
+
+class Results(NamedTuple):
+    """What a step returns of what was asked for; the rest is None."""
+
+    statistics: Statistics | None = None
+    """Of every layer, [L, G, …]; of a single layer, [G, …]."""
+    routing: Chosen | None = None
     scores: TokenScores | None = None
 
 
-Step = Callable[[GptOss, Batch, Placement], Profiled]
-
-
-@jax.jit
-@float32_is_float32
-def forward_step(model: GptOss, batch: Batch) -> Output:
-    """Logits [B, S, V] and, stacked over layers, hidden states, routing and statistics; on one device."""
-    return model(batch, here())
-
-
-@float32_is_float32
-def profile_step(model: GptOss, batch: Batch, place: Placement) -> Profiled:
-    """The statistics; no unembedding is computed."""
-    return Profiled(model(batch, place).layers.statistics)
+def observe(output: LayerOutput, batch: Batch, place: Placement, asked: Asked) -> Results:
+    """What is kept of one layer."""
+    statistics = layer_statistics(output.routing, output.mixture, batch, place) if asked.statistics else None
+    chosen = None
+    if asked.routing:
+        chosen = Chosen(*(x.reshape(*batch.shape, -1) for x in (output.routing.experts_Tk, output.routing.gates_Tk)))
+    return Results(statistics, chosen)
 
 
 @float32_is_float32
-def scored_profile_step(model: GptOss, batch: Batch, place: Placement) -> Profiled:
-    """The statistics, and the scores of every token; [B, S, V] never exists."""
-    output = model(batch, place)
-    scores = token_scores(model.logits, model.config.vocab_size, output.final, batch, place)
-    return Profiled(output.layers.statistics, scores)
+def network_step(model: GptOss, batch: Batch, place: Placement, asked: Asked) -> Results:
+    """What is asked for of every layer, and the scores of every token; [B, S, V] never exists."""
+    output = model(batch.tokens, place, partial(observe, batch=batch, place=place, asked=asked))
+    results: Results = output.layers
+    if asked.scores:
+        scores = token_scores(model.logits, model.config.vocab_size, output.final, batch.tokens, place)
+        results = results._replace(scores=scores)
+    return results
 
 
 @float32_is_float32
 def layer_step(
-    layer: Layer, x_BSD: Float[Array, "B S D"], batch: Batch, sliding: Bool[Array, ""], config: Config, place: Placement
-) -> tuple[Float[Array, "B S D"], Statistics]:
-    """One layer alone: its output and statistics, [G, …]."""
-    x_BSD, output = layer(x_BSD, batch, rope.tables(config, batch.positions), sliding, place)
-    return x_BSD, output.statistics
+    layer: Layer,
+    x_BSD: Float[Array, "B S D"],
+    batch: Batch,
+    sliding: Bool[Array, ""],
+    config: Config,
+    place: Placement,
+    asked: Asked,
+) -> tuple[Float[Array, "B S D"], Results]:
+    """One layer alone: its output, and what is asked for of it."""
+    output = layer(x_BSD, batch.tokens, rope.tables(config, batch.tokens.positions), sliding, place)
+    return output.hidden, observe(output, batch, place, asked)
 
 
 @float32_is_float32
 def score_step(head: Head, x_BSD: Float[Array, "B S D"], batch: Batch, place: Placement) -> TokenScores:
-    """What `scored_profile_step` adds, from the last layer's output."""
-    return token_scores(head.logits, len(head.unembedding[...]), head.final_norm(x_BSD), batch, place)
+    """The scores that `network_step` adds, from the last layer's output."""
+    return token_scores(head.logits, len(head.unembedding[...]), head.final_norm(x_BSD), batch.tokens, place)
 
 
 class Mapped(NamedTuple):
     """A step mapped over devices."""
 
     step: Any
-    """Jitted; takes the model and what `put` gives, returns `Profiled` with the statistics of all rows."""
+    """Jitted; takes the model and what `put` gives, returns `Results` with the statistics of all rows."""
     put: Callable[[np.ndarray], Any]
     """Takes an array [B, …] of the batch, of the rows that this process feeds, to the devices."""
 
 
-def mapped(step: Step, mesh: Mesh) -> Mapped:
-    """The step over a mesh: weights and rows split by the table of `mesh`, statistics summed over `data`."""
-    local, rows = _summed(step, over(mesh)), sharding.rows(mesh)
+def specs(asked: Asked) -> Results:
+    """How what is asked for is split over a mesh."""
+    chosen: Any = sharding.split("L B S k")
+    scores: Any = sharding.split("B S")
+    return Results(
+        Statistics.specs() if asked.statistics else None,
+        Chosen(chosen, chosen) if asked.routing else None,
+        TokenScores(scores, scores) if asked.scores else None,
+    )
 
-    def whole(model: GptOss, batch: Batch) -> Profiled:
-        # Shapes alone, for which any placement does: on one device nothing is split.
-        shapes = jax.eval_shape(lambda m, b: step(m, b, Placement("cpu")), model, batch)
-        in_specs, out_specs = (sharding.specs(model), rows.spec), sharding.specs(shapes)
+
+def mapped(asked: Asked, mesh: Mesh) -> Mapped:
+    """The step over a mesh: weights and rows split by the table of `mesh`, statistics summed over `data`."""
+    local, rows = _summed(asked, over(mesh)), sharding.rows(mesh)
+
+    def whole(model: GptOss, batch: Batch) -> Results:
+        in_specs, out_specs = (sharding.specs(model), rows.spec), specs(asked)
         # check_vma: the kernels do not say over which axes their results vary.
         split = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         return split(model, batch)
@@ -96,22 +125,24 @@ def mapped(step: Step, mesh: Mesh) -> Mapped:
     return Mapped(jax.jit(whole), partial(jax.make_array_from_process_local_data, rows))
 
 
-def pmapped(step: Step, mesh: Mesh) -> Mapped:
+def pmapped(asked: Asked, mesh: Mesh) -> Mapped:
     """The step in the classic form of the mapping: one program a core, all weights on each, rows split.
 
-    For the cores of one host, each of which holds the whole model: the mesh has `expert` = 1.
+    For the cores of one host, each of which holds the whole model: the mesh has `expert` = 1. The rows of results have
+    the devices before them as a further axis.
     """
     devices = list(mesh.devices.flat)
-    local = _summed(step, Placement(devices[0].platform))
-    whole = jax.pmap(local, DATA, in_axes=(None, 0), out_axes=Profiled(None, 0), devices=devices)  # type: ignore
+    local, out_axes = _summed(asked, Placement(devices[0].platform)), Results(None, 1, 0)  # type: ignore[arg-type]
+    whole = jax.pmap(local, DATA, in_axes=(None, 0), out_axes=out_axes, devices=devices)
     return Mapped(whole, lambda rows: rows.reshape(len(devices), -1, *rows.shape[1:]))
 
 
-def _summed(step: Step, place: Placement) -> Callable[[GptOss, Batch], Profiled]:
+def _summed(asked: Asked, place: Placement) -> Callable[[GptOss, Batch], Results]:
     """What each device runs in either map: the step on its rows, and the sum over those of all."""
 
-    def local(model: GptOss, batch: Batch) -> Profiled:
-        result = step(model, batch, place)
-        return result._replace(statistics=result.statistics.sum_over(DATA))
+    def local(model: GptOss, batch: Batch) -> Results:
+        results = network_step(model, batch, place, asked)
+        statistics = results.statistics
+        return results._replace(statistics=None if statistics is None else statistics.sum_over(DATA))
 
     return local

@@ -17,7 +17,7 @@ from ..network.model import Head, Layer
 from ..network.source import Source, abstract_part, load_part
 from .engine import Clock, Timed, Unit
 from .progress import Progress
-from .steps import layer_step, score_step
+from .steps import Asked, Results, layer_step, score_step
 
 
 def weights_form(source: Source) -> str:
@@ -43,34 +43,44 @@ class Streamed:
         self.weights = weights_form(source)
         self.hidden = _Hidden(progress, self.dtype, self.config.hidden_size, activation_bytes)
 
-    def run(self, batches: Iterable[Batch], scored: bool, done: int) -> Iterator[Unit]:
+    def run(self, batches: Iterable[Batch], asked: Asked, done: int) -> Iterator[Unit]:
         batches = list(batches)
         place = here()
-        step = Timed(jax.jit(partial(layer_step, config=self.config, place=place)), self.clock)
+        step = Timed(jax.jit(partial(layer_step, config=self.config, place=place, asked=asked)), self.clock)
         score = Timed(jax.jit(partial(score_step, place=place)), self.clock)
         first, done = divmod(done, len(batches))
         last = self.config.num_layers - 1
 
         def compile() -> None:
-            shape = batches[done].token_ids.shape
+            shape = batches[done].shape
             x_BSD = jax.ShapeDtypeStruct((*shape, self.config.hidden_size), self.dtype)
             step.prepare(shape, abstract_part(self._layer, self.dtype), x_BSD, batches[done], np.asarray(True))
 
         for index, layer in self._layers(first, meanwhile=compile):
-            head = self._load(self._head, "") if scored and index == last else None
+            head = self._load(self._head, "") if asked.scores and index == last else None
             sliding = np.asarray(self.config.layer_types[index] == SLIDING)
             for number, batch in list(enumerate(batches))[done if index == first else 0 :]:
-                shape = batch.token_ids.shape
+                shape = batch.shape
                 x_BSD = self.hidden.get(index, number, shape) if index else self._embed(batch)
-                x_BSD, statistics = step(shape, layer, x_BSD, batch, sliding)
+                x_BSD, results = step(shape, layer, x_BSD, batch, sliding)
                 scores = None
                 if head is not None:
                     scores = np.stack(jax.device_get(score(shape, head, x_BSD, batch)), axis=-1)
                 elif index < last:
                     self.hidden.put(index + 1, number, np.asarray(x_BSD))
-                tokens = batch.num_tokens / self.config.num_layers
-                yield Unit(jax.tree.map(lambda x: x[None], statistics).to_host(), index, tokens, scores)
+                yield self._unit(index, batch, results, scores)
                 self.hidden.drop(index, number)
+
+    def _unit(self, layer: int, batch: Batch, results: Results, scores: np.ndarray | None) -> Unit:
+        """What one layer gave of one batch."""
+        statistics, routing, _ = jax.tree.map(lambda x: x[None], results)
+        return Unit(
+            first_layer=layer,
+            tokens=batch.tokens.count / self.num_layers,
+            statistics=None if statistics is None else statistics.to_host(),
+            routing=jax.tree.map(np.asarray, routing),
+            scores=scores,
+        )
 
     def _layers(self, first: int, meanwhile: Callable[[], None]) -> Iterator[tuple[int, Layer]]:
         indices = range(first, self.config.num_layers)
@@ -95,7 +105,7 @@ class Streamed:
         return load_part(self.source, make, self.dtype, prefix)
 
     def _embed(self, batch: Batch) -> np.ndarray:
-        return self.source.rows("embedding", batch.token_ids).astype(self.dtype, copy=False)
+        return self.source.rows("embedding", batch.tokens.ids).astype(self.dtype, copy=False)
 
 
 class _Hidden:

@@ -43,3 +43,8 @@ def class_weights(
     weights[(entropy <= low_entropy) & (probability < low_probability)] = options.wrong
     weights[~(probability >= 0)] = 0
     return weights
+
+
+def weights(own: np.ndarray, every: np.ndarray, options: EaftOptions) -> np.ndarray:
+    """The weights of some tokens by their scores [n, 2], probability and entropy, cut where all tokens' lie."""
+    return class_weights(own[:, 0], own[:, 1], cuts(every[:, 0], every[:, 1], options), options)

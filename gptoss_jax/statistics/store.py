@@ -1,7 +1,7 @@
-"""statistics.safetensors: all sums of a profile, to which others can be added. Letters: see `config`."""
+"""The store of a profile, statistics.safetensors: all sums, to which others can be added. Letters: see `config`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import safetensors.numpy
 
 from ..errors import ProfileError, reason
 from ..files.paths import AnyPath
-from ..statistics.sums import GATE_BINS, INTEGERS, SHAPES, Statistics
+from .sums import DECLARED, GATE_BINS, Statistic, Statistics
+from .weightings import WEIGHTINGS, column
 
-# Names in statistics.safetensors beside those of `Statistics`.
-EAFT = "eaft_gate_norm_sum"
+STORE = "statistics.safetensors"
+VERSION = 2  # the first one has no number, and its domains as a text of metadata
 ROW_HASHES = "row_hashes"
 DTYPES = {"F64": "<f8", "I64": "<i8", "U64": "<u8"}
 # Above these no number of a run lies: usage.parquet has counts in float64, which holds integers to 2**53, and
@@ -30,36 +31,69 @@ class Sums:
 
     statistics: Statistics
     """[L, G, …], on the host."""
-    eaft_gate_norm_sum: np.ndarray | None
-    """[L, G, E], as in `Measured`."""
+    weighted: Mapping[str, np.ndarray]
+    """[L, G, E] Σ w_t·g·n by the name of the weighting that gives w_t."""
     domains: Sequence[str]
     """The G names; rows without a domain are of one whose name is empty."""
     row_hashes: np.ndarray
     """uint64 [rows], as `rows.row_hashes` gives them."""
 
+    def by_domain(self) -> dict[str, tuple[Statistics, dict[str, np.ndarray]]]:
+        """The statistics [L, …] and the weighted sums [L, E] of each domain that has a name."""
+        return {
+            name: (self.statistics.group(g), {weighting: sums[:, g] for weighting, sums in self.weighted.items()})
+            for g, name in enumerate(self.domains)
+            if name
+        }
+
+    def total(self) -> tuple[Statistics, dict[str, np.ndarray]]:
+        """Those of all rows."""
+        return self.statistics.total(), {weighting: sums.sum(1) for weighting, sums in self.weighted.items()}
+
 
 def write_sums(file: Path, sums: Sums) -> None:
     """Write statistics.safetensors; equal sums give equal bytes."""
-    tensors = {**vars(sums.statistics), ROW_HASHES: sums.row_hashes}
-    if sums.eaft_gate_norm_sum is not None:
-        tensors[EAFT] = sums.eaft_gate_norm_sum
+    tensors = {name: x for name, x in vars(sums.statistics).items() if x is not None}
+    tensors |= {column(weighting): x for weighting, x in sums.weighted.items()} | {ROW_HASHES: sums.row_hashes}
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     # One key alone: several would come in any order.
-    safetensors.numpy.save_file(contiguous, file, {"domains": json.dumps(list(sums.domains))})
+    about = {"version": VERSION, "domains": list(sums.domains)}
+    safetensors.numpy.save_file(contiguous, file, {"store": json.dumps(about)})
 
 
 def read_sums(file: AnyPath) -> Sums:
-    """Read statistics.safetensors; ProfileError where it is not as `write_sums` leaves it."""
+    """Read statistics.safetensors of this or an older version; ProfileError where it is not as `write_sums` leaves it.
+
+    Statistics that a store of an older version does not have yet are None.
+    """
     try:
-        data = file.read_bytes()
-        tensors = {name: _array(**tensor) for name, tensor in safetensors.deserialize(data)}
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        domains = json.loads((header.get("__metadata__") or {}).get("domains", "null"))
-        _check_sums(tensors, domains)
+        return parse_sums(file.read_bytes())
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ProfileError(f"{file}: not the sums of a profile ({reason(error)}): profile its rows again") from None
-    statistics = Statistics(**{name: tensors[name] for name in SHAPES})
-    return Sums(statistics, tensors.get(EAFT), domains, tensors[ROW_HASHES])
+
+
+def parse_sums(data: bytes) -> Sums:
+    """The content of statistics.safetensors; ValueError or SafetensorError where it is none."""
+    tensors = {name: _array(**tensor) for name, tensor in safetensors.deserialize(data)}
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    version, domains = _about(header.get("__metadata__") or {})
+    _check_sums(tensors, domains, version)
+    statistics = Statistics(**{name: tensors.get(name) for name in DECLARED})
+    weighted = {name: tensors[column(name)] for name in WEIGHTINGS if column(name) in tensors}
+    return Sums(statistics, weighted, domains, tensors[ROW_HASHES])
+
+
+def _about(metadata: dict[str, str]) -> tuple[int, Any]:
+    """The store's version, and what it says of domains."""
+    about = json.loads(metadata.get("store", "{}"))
+    if not isinstance(about, dict):
+        raise ValueError("its metadata is no object")
+    if not about:
+        return 1, json.loads(metadata.get("domains", "null"))
+    version = about.get("version")
+    if not isinstance(version, int) or not 1 < version <= VERSION:
+        raise ValueError(f"its version is {version!r}, this program reads versions up to {VERSION}")
+    return version, about.get("domains")
 
 
 def _array(data: Any, dtype: str, shape: list[int]) -> np.ndarray:
@@ -68,9 +102,11 @@ def _array(data: Any, dtype: str, shape: list[int]) -> np.ndarray:
     return np.frombuffer(data, DTYPES[dtype]).reshape(shape)
 
 
-def _check_sums(tensors: dict[str, np.ndarray], domains: Any) -> None:
+def _check_sums(tensors: dict[str, np.ndarray], domains: Any, version: int) -> None:
     """ValueError where a tensor is missing or unknown, of wrong dtype or shape, or holds an impossible number."""
-    if unlike := ({*tensors} ^ {*SHAPES, ROW_HASHES}) - {EAFT}:
+    weighted = {column(name): Statistic("G E") for name in WEIGHTINGS if column(name) in tensors}
+    needed = {name for name, statistic in DECLARED.items() if statistic.since <= version}
+    if unlike := ({*tensors} ^ {*needed, ROW_HASHES}) - {*weighted}:
         raise ValueError(f"the tensor {min(unlike)!r} is missing or unknown")
     if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
         raise ValueError("its metadata lists no domains")
@@ -78,15 +114,20 @@ def _check_sums(tensors: dict[str, np.ndarray], domains: Any) -> None:
         raise ValueError("it names a domain twice")
     "".join(domains).encode()  # half of a surrogate pair is no text, and a ValueError
     sizes = {"G": len(domains), "b": GATE_BINS}
-    for name, letters in {**SHAPES, ROW_HASHES: "r", **({EAFT: "LGE"} if EAFT in tensors else {})}.items():
-        tensor = tensors[name]
-        expected = np.uint64 if name == ROW_HASHES else np.int64 if name in INTEGERS else np.float64
-        like = len(letters) == tensor.ndim and tensor.dtype == expected and tensor.size
-        if not like or any(sizes.setdefault(x, n) != n for x, n in zip(letters, tensor.shape, strict=True)):
-            raise ValueError(f"{name!r} is {tensor.dtype} {list(tensor.shape)}, which does not fit the others")
-        if name == ROW_HASHES:
-            continue  # any 64 bits are a hash
-        largest = LARGEST_COUNT if name in INTEGERS else LARGEST_SUM
-        # Classes of EAFT may have negative weights. A NaN is neither above nor below.
-        if not ((tensor >= (-largest if name == EAFT else 0)) & (tensor <= largest)).all():
+    for name, statistic in {**{name: DECLARED[name] for name in DECLARED if name in needed}, **weighted}.items():
+        tensor, largest = tensors[name], LARGEST_COUNT if statistic.integer else LARGEST_SUM
+        _check_like(name, tensor, f"L {statistic.axes}", np.int64 if statistic.integer else np.float64, sizes)
+        # Weightings may be negative. A NaN is neither above nor below.
+        if not ((tensor >= (-largest if name in weighted else 0)) & (tensor <= largest)).all():
             raise ValueError(f"{name!r} holds a number that no run gives")
+    _check_like(ROW_HASHES, tensors[ROW_HASHES], "r", np.uint64, sizes)  # any 64 bits are a hash
+    if sizes["J"] not in (1, sizes["G"]):
+        raise ValueError("'coactivation' is neither of each domain nor of all together")
+
+
+def _check_like(name: str, tensor: np.ndarray, axes: str, dtype: Any, sizes: dict[str, int]) -> None:
+    """ValueError where a tensor has not the dtype, or not the sizes that others gave to its letters."""
+    letters = axes.split()
+    like = len(letters) == tensor.ndim and tensor.dtype == dtype and tensor.size
+    if not like or any(sizes.setdefault(x, n) != n for x, n in zip(letters, tensor.shape, strict=True)):
+        raise ValueError(f"{name!r} is {tensor.dtype} {list(tensor.shape)}, which does not fit the others")

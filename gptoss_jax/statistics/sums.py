@@ -1,4 +1,4 @@
-"""The statistics of experts: what is summed, how sums merge, what is derived. Letters: see `config`.
+"""The statistics of experts: each declared once, how sums merge, what is derived. Letters: see `config`.
 
 All sums run over kept (token, chosen expert) pairs, with g the gate, n = ‖f_j(x)‖₂ of the expert's
 output before the gate, and w the token's weight (1 unless asked otherwise). Sums over tokens merge
@@ -6,8 +6,9 @@ by addition, in any grouping: over batches, hosts, domains and runs.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -15,95 +16,135 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from ..devices import mesh as sharding
 from ..devices.placement import Placement
 from ..errors import StatisticsError
 from ..network.batch import Batch
 from ..network.experts import Mixture
 from ..network.router import Routing, entropy
 
-STATISTICS = "statistics.safetensors"
 GATE_BINS = 200  # of [0, 1]; the published usage tables of gpt-oss-20b have bins of 0.005
 SUMMED_AT_ONCE = 256  # tokens
-MAXIMA = {"norm_max", "activation_max"}  # merged by the larger; all other statistics are sums
-INTEGERS = {"count", "coactivation", "tokens", "gate_histogram", "computed"}
-MAX_DOMAINS = 256  # co-activations by domain are [L, G, E, E]; an id column taken for domains has thousands
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What is declared of a statistic. Sharding, shapes, the store, tables and the check for NaN follow from it."""
+
+    axes: str
+    """Its dimensions behind L, by their letters."""
+    integer: bool = False
+    """Whether it counts: int32 on a device, int64 on the host. Others are float32 and float64."""
+    largest: bool = False
+    """Whether the larger one is kept where statistics merge; others are added, and 0 is the least of either."""
+    mean: str = ""
+    """The name of its mean over pairs, which is a column of tables too."""
+    since: int = 1
+    """The version of the store that first has it: older ones may lack it."""
+
+    @property
+    def reduce(self) -> np.ufunc:
+        """How two of them become one."""
+        return np.maximum if self.largest else np.add
+
+    @property
+    def by_expert(self) -> bool:
+        """Whether it is a column of the saliency table, in the order of declaration."""
+        return self.axes == "G E"
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics by domain; one step's are float32 and int32 on the device, totals float64 and int64 on
-    the host. A scan over layers stacks them to [L, G, …]."""
+    """Statistics by group; one step's are on the device, totals on the host. A scan over layers stacks them to
+    [L, G, …]. None stands for one that the store of an older version lacks."""
 
-    count: Any
-    """[G, E] pairs."""
-    gate_sum: Any
-    """[G, E] Σ w·g."""
-    norm_sum: Any
-    """[G, E] Σ w·n."""
-    gate_norm_sum: Any
-    """[G, E] Σ w·g·n."""
-    gate_norm_sq_sum: Any
-    """[G, E] Σ w·(g·n)²."""
-    norm_sq_sum: Any
-    """[G, E] Σ w·n²."""
-    norm_max: Any
-    """[G, E] max n."""
-    activation_max: Any
-    """[G, E] max |f_j(x)|."""
-    coactivation: Any
-    """[G, E, E] tokens that chose both experts; the diagonal is 0."""
-    tokens: Any
-    """[G] kept tokens."""
-    gate_rank_sum: Any
-    """[G, k] Σ of the gate of rank 1…k."""
-    gate_histogram: Any
-    """[G, GATE_BINS] pairs by gate."""
-    router_entropy_sum: Any
-    """[G] Σ entropy of the softmax over all router logits, in nats."""
-    computed: Any
-    """[G] pairs whose expert ran, kept or not: k for each token that is no padding, unless some were dropped."""
+    count: Annotated[Any, Statistic("G E", integer=True)]
+    """Pairs."""
+    gate_sum: Annotated[Any, Statistic("G E", mean="gate_mean")]
+    """Σ w·g."""
+    norm_sum: Annotated[Any, Statistic("G E", mean="norm_mean")]
+    """Σ w·n."""
+    gate_norm_sum: Annotated[Any, Statistic("G E", mean="saliency_mean")]
+    """Σ w·g·n."""
+    gate_norm_sq_sum: Annotated[Any, Statistic("G E")]
+    """Σ w·(g·n)²."""
+    norm_sq_sum: Annotated[Any, Statistic("G E")]
+    """Σ w·n²."""
+    norm_max: Annotated[Any, Statistic("G E", largest=True)]
+    """max n."""
+    activation_max: Annotated[Any, Statistic("G E", largest=True)]
+    """max |f_j(x)|."""
+    coactivation: Annotated[Any, Statistic("J E E", integer=True)]
+    """Tokens that chose both experts; the diagonal is 0."""
+    tokens: Annotated[Any, Statistic("G", integer=True)]
+    """Kept tokens."""
+    gate_rank_sum: Annotated[Any, Statistic("G k")]
+    """Σ of the gate of rank 1…k."""
+    gate_histogram: Annotated[Any, Statistic("G b", integer=True)]
+    """Pairs by gate, in b = GATE_BINS bins of [0, 1]."""
+    router_entropy_sum: Annotated[Any, Statistic("G")]
+    """Σ entropy of the softmax over all router logits, in nats."""
+    computed: Annotated[Any, Statistic("G", integer=True)]
+    """Pairs whose expert ran, kept or not: k for each token that is no padding, unless some were dropped."""
+
+    @classmethod
+    def of(cls, make: Callable[[str, Statistic], Any]) -> "Statistics":
+        """Statistics whose every field `make` gives, from its name and its declaration."""
+        return cls(**{name: make(name, statistic) for name, statistic in DECLARED.items()})
+
+    @classmethod
+    def specs(cls) -> "Statistics":
+        """How those of all layers are split over a mesh."""
+        return cls.of(lambda _, statistic: sharding.split(f"L {statistic.axes}"))
+
+    def map(self, change: Callable[[np.ndarray, Statistic], Any]) -> "Statistics":
+        """Every statistic that is there, changed."""
+        return self.of(lambda name, s: None if (x := getattr(self, name)) is None else change(x, s))
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """Both together; on the host."""
-        return Statistics(**{name: _reducer(name)(mine, getattr(other, name)) for name, mine in vars(self).items()})
+        """Both together, of what both have; on the host."""
+
+        def both(name: str, statistic: Statistic) -> Any:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            return None if mine is None or theirs is None else statistic.reduce(mine, theirs)
+
+        return self.of(both)
 
     def zeros(self, num_layers: int) -> "Statistics":
-        """Those of all layers before anything is added; 0 is the least that a maximum can be."""
-        return jax.tree.map(lambda x: np.zeros((num_layers, *x.shape[1:]), x.dtype), self)
+        """Those of all layers before anything is added."""
+        return self.map(lambda x, _: np.zeros((num_layers, *x.shape[1:]), x.dtype))
 
     def add(self, first_layer: int, other: "Statistics") -> None:
         """Merge those of some layers, [l, G, …], into these, [L, G, …], in place; on the host."""
         layers = slice(first_layer, first_layer + len(other.count))
-        for name, mine in vars(self).items():
-            mine[layers] = _reducer(name)(mine[layers], getattr(other, name))
+        for name, statistic in DECLARED.items():
+            mine = getattr(self, name)
+            mine[layers] = statistic.reduce(mine[layers], getattr(other, name))
 
     def total(self) -> "Statistics":
-        """All domains together: [L, G, …] → [L, …]."""
-        return Statistics(**{name: _reducer(name).reduce(mine, axis=1) for name, mine in vars(self).items()})
+        """All groups together: [L, G, …] → [L, …]."""
+        return self.map(lambda x, statistic: statistic.reduce.reduce(x, axis=1))
 
-    def domain(self, index: int) -> "Statistics":
-        """One domain's: [L, G, …] → [L, …]."""
-        return jax.tree.map(lambda x: x[:, index], self)
+    def group(self, index: int) -> "Statistics":
+        """One group's: [L, G, …] → [L, …]; without co-activations where these are of all groups together."""
+        groups = self.count.shape[1]
+        return self.map(lambda x, _: x[:, index] if x.shape[1] == groups else None)
 
     def sum_over(self, axis: str) -> "Statistics":
         """All devices of a mapped axis together; on the device, inside the map."""
-        return Statistics(**{n: (lax.pmax if n in MAXIMA else lax.psum)(mine, axis) for n, mine in vars(self).items()})
+        return self.map(lambda x, statistic: (lax.pmax if statistic.largest else lax.psum)(x, axis))
 
     def to_host(self) -> "Statistics":
         """In float64 and int64, so that totals over any number of steps stay exact enough."""
-
-        def widen(x: Any) -> np.ndarray:
-            array = np.asarray(x)
-            return array.astype(np.int64 if np.issubdtype(array.dtype, np.integer) else np.float64)
-
-        return jax.tree.map(widen, self)
+        return self.map(lambda x, statistic: np.asarray(x).astype(np.int64 if statistic.integer else np.float64))
 
     def check_finite(self, first_layer: int = 0) -> None:
         """StatisticsError names layer and expert of the first NaN or infinity; takes [L, G, …]."""
-        finite_LGE = np.isfinite(self.gate_norm_sum)
-        for name in ("gate_sum", "norm_sum", "gate_norm_sq_sum", "norm_sq_sum", "norm_max", "activation_max"):
-            finite_LGE &= np.isfinite(getattr(self, name))
+        finite_LGE = np.ones(self.count.shape, bool)
+        for name, statistic in DECLARED.items():
+            if statistic.by_expert and not statistic.integer:
+                finite_LGE &= np.isfinite(getattr(self, name))
         bad = np.argwhere(~finite_LGE)
         if len(bad):
             layer, _, expert = bad[0]
@@ -112,22 +153,16 @@ class Statistics:
                 "layer's tensors in the checkpoint, or use --dtype float32 if values overflow"
             )
 
+    def means(self) -> dict[str, np.ndarray]:
+        """The means over pairs by their names, float64: the sums over max(1, count)."""
+        count = np.maximum(1, self.count)
+        return {s.mean: getattr(self, name) / count for name, s in DECLARED.items() if s.mean}
 
-# Shapes of all statistics of a model, b the bins of gates.
-_BY_EXPERT = ("count", "gate_sum", "norm_sum", "gate_norm_sum", "gate_norm_sq_sum", "norm_sq_sum", *sorted(MAXIMA))
-SHAPES = {
-    **dict.fromkeys(_BY_EXPERT, "LGE"),
-    "coactivation": "LGEE",
-    "tokens": "LG",
-    "gate_rank_sum": "LGk",
-    "gate_histogram": "LGb",
-    "router_entropy_sum": "LG",
-    "computed": "LG",
+
+DECLARED: dict[str, Statistic] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(Statistics, include_extras=True).items()
 }
-
-
-def _reducer(name: str) -> np.ufunc:
-    return np.maximum if name in MAXIMA else np.add
+"""Every statistic by its name, in the order of declaration."""
 
 
 def layer_statistics(routing: Routing, mixture: Mixture, batch: Batch, place: Placement) -> Statistics:
@@ -138,9 +173,9 @@ def layer_statistics(routing: Routing, mixture: Mixture, batch: Batch, place: Pl
     weights_T = batch.weights.reshape(-1)
     kept_T = weights_T != 0
     # Sums are products over some tokens, then over these: one pair after the other would lose digits of float32.
-    # Domains stand in the left factor, so that one product sums and splits.
-    domain_TG = jax.nn.one_hot(batch.domains.reshape(-1), batch.num_domains) * kept_T[:, None]
-    weighted_TG = domain_TG * weights_T[:, None]
+    # Groups stand in the left factor, so that one product sums and splits.
+    group_TG = jax.nn.one_hot(batch.groups.reshape(-1), batch.num_groups) * kept_T[:, None]
+    weighted_TG = group_TG * weights_T[:, None]
     first, E = place.local(routing.logits_TE.shape[-1])
     chosen_TkE = ((routing.experts_Tk - first)[..., None] == jnp.arange(E)[None, None]) & kept_T[:, None, None]
 
@@ -163,8 +198,8 @@ def layer_statistics(routing: Routing, mixture: Mixture, batch: Batch, place: Pl
         gate_norm_sum=summed(saliency_TE),
         gate_norm_sq_sum=summed(saliency_TE**2),
         norm_sq_sum=summed(norms_TE**2),
-        gate_rank_sum=summed(jnp.where(kept_T[:, None], routing.gates_Tk, 0), domain_TG),
-        router_entropy_sum=summed(jnp.where(kept_T, entropy(routing.logits_TE), 0)[:, None], domain_TG)[:, 0],
+        gate_rank_sum=summed(jnp.where(kept_T[:, None], routing.gates_Tk, 0), group_TG),
+        router_entropy_sum=summed(jnp.where(kept_T, entropy(routing.logits_TE), 0)[:, None], group_TG)[:, 0],
         **_counts_and_maxima(routing, mixture, batch, place),
     )
 
@@ -173,8 +208,9 @@ def _counts_and_maxima(routing: Routing, mixture: Mixture, batch: Batch, place: 
     """What loses nothing by being scattered; as products, [T, G, E] would outgrow the layer's weights."""
     all_experts = routing.logits_TE.shape[-1]
     first, E = place.local(all_experts)
-    G = batch.num_domains
-    domains_T1 = batch.domains.reshape(-1, 1)
+    G = batch.num_groups
+    groups_T1 = batch.groups.reshape(-1, 1)
+    joint_T1 = jnp.array(batch.joint)[groups_T1] if batch.joint else groups_T1
     kept_T1 = (batch.weights != 0).reshape(-1, 1)
     once_T1 = kept_T1.astype(jnp.int32)
     # Ids of other devices' experts are put out of range, and what they would add is dropped.
@@ -188,26 +224,16 @@ def _counts_and_maxima(routing: Routing, mixture: Mixture, batch: Batch, place: 
         return jnp.zeros((G, *shape), jnp.int32)
 
     def peak(values_Tk: Array) -> Array:
-        return jnp.zeros((G, E)).at[domains_T1, here_Tk].max(jnp.where(kept_T1, values_Tk, 0), mode="drop")
+        return jnp.zeros((G, E)).at[groups_T1, here_Tk].max(jnp.where(kept_T1, values_Tk, 0), mode="drop")
 
     return {
-        "count": counts(E).at[domains_T1, here_Tk].add(once_T1, mode="drop"),
+        "count": counts(E).at[groups_T1, here_Tk].add(once_T1, mode="drop"),
         "norm_max": peak(mixture.norms_Tk),
         "activation_max": peak(mixture.peaks_Tk),
-        "coactivation": counts(E, all_experts)
-        .at[domains_T1[:, :, None], here_Tk[:, :, None], experts_T1k]
+        "coactivation": jnp.zeros((batch.num_joint, E, all_experts), jnp.int32)
+        .at[joint_T1[:, :, None], here_Tk[:, :, None], experts_T1k]
         .add(together_Tkk, mode="drop"),
-        "tokens": counts().at[domains_T1[:, 0]].add(once_T1[:, 0]),
-        "gate_histogram": counts(GATE_BINS).at[domains_T1, bins_Tk].add(once_T1),
-        "computed": place.sum_experts(counts().at[domains_T1[:, 0]].add(mixture.computed_Tk.sum(1))),
-    }
-
-
-def means(statistics: Statistics) -> dict[str, np.ndarray]:
-    """gate_mean, norm_mean and saliency_mean: the sums over max(1, count), float64 [L, E]."""
-    count = np.maximum(1, statistics.count)
-    return {
-        "gate_mean": statistics.gate_sum / count,
-        "norm_mean": statistics.norm_sum / count,
-        "saliency_mean": statistics.gate_norm_sum / count,
+        "tokens": counts().at[groups_T1[:, 0]].add(once_T1[:, 0]),
+        "gate_histogram": counts(GATE_BINS).at[groups_T1, bins_Tk].add(once_T1),
+        "computed": place.sum_experts(counts().at[groups_T1[:, 0]].add(mixture.computed_Tk.sum(1))),
     }

@@ -1,5 +1,6 @@
 """The tables of a profile: saliency by expert, and usage. Letters: see `config`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ProfileError, reason
-from ..statistics.sums import GATE_BINS, Statistics, means
-from .store import EAFT
+from .sums import DECLARED, GATE_BINS, Statistics
+from .weightings import column
 
 Columns = dict[str, np.ndarray]
 """The columns of a saliency table, each [L, E]."""
@@ -19,19 +20,21 @@ SALIENCY_BY_DOMAIN = "saliency_by_domain.parquet"
 USAGE = "usage.parquet"
 USAGE_BY_DOMAIN = "usage_by_domain.parquet"
 
-# Columns of saliency.parquet, in their order; further ones follow the means.
-SUMS = ("gate_sum", "norm_sum", "gate_norm_sum")
-FURTHER = ("gate_norm_sq_sum", "norm_sq_sum", "norm_max", "activation_max")
 
+def columns(statistics: Statistics, weighted: Mapping[str, np.ndarray]) -> Columns:
+    """The columns of a saliency table beside layer and expert, in order, from statistics and weighted sums [L, …].
 
-def columns(statistics: Statistics, eaft_LE: np.ndarray | None = None) -> Columns:
-    """The columns of a saliency table beside layer and expert, in order, each [L, E]."""
-    sums = {name: getattr(statistics, name) for name in ("count", *SUMS)}
-    eaft = {} if eaft_LE is None else {EAFT: eaft_LE}
-    return {**sums, **means(statistics), **{name: getattr(statistics, name) for name in FURTHER}, **eaft}
+    First the count and what has a mean, then the means, then the rest; without those that an older store lacks.
+    """
+    by_expert = {name: s for name, s in DECLARED.items() if s.by_expert and getattr(statistics, name) is not None}
+    first = [name for name, s in by_expert.items() if s.mean or name == "count"]
+    further = [name for name in by_expert if name not in first]
+    sums, more = ({name: getattr(statistics, name) for name in names} for names in (first, further))
+    return {**sums, **statistics.means(), **more, **{column(name): sums for name, sums in weighted.items()}}
 
 
 def saliency_table(table: Columns) -> pa.Table:
+    """saliency.parquet: a row for each expert of each layer."""
     L, E = table["count"].shape
     layers, experts = np.divmod(np.arange(L * E), E)
     return pa.table({"layer": layers, "expert": experts} | {name: c.reshape(-1) for name, c in table.items()})
@@ -46,14 +49,15 @@ def with_domain(tables: dict[str, pa.Table]) -> pa.Table:
 
 def usage_table(total: Statistics) -> pa.Table:
     """Long form, the schema of the published usage profiles; pairs i < j, and zeros left out of both
-    co-activation and histogram, whose bin stands in expert_i."""
+    co-activation and histogram, whose bin stands in expert_i. Co-activations that are not kept apart are left out."""
     rows: list[tuple[str, int, int | None, int | None, float]] = []
     for layer, count_E in enumerate(total.count):
         tokens = max(1, int(total.tokens[layer]))
         ranks = total.gate_rank_sum[layer] / tokens
         rows += [("usage_count", layer, e, None, float(n)) for e, n in enumerate(count_E)]
-        pairs = np.argwhere(np.triu(total.coactivation[layer], 1))
-        rows += [("coact_count", layer, i, j, float(total.coactivation[layer, i, j])) for i, j in pairs.tolist()]
+        if total.coactivation is not None:
+            pairs = np.argwhere(np.triu(total.coactivation[layer], 1))
+            rows += [("coact_count", layer, i, j, float(total.coactivation[layer, i, j])) for i, j in pairs.tolist()]
         rows.append(("selected_prob_mean", layer, None, None, float(ranks.mean())))
         rows += [(f"selected_prob_top{r}_mean", layer, None, None, float(gate)) for r, gate in enumerate(ranks[:2], 1)]
         histogram = total.gate_histogram[layer]
@@ -91,8 +95,8 @@ def _columns(table: pa.Table, file: Path, domain: str | None) -> Columns:
             raise ProfileError(f"{file}: no domain {domain!r}: there are {', '.join(known)}")
         table = table.filter(np.array(table["domain"]) == domain)
     flat = {name: table[name].to_numpy() for name in table.column_names if name != "domain"}
-    for name, column in flat.items():
-        if not np.issubdtype(column.dtype, np.number) or not np.isfinite(column).all():
+    for name, values in flat.items():
+        if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
             raise ValueError(f"column {name!r} holds what is no number")
     layers, experts = flat.pop("layer"), flat.pop("expert")
     E = int(experts.max(initial=-1)) + 1
@@ -102,7 +106,7 @@ def _columns(table: pa.Table, file: Path, domain: str | None) -> Columns:
         raise ValueError("a count is negative")
     if not flat["count"].any():
         raise ProfileError(f"{file}: no token {f'of domain {domain!r} ' if domain else ''}was kept: nothing to rank")
-    return {name: column.reshape(-1, E) for name, column in flat.items()}
+    return {name: values.reshape(-1, E) for name, values in flat.items()}
 
 
 def _grid(rows: int, num_experts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,6 @@
 """Text from a model: a prefill of all prompts at once, then one token a step for all rows. Letters: see `config`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,31 +13,20 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from .config import SLIDING, Config
+from .data import harmony
 from .devices.placement import here
 from .errors import DataError, TokenizerError
-from .files.paths import read_json
+from .files.paths import local_folder, read_json
 from .network import cache, rope
-from .network.batch import Batch
+from .network.batch import Tokens
 from .network.cache import Cache
 from .network.model import Head, Layer
 from .network.source import Source, load_part
+from .run.options import Answering, Sampling
 from .run.steps import float32_is_float32
 
 CAPACITY_STEP = 128  # tokens: caches grow by so many, so that few lengths are compiled
 STEPS_AT_ONCE = 16  # tokens between two looks at what was generated
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen from its logits."""
-
-    temperature: float = 1.0
-    """0 takes the most probable token."""
-    top_k: int = 0
-    """Of the most probable so many; 0 of all."""
-    top_p: float = 1.0
-    """Of the most probable that together reach this probability."""
-    seed: int = 0
 
 
 class Network(NamedTuple):
@@ -74,17 +62,15 @@ def load(source: Source, dtype: Any) -> Network:
 
 @float32_is_float32
 def step(
-    network: Network, tokens: tuple[Array, Array, Array], caches: Sequence[Cache], config: Config
+    network: Network, tokens: Tokens, caches: Sequence[Cache], config: Config
 ) -> tuple[Float[Array, "B S D"], tuple[Cache, ...]]:
-    """Token ids, positions and segments, each [B, S], through all layers: the last one's output, and the caches."""
-    token_ids, positions, segment_ids = tokens
-    # Statistics are not returned and so are not computed; no token counts in them.
-    batch = Batch(token_ids, positions, segment_ids, jnp.zeros(token_ids.shape), jnp.zeros_like(token_ids))
-    tables, place = rope.tables(config, positions), here()
-    x_BSD = network.embedding[token_ids]
+    """Tokens through all layers: the last one's output, and the caches."""
+    tables, place = rope.tables(config, tokens.positions), here()
+    x_BSD = network.embedding[tokens.ids]
     after: list[Any] = []
     for layer, kind, before in zip(network.layers, config.layer_types, caches, strict=True):
-        x_BSD, output = layer(x_BSD, batch, tables, jnp.array(kind == SLIDING), place, cache=before)
+        output = layer(x_BSD, tokens, tables, jnp.array(kind == SLIDING), place, cache=before)
+        x_BSD = output.hidden
         after.append(output.cache)
     return x_BSD, tuple(after)
 
@@ -99,7 +85,7 @@ def prefill(
     caches = [cache.empty(config, B, capacity, kind, dtype) for kind in kinds]
     positions = jnp.broadcast_to(jnp.arange(S), (B, S))
     segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    x_BSD, caches = step(network, (token_ids, positions, segment_ids), caches, config)
+    x_BSD, caches = step(network, Tokens(token_ids, positions, segment_ids), caches, config)
     last_BD = x_BSD[jnp.arange(B), lengths - 1]
     return State(logits_of(network.head, last_BD), lengths, jnp.zeros(B, bool), caches)
 
@@ -116,7 +102,7 @@ def decode(
         full_B = state.positions + 1 >= config.max_position
         done_B = state.done | full_B | jnp.isin(token_B, jnp.array(stop_ids, jnp.int32))
         # Rows that are done go on in segment 0, as padding, whose experts do not run.
-        tokens = (token_B[:, None], state.positions[:, None], jnp.where(done_B, 0, 1)[:, None])
+        tokens = Tokens(token_B[:, None], state.positions[:, None], jnp.where(done_B, 0, 1)[:, None])
         x_B1D, caches = step(network, tokens, state.caches, config)
         positions = jnp.where(done_B, state.positions, state.positions + 1)
         return State(logits_of(network.head, x_B1D[:, 0]), positions, done_B, caches), emitted_B
@@ -178,6 +164,52 @@ def generate(
         yield np.asarray(tokens_BN)[:, : max_new_tokens - first]
         if bool(state.done.all()):
             return
+
+
+class Reply(NamedTuple):
+    """What a model answers to one prompt."""
+
+    token_ids: list[int]
+    text: str
+    """With harmony's marks."""
+    parts: list[tuple[str, str]]
+    """Channel and content of each message; empty where the model does not speak harmony."""
+    ended: bool
+    """Whether it ended by itself."""
+
+
+class Answer:
+    """Replies to some conversations, which grow while they are generated."""
+
+    def __init__(
+        self, source: Source, conversations: Sequence[list[Any]], answering: Answering, sampling: Sampling, dtype: str
+    ):
+        """`conversations` are lists of messages. TokenizerError or DataError where one cannot be rendered."""
+        self.source, self.answering, self.sampling, self.dtype = source, answering, sampling, dtype
+        with local_folder(source.folder) as folder:
+            self.tokenizer = harmony.load_tokenizer(folder)
+            self.stop_ids = read_stop_ids(folder, self.tokenizer)
+        effort = answering.reasoning_effort
+        texts = [harmony.render(c, self.tokenizer, effort, generate=True) for c in conversations]
+        self.prompts = [harmony.token_ids(text, self.tokenizer, source.config.vocab_size) for text in texts]
+        check_room(self.prompts, source.config)
+        self.token_ids: list[list[int]] = [[] for _ in conversations]
+
+    def grow(self) -> Iterator[None]:
+        """Generate to the end; after each step the replies are longer."""
+        network, config = load(self.source, self.dtype), self.source.config
+        for tokens_BN in generate(
+            network, config, self.prompts, self.answering.max_new_tokens, self.sampling, self.stop_ids
+        ):
+            for reply, tokens in zip(self.token_ids, tokens_BN, strict=True):
+                reply += [int(token) for token in tokens if token >= 0]
+            yield
+
+    def reply(self, number: int) -> Reply:
+        """The reply to a conversation as it is now."""
+        ids = self.token_ids[number]
+        text = self.tokenizer.decode(ids)
+        return Reply(list(ids), text, harmony.reply_parts(text), bool(ids) and ids[-1] in self.stop_ids)
 
 
 def check_room(prompts: Sequence[np.ndarray], config: Config) -> None:

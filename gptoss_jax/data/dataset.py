@@ -1,0 +1,103 @@
+"""Rows as batches: read, tokenised and laid out once, and given anew at each pass. Letters: see `config`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from ..devices import hosts
+from ..errors import DataError
+from ..network.batch import Batch
+from . import batching
+from .batching import Document
+from .rows import Row, row_hashes
+
+MAX_DOMAINS = 1024  # an id column taken for domains has thousands
+MAX_JOINT = 256  # domains whose co-activations, [E, E] for each, are kept apart; with more, those of all are together
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How documents become batches."""
+
+    kind: Literal["padded", "side by side", "packed"]
+    batch_size: int
+    length: int
+    """The most tokens that a row of a batch has."""
+    eos: int = 0
+    """What stands behind each packed document."""
+    cross_document: bool = False
+    skip_first: int = 0
+
+
+class Dataset:
+    """One process' share of the rows, in batches. All processes make theirs at the same place of their work: then they
+    agree on the lengths of batches and add up their counts, and never speak of the data again."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        documents: Sequence[Document],
+        domains: Sequence[str],
+        layout: Layout,
+        share: hosts.Share,
+    ):
+        """`documents` are those of `rows` that are this process' share; packed, of all rows.
+
+        DataError where no token of any process is kept."""
+        self.rows, self.documents, self.domains = rows, documents, domains
+        self.layout, self.share = layout, share
+        self.row_hashes = row_hashes(rows)
+        lengths = batching.padded_lengths(documents, self._own_size, layout.length) if layout.kind == "padded" else []
+        self.lengths = hosts.agree_lengths(lengths)
+        # Processes that feed the same rows count them once; packed, each has all documents.
+        counts_rows = share.leads and (layout.kind != "packed" or hosts.is_first())
+        whole = documents if counts_rows else []
+        own = [0, 0, sum(d.truncated for d in whole), sum(not (d.weights > 0).any() for d in whole)]
+        for batch in self.batches() if share.leads else ():
+            own[0] += batch.tokens.count
+            own[1] += int((batch.weights != 0).sum())
+        self.total_tokens, self.kept, self.truncated, self.empty = np.sum(hosts.exchange(own), axis=0).tolist()
+        if not self.kept:
+            raise DataError(
+                "no token is kept: no row holds harmony text by the assistant within the limits; "
+                "check --text-column and --skip-first, or use --keep all to count every token"
+            )
+
+    @property
+    def _own_size(self) -> int:
+        """Rows of this process in each batch."""
+        return self.layout.batch_size // self.share.of
+
+    @property
+    def tokens_of_process(self) -> int:
+        """Tokens that this process feeds in one pass, for a bar."""
+        packed = self.layout.kind == "packed"
+        tokens = sum(len(d.token_ids) + packed for d in self.documents)
+        return tokens // self.share.of if packed else tokens
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches, the same ones each time."""
+        layout, groups = self.layout, len(self.domains)
+        batches: Iterator[Batch]
+        if layout.kind == "packed":
+            whole = batching.packed(
+                self.documents, layout.batch_size, layout.length, layout.eos, groups, layout.cross_document
+            )
+            batches = (batching.share(batch, self.share.number, self.share.of) for batch in whole)
+        elif layout.kind == "side by side":
+            batches = batching.side_by_side(self.documents, layout.batch_size, layout.length, groups)
+        else:
+            batches = batching.padded(self.documents, self._own_size, layout.length, groups, self.lengths)
+        joint = (0,) * groups if groups > MAX_JOINT else ()
+        for batch in batches:
+            yield replace(batching.skip_first(batch, layout.skip_first), joint=joint)
+
+
+def domains_of(rows: Sequence[Row], column: str | None) -> list[str]:
+    """The names of all domains, sorted; DataError where there are too many."""
+    domains = sorted({row.domain for row in rows})
+    if len(domains) > MAX_DOMAINS:
+        raise DataError(f"column {column!r} holds {len(domains)} domains, at most {MAX_DOMAINS}")
+    return domains

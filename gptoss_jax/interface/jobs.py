@@ -1,0 +1,418 @@
+"""The jobs of the command line as functions, with the same names and defaults. Letters: see `config`."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from convert import cut, orbax, published
+from convert import folder as folders
+from convert.cut import Pruned
+from convert.sources import NANO, locate, open_source
+from convert.tensors import AnyCheckpoint
+
+from ..config import PRESETS, Config
+from ..devices import mesh as sharding
+from ..devices import topologies
+from ..errors import CheckpointError, InputError, MeshError, OptionError, RankingError
+from ..files import atomic
+from ..files.paths import AnyPath, place, read_json
+from ..generation import Answer, Reply
+from ..network.source import Source
+from ..pods import plan as pods
+from ..run import job
+from ..run import merge as merging
+from ..run.options import Answering, Sampling, Slice, Writing, named
+from ..run.profile import Profile
+from ..selection import ranking as rankings
+from ..selection.keep_sets import KeepSets
+from ..selection.origin import profile_origin
+from ..selection.ranking import Ranking
+from ..statistics.tables import read_columns
+from .model import Model
+
+Bar = Callable[[int, str], AbstractContextManager[Callable[[int], Any]]]
+"""From a total and its unit to a bar, which is told of each part that is done."""
+
+
+def _silent(total: int, unit: str) -> AbstractContextManager[Callable[[int], Any]]:
+    return nullcontext(lambda done: None)
+
+
+def open(model: str | AnyPath, dtype: str = "bfloat16", weights: str = "bf16") -> Model:
+    """Open a model: a folder in Hugging Face form, an Orbax checkpoint of this project, a hub id, or nano.
+
+    Weights are read when they are needed. CheckpointError or ConfigError where it is no sound GPT-OSS.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> gj.open("nano").config.num_experts
+        16
+    """
+    return Model(open_source(str(model)), str(model), dtype, weights)
+
+
+def as_model(model: Any) -> Model:
+    """What a function takes as a model: an open one, or the name of one."""
+    if isinstance(model, str | Path):
+        return open(model)
+    if isinstance(model, Model):
+        return model
+    raise InputError(f"a model is {type(model).__name__}: give what gptoss_jax.open gives, or a name that it takes")
+
+
+def profile(
+    model: Any,
+    data: Any,
+    *,
+    out: str | AnyPath | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    **options: Any,
+) -> Profile:
+    """Run rows through a model and return the statistics of its experts.
+
+    Args:
+        model: an open model, or the name of one.
+        data: a path or hub id as --data takes it, or a list of records: dictionaries of columns.
+        out: a folder for the artifacts; without it nothing is written, and the profile can be saved later.
+        overwrite: replaces an existing folder, at the end.
+        resume: goes on with the unfinished run beside `out`, if there is one.
+        **options: those of the command `profile`, by their names there with underscores, as domain_column="domain".
+
+    Raises what the command line says in one line: OptionError, DataError, OutputError and others of `errors`.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> rows = [{"text": "2 + 2 = 4"}, {"text": "3 + 3 = 6"}]
+        >>> gj.profile("nano", rows, keep="all", max_seq_length=64).columns()["count"].shape
+        (6, 16)
+    """
+    opened = as_model(model)
+    chosen = named(data=data, **options)
+    request = job.Request(opened.name, *chosen, command=_call(opened.name, data, options))
+
+    def source(_: str) -> Source:
+        return opened.source
+
+    if out is not None:
+        target = place(out) if isinstance(out, str) else out
+        job.start(request, out=str(target), overwrite=overwrite, resume=resume)
+        return job.run(request, source, target, overwrite, resume).profile
+    with tempfile.TemporaryDirectory() as folder:
+        found = job.run(request, source, Path(folder) / "profile").profile
+    return Profile(found.info, found.sums)
+
+
+def _call(model: str, data: Any, options: dict[str, Any]) -> str:
+    """What makes the profile again, for its report."""
+    shown = repr(str(data)) if isinstance(data, str | Path) else "records"
+    return f"gptoss_jax.profile({', '.join([repr(model), shown, *(f'{n}={v!r}' for n, v in options.items())])})"
+
+
+def merge(
+    profiles: Sequence[Profile | str | AnyPath],
+    *,
+    out: str | AnyPath | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
+) -> Profile:
+    """Add finished profiles over different rows of one model: open ones, or their folders.
+
+    ProfileError names what cannot be added, and why. With `out` the result is saved there; `command` is what its report
+    says makes it again, where that is not this call.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> parts = [gj.profile("nano", [{"text": f"{n} + 1"}], keep="all", max_seq_length=64) for n in (1, 2)]
+        >>> gj.merge(parts).info["rows"]
+        2
+    """
+    target = place(out) if isinstance(out, str) else out
+    if target is not None:
+        atomic.check_free(target, overwrite)
+    opened = [profile if isinstance(profile, Profile) else Profile.open(profile) for profile in profiles]
+    merged = merging.merge(opened, command or f"gptoss_jax.merge({[str(p.folder or 'profile') for p in opened]})")
+    if target is None:
+        return merged
+    atomic.check_apart(target, *(p.folder for p in opened if p.folder is not None))
+    return merged.save(target, overwrite)
+
+
+def rank(
+    profile: Profile | str | AnyPath,
+    criterion: str = "reap",
+    domain: str | None = None,
+    seed: int = 0,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> Ranking:
+    """Rank the experts of each layer, best first, by a criterion over all rows of a profile or one domain.
+
+    `profile` is an open one, its folder, or a saliency.parquet. With `out` the ranking is written to that file.
+    ProfileError where the criterion or the domain does not exist, or the profile lacks what is needed.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> profile = gj.profile("nano", [{"text": "2 + 2 = 4"}], keep="all", max_seq_length=64)
+        >>> len(gj.rank(profile, "frequency").layers)
+        6
+    """
+    target = None if out is None else Path(out)
+    if target is not None:
+        atomic.check_free(target, overwrite)
+    if isinstance(profile, Profile):
+        ranking = profile.rank(criterion, domain, seed)
+    else:
+        path = Path(profile)  # type: ignore[arg-type]
+        if target is not None:
+            atomic.check_apart(target, path)
+        ranking = rankings.rank(read_columns(path, domain), criterion, seed, profile_origin(path, domain))
+    if target is not None:
+        ranking.write(target, overwrite)
+    return ranking
+
+
+def select(
+    chosen_from: Ranking | Profile | str | AnyPath,
+    keep: int,
+    criterion: str = "reap",
+    domain: str | None = None,
+    seed: int = 0,
+) -> KeepSets:
+    """Keep the best experts of each layer: from a ranking, or from a profile as `rank` takes it.
+
+    RankingError where there are not so many experts.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> profile = gj.profile("nano", [{"text": "2 + 2 = 4"}], keep="all", max_seq_length=64)
+        >>> [len(kept) for kept in gj.select(profile, keep=12).layers]
+        [12, 12, 12, 12, 12, 12]
+    """
+    ranking = chosen_from if isinstance(chosen_from, Ranking) else rank(chosen_from, criterion, domain, seed)
+    return ranking.keep(keep)
+
+
+def read_choice(model: Model, ranking: Path | None, keep: int | None, keep_sets: Path | None) -> KeepSets:
+    """The keep-sets of a file, or the best `keep` of a ranking's; RankingError where they do not fit the model."""
+    if keep_sets is not None:
+        return KeepSets.read(keep_sets, model.config)
+    if ranking is None or keep is None:
+        raise RankingError("a ranking goes with the number of experts to keep")
+    return Ranking.read(ranking, model.config).keep(keep)
+
+
+def prune(
+    model: Any,
+    keep_sets: KeepSets | Sequence[Sequence[int]],
+    domain: str | None = None,
+    *,
+    out: str | Path | None = None,
+    format: str = "same",
+    max_shard_size: int = 5 * 10**9,
+    lower_top_k: bool = False,
+    overwrite: bool = False,
+    verify: bool = False,
+    progress: Bar = _silent,
+) -> Pruned:
+    """Write a model with only the experts of the keep-sets, in Hugging Face form; its folder is the result's `folder`.
+
+    Args:
+        model: an open model, or the name of one.
+        keep_sets: what `select` gives, or for each layer the experts that stay.
+        domain: what the model is specialised in, for its name and card.
+        out: the folder; by default the model's name, in the current folder.
+        format: the form of the experts, "same", "mxfp4" or "bf16".
+        max_shard_size: the largest size of a file, in bytes.
+        lower_top_k: whether fewer experts may stay than each token uses.
+        overwrite: replaces an existing folder, at the end.
+        verify: reads the files again from the disk before they get their final name.
+        progress: makes a bar for each long part of the work.
+
+    Raises RankingError, OutputError or CheckpointError, and writes nothing then.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> kept = [[0, 2, 4, 6, 8, 10]] * 6
+        >>> gj.prune("nano", kept, "even", out="even", overwrite=True).num_kept
+        6
+    """
+    opened, writing = as_model(model), Writing(format=format, max_shard_size=max_shard_size)
+    return cut.prune(
+        _checkpoint(opened),
+        keep_sets if isinstance(keep_sets, KeepSets) else KeepSets([list(kept) for kept in keep_sets]),
+        None if out is None else Path(out),
+        model=opened.name,
+        domain=domain,
+        format=writing.format,  # type: ignore[arg-type]
+        max_shard_bytes=writing.max_shard_size,
+        lower_top_k=lower_top_k,
+        overwrite=overwrite,
+        verify=verify,
+        progress=progress,
+    )
+
+
+def _checkpoint(model: Model) -> AnyCheckpoint:
+    if not isinstance(model.source, AnyCheckpoint):
+        raise InputError(f"{model.name} is no checkpoint: give the model that it was made from")
+    return model.source
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A checkpoint that `convert` wrote."""
+
+    folder: Path
+    num_layers: int
+    num_experts: int
+    quantized: bool
+
+
+def convert(
+    model: Any,
+    to: str,
+    out: str | Path,
+    *,
+    format: str = "same",
+    max_shard_size: int = 5 * 10**9,
+    mesh: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    progress: Bar = _silent,
+) -> Converted:
+    """Write a model as an Orbax checkpoint (`to` is "orbax") or in Hugging Face form ("hf"), to the folder `out`.
+
+    `max_shard_size` in bytes goes with "hf"; `mesh` goes with "orbax", and says from which devices arrays are saved.
+    OutputError or CheckpointError where it cannot be written or read.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> gj.convert("nano", "hf", "nano-bf16", format="bf16", overwrite=True).quantized
+        False
+    """
+    writing, folder_out = Writing(format=format, max_shard_size=max_shard_size), Path(out)
+    if to not in ("orbax", "hf"):
+        raise OptionError(f"--to is {to!r}: give one of orbax, hf")
+    if mesh and to == "hf":
+        raise OptionError("--mesh goes with --to orbax: files in Hugging Face form are written by one process")
+    atomic.check_free(folder_out, overwrite)
+    opened = as_model(model)
+    source = _checkpoint(opened)
+    atomic.check_apart(folder_out, source.folder, or_inside=True)
+    quantize = source.quantized if writing.format == "same" else writing.format == "mxfp4"
+    if to == "orbax" and quantize and not source.quantized:
+        raise CheckpointError(f"{opened.name}: its experts are BF16: make them MXFP4 with --to hf --format mxfp4 first")
+    config = source.config
+    devices = (
+        sharding.make(config, *(mesh or sharding.default_sizes(config, jax.device_count()))) if to == "orbax" else None
+    )
+    with atomic.new_folder(folder_out, overwrite) as folder:
+        if devices is not None:
+            wanted = orbax.plan(config, devices, "mxfp4" if quantize else "bf16")
+            with progress(sum(map(orbax.nbytes, wanted.values())), "B") as advance:
+                orbax.write(source, folder, wanted, advance)
+        else:
+            groups = published.plan(source, quantize)
+            with progress(sum(t.nbytes for group in groups for t in group), "B") as advance:
+                described = folders.pruned_config(source.config_json, config.num_experts, quantize)
+                folders.write_checkpoint(folder, groups, described, source.folder, writing.max_shard_size, advance)
+    return Converted(folder_out, config.num_layers, config.num_experts, quantize)
+
+
+def answer(
+    model: Any, prompts: Sequence[Any], answering: Answering, sampling: Sampling, dtype: str = "bfloat16"
+) -> Answer:
+    """What `generate` runs, for whoever wants to see replies while they grow."""
+    conversations = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
+    return Answer(as_model(model).source, conversations, answering, sampling, dtype)
+
+
+def generate(model: Any, prompts: Any, *, dtype: str | None = None, **options: Any) -> list[Reply]:
+    """Answer prompts, which run as one batch.
+
+    Args:
+        model: an open model, or the name of one.
+        prompts: what the user says, or a list of messages; or a list of either.
+        dtype: of weights and products; by default the open model's.
+        **options: those of the command `generate`, as temperature=0 or max_new_tokens=64.
+
+    DataError where a prompt is empty or leaves no room; OptionError for an option that does not exist.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> (reply,) = gj.generate("nano", "What is 12 + 7?", temperature=0, max_new_tokens=32)
+        >>> len(reply.token_ids) <= 32
+        True
+    """
+    opened = as_model(model)
+    answering, sampling = Answering(**_own(Answering, options)), Sampling(**_own(Sampling, options))
+    if options:
+        raise OptionError(f"there is no option {min(options)!r} of generate")
+    is_one = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], dict))
+    going = answer(opened, [prompts] if is_one else prompts, answering, sampling, dtype or opened.dtype)
+    for _ in going.grow():
+        pass
+    return [going.reply(number) for number in range(len(going.prompts))]
+
+
+def _own(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a type, taken out of others."""
+    return {name: options.pop(name) for name in kind.__dataclass_fields__ if name in options}  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What `plan` found."""
+
+    figures: dict[str, Any]
+    """The object that `plan --json` prints."""
+    fits: bool
+    refusal: MeshError | None
+    """Why the step does not fit, by how much, and what would; None where it fits."""
+
+
+def plan(
+    model: str, topology: str, *, progress: Callable[[pods.Case], Any] = lambda case: None, **options: Any
+) -> Planned:
+    """Compile the profile step for a TPU slice, and say what it takes there. No TPU and no weights are needed.
+
+    Args:
+        model: gpt-oss-20b, gpt-oss-120b, nano, or a folder that holds config.json.
+        topology: a TPU slice, as v5e:2x4.
+        progress: is told of each step before it is compiled.
+        **options: mesh=(data, expert), batch, seq_len and weights, as of the command `plan`.
+
+    MeshError where the slice does not exist, or sizes do not divide.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> gj.plan("gpt-oss-20b", "v5e:2x4").fits               # doctest: +SKIP
+        True
+    """
+    asked = Slice(topology=topology, **options)
+    config = _config(model)
+    data, expert = asked.mesh or sharding.default_sizes(config, len(topologies.devices(topology)))
+    case = pods.Case(config, topology, data, expert, asked.weights, asked.batch, asked.seq_len)
+    case.mesh()
+
+    def compile_step(case: pods.Case) -> pods.Compiled:
+        progress(case)
+        return pods.compile_step(case)
+
+    compiled = compile_step(case)
+    largest = pods.largest_batch(compiled, compile_step)
+    refusal = None if compiled.fits else pods.refusal(compiled, largest)
+    return Planned(pods.figures(compiled, largest), compiled.fits, refusal)
+
+
+def _config(model: str) -> Config:
+    if model in PRESETS:
+        return PRESETS[model]
+    path = (locate(model) if model == NANO else Path(model)) / "config.json"
+    return Config.from_json(read_json(path), str(path))

@@ -1,0 +1,287 @@
+"""The job `profile`: rows and a model's source become a profile in a folder. Letters: see `config`."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ..config import Config
+from ..data import harmony
+from ..data.dataset import Dataset, Layout, domains_of
+from ..data.rows import ColumnNames, Row, prompts_hash, read_rows, sample
+from ..devices import hosts
+from ..errors import OptionError, OutputError, ResumeError, TokenizerError, UserError
+from ..files import atomic
+from ..files.paths import AnyPath, local_folder, place
+from ..network.source import Source
+from ..statistics.eaft import EaftOptions
+from . import artifacts, choose
+from .artifacts import INFO
+from .bar import bar
+from .choose import Choice, Place
+from .measure import measure
+from .options import Counting, Data, Options, Placing, as_dict, check_together, declared_options, flag_of
+from .profile import Profile
+from .progress import Progress
+
+REASON = "engine_reason"  # in profile.json, and beside the settings of an unfinished run
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the job."""
+
+    model: str
+    """As the user named it."""
+    data: Data
+    counting: Counting
+    placing: Placing
+    command: str = ""
+    """What makes the profile again."""
+
+    def __post_init__(self) -> None:
+        check_together(self.data, self.counting)
+        if not isinstance(self.data.data, str | Path) and not len(self.data.data):
+            raise OptionError("--data is empty: name a file, a folder or a hub id")
+
+    @property
+    def options(self) -> tuple[Options, ...]:
+        """All of them."""
+        return self.data, self.counting, self.placing
+
+    def values(self) -> dict[str, Any]:
+        """All options by their names, as profile.json has them."""
+        values = as_dict(*self.options)
+        if not isinstance(self.data.data, str):
+            is_path = isinstance(self.data.data, Path)
+            values["data"] = str(self.data.data) if is_path else f"{len(self.data.data)} records given in Python"
+        return values
+
+    def by_flag(self, resumed: bool) -> dict[str, Any]:
+        """All options by the names that users know; with `resumed` those that a run that goes on must share."""
+        values, flags = self.values(), {}
+        for some in self.options:
+            for name, declared in declared_options(type(some)).items():
+                if declared.resumed or not resumed:
+                    flags[flag_of(type(some), name)] = values[name]
+        return flags
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the job gives."""
+
+    profile: Profile
+    said: str
+    """One line for the user; empty in the processes that do not speak."""
+
+
+def start(request: Request, **settings: Any) -> None:
+    """Join the other processes, where there are any; HostsError where their options or `settings` differ."""
+    placing = request.placing
+    if placing.coordinator:
+        own = ("--coordinator", "--process-id")
+        flags = {flag: value for flag, value in request.by_flag(resumed=False).items() if flag not in own}
+        named = {"MODEL": request.model, **{f"--{name}": value for name, value in settings.items()}, **flags}
+        hosts.start(placing.coordinator, placing.num_processes, placing.process_id, named)
+
+
+def run(
+    request: Request,
+    open_source: Callable[[str], Source],
+    target: AnyPath,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Finished:
+    """Profile the model over the rows that the request names, and write the artifacts to `target`."""
+    writes = hosts.is_first()
+    kept = Progress(target)
+    standing = hosts.exchange(_standing(target) if resume and writes else {})[0]
+    began = hosts.exchange((kept.begun() or (not overwrite and standing)) if resume and writes else {})[0]
+    # Files of a remote output come one after the other, the one that is asked for here last.
+    overwrite = overwrite or bool(began and not standing and not isinstance(target, Path))
+    if writes and (overwrite or not standing):
+        atomic.try_folder(target, overwrite)
+    source = open_source(request.model)
+    if writes:
+        _check_apart(target, source, request.data.data)
+    request, choice = _adopt(began, request, source)
+    given = choose.place(source, choice.engine, request.placing, request.data.max_seq_length)
+    request = replace(request, placing=given.placing)
+    dataset = make_dataset(request, source, choice.engine, given)
+    info = _info(request, source.fingerprint(), dataset, given, choice)
+    settings = _computed(info, request, dataset.rows)
+    hosts.agree(settings)
+    info["settings_hash"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    if standing and not overwrite and standing.get("settings_hash") != info["settings_hash"]:
+        raise OutputError(f"{target}: exists already, and is not of this run: give another --out")
+    if writes:
+        kept.begin({**settings, REASON: choice.reason}, resume)
+    if standing.get("settings_hash") == info["settings_hash"]:
+        with hosts.first_alone():
+            finished = Finished(Profile.open(target), f"is complete; report: {target / 'report.md'}" if writes else "")
+    else:
+        finished = _measured(request, source, choice, given, dataset, kept, info, target, overwrite)
+    if writes:
+        kept.remove()
+    return finished
+
+
+def _measured(
+    request: Request,
+    source: Source,
+    choice: Choice,
+    given: Place,
+    dataset: Dataset,
+    kept: Progress,
+    info: dict[str, Any],
+    target: AnyPath,
+    overwrite: bool,
+) -> Finished:
+    """Measure what is not measured yet, and write."""
+    with _keeping(kept):
+        state, eaft = kept.state(), eaft_options(request.counting)
+        engine = choose.build(source, choice.engine, given, kept)
+        total = dataset.tokens_of_process * (2 if eaft else 1)
+        with bar(total, "tokens", shown=hosts.is_first(), done=state.tokens) as advance:
+            sums, took = measure(engine, dataset, kept, state, advance, eaft)
+        profile = Profile(artifacts.completed(info, sums, took), sums)
+        with hosts.first_alone():
+            if hosts.is_first():
+                with atomic.new_folder(target, overwrite, last=INFO) as folder:
+                    profile.write(folder)
+    said = (
+        f"{took.total_tokens:,} tokens at {took.tokens_per_s:,.0f} tokens/s; "
+        f"{len(dataset.domains)} domain{'s' * (len(dataset.domains) > 1)}; engine {choice.engine}: {choice.reason}; "
+        f"peak memory {took.peak_rss_bytes / choose.GIB:.2f} GiB; report: {target / 'report.md'}"
+    )
+    return Finished(replace(profile, folder=target), said if hosts.is_first() else "")
+
+
+def _check_apart(target: AnyPath, source: Source, data: Any) -> None:
+    atomic.check_apart(target, source.folder, or_inside=True)
+    if data and isinstance(data, str | Path):
+        atomic.check_apart(target, place(str(data)))
+
+
+def _standing(target: AnyPath) -> dict[str, Any]:
+    """Of the finished profile that stands there: the hash of its settings, and what `_adopt` takes."""
+    try:
+        info = json.loads((target / INFO).read_text(encoding="utf-8"))
+        own = {"--engine": info["engine"], "--batch-size": info["options"]["batch_size"], REASON: info[REASON]}
+        return {"settings_hash": info["settings_hash"], **own}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def _adopt(began: Any, request: Request, source: Source) -> tuple[Request, Choice]:
+    """The engine, from a run that began where the user leaves it open, as is the batch size: memory may have it decided
+    otherwise today."""
+    choice = choose.choose(source, request.placing)
+    if not began:
+        return request, choice
+    placing = replace(request.placing, batch_size=request.placing.batch_size or began["--batch-size"])
+    if placing.engine in ("auto", began["--engine"]):
+        choice = Choice(began["--engine"], began[REASON])
+    return replace(request, placing=placing), choice
+
+
+@contextmanager
+def _keeping(kept: Progress) -> Iterator[None]:
+    """Errors say that what is finished is not lost."""
+    try:
+        yield
+    except UserError as error:
+        if isinstance(error, ResumeError) or not kept.exists():
+            raise
+        raise type(error)(f"{error}; what is finished is kept: the same command with --resume goes on") from error
+
+
+def eaft_options(counting: Counting) -> EaftOptions | None:
+    """How EAFT weighs tokens, where it is asked for."""
+    return EaftOptions(*counting.eaft_quantiles, *counting.eaft_weights) if counting.eaft else None
+
+
+def make_dataset(request: Request, source: Source, engine: str, given: Place) -> Dataset:
+    """All rows, and the batches of this process' share of them."""
+    data, counting, share = request.data, request.counting, given.share
+    if data.max_seq_length > source.config.max_position:
+        raise OptionError(f"--max-seq-length is above the model's context of {source.config.max_position}")
+    with local_folder(source.folder) as folder:
+        tokenizer = harmony.load_tokenizer(folder)
+    columns = ColumnNames(data.text_column, data.domain_column, data.id_column)
+    stream = read_rows(data.data, data.split, columns, lambda messages: harmony.render(messages, tokenizer))
+    rows = sample(stream, data.domain, data.num_rows, data.seed)
+    domains = domains_of(rows, data.domain_column)
+    eos = _eos(tokenizer, source.config) if data.pack else 0
+    documents = harmony.encode(
+        # What a packed block holds depends on all rows before it.
+        rows if data.pack else rows[share.number :: share.of],
+        tokenizer,
+        domains,
+        vocab_size=source.config.vocab_size,
+        max_length=None if data.pack else data.max_seq_length,
+        truncate=data.truncate,
+        keep_all=counting.keep == "all",
+        channel_weights=counting.channel_weights,
+    )
+    layout = Layout(
+        kind="packed" if data.pack else "side by side" if engine == "streamed" else "padded",
+        batch_size=given.placing.batch_size or 1,
+        length=data.max_seq_length,
+        eos=eos,
+        cross_document=data.cross_document,
+        skip_first=counting.skip_first,
+    )
+    return Dataset(rows, documents, domains, layout, share)
+
+
+def _eos(tokenizer: Any, config: Config) -> int:
+    eos = tokenizer.eos_token_id
+    if eos is None or eos >= config.vocab_size:
+        raise TokenizerError(
+            f"--pack needs an eos_token below vocab_size {config.vocab_size}; the tokenizer's is {eos}"
+        )
+    return int(eos)
+
+
+def _info(request: Request, fingerprint: str, dataset: Dataset, given: Place, choice: Choice) -> dict[str, Any]:
+    """What profile.json says of the run before it is measured."""
+    rows = dataset.rows
+    return {
+        "model": request.model,
+        "model_fingerprint": fingerprint,
+        "command": request.command,
+        "versions": artifacts.versions(),
+        "options": request.values(),
+        "platform": jax.default_backend(),
+        "devices": [str(device) for device in given.mesh.devices.flat],
+        "mesh": dict(given.mesh.shape),
+        "processes": jax.process_count(),
+        "engine": choice.engine,
+        REASON: choice.reason,
+        "rows": len(rows),
+        "truncated_rows": dataset.truncated,
+        "empty_rows": dataset.empty,
+        "prompts_hash": prompts_hash(rows),
+        "warnings": artifacts.data_warnings(len(rows), dataset.truncated, dataset.empty),
+    }
+
+
+def _computed(info: dict[str, Any], request: Request, rows: Sequence[Row]) -> dict[str, Any]:
+    """All that decides what a run computes, to the bit, by the names that users know."""
+    return {
+        "the model's fingerprint": info["model_fingerprint"],
+        "the rows' hash": info["prompts_hash"],
+        "the hash of the rows' domains": prompts_hash(Row(row.domain, row.id) for row in rows),
+        "the versions": {name: info["versions"][name] for name in ("gptoss-jax", "jax")},
+        "the mesh": info["mesh"],
+        "the platform": info["platform"],
+        **request.by_flag(resumed=True),
+        "--engine": info["engine"],
+    }

@@ -1,0 +1,364 @@
+"""The options of all jobs, each declared once: its default, what it may be, its help, and what depends on it.
+
+The command line and the Python interface are made from these declarations: an option's name there is the field's here,
+and both refuse a value with the same line. This module imports no large package, so that --help answers at once.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import OptionError
+
+Merging = Literal["equal", "told", "free"]
+"""What profiles that differ in an option become where they are merged: refused, told of in a warning, or neither."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values an option may have."""
+
+    metavar: str
+    expected: str
+    accepts: Callable[[Any], bool]
+    read: Callable[[str], Any]
+    """From a word of the command line; ValueError where it is none."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is declared of an option beside its default."""
+
+    kind: Kind
+    help: str
+    flag: str = ""
+    """Its name on the command line where that is not the field's with dashes."""
+    several: int = 1
+    """How many values it takes; 0 for any number, each with the flag before it."""
+    otherwise: str = ""
+    """What --help calls the default where that depends on other things."""
+    merging: Merging = "equal"
+    required: bool = False
+    beside: str = ""
+    """The option without which it means nothing."""
+    resumed: bool = True
+    """Whether a run that goes on must have the same value, as where it changes what is computed."""
+
+
+def whole(least: int, most: float = math.inf) -> Kind:
+    """Whole numbers from `least` to `most`."""
+    bounds = f"of at least {least}" + (f" and at most {most}" if most < math.inf else "")
+    return Kind("INTEGER", f"a whole number {bounds}", lambda x: type(x) is int and least <= x <= most, int)
+
+
+def real(least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> Kind:
+    """Finite numbers from `least` to `most`, and above `above`."""
+    bounds = [f"of at least {least:g}"] if least > -math.inf else []
+    bounds += [f"above {above:g}"] if above > -math.inf else []
+    bounds += [f"of at most {most:g}"] if most < math.inf else []
+
+    def accepts(x: Any) -> bool:
+        is_number = isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+        return is_number and least <= x <= most and x > above
+
+    return Kind("NUMBER", " ".join(["a finite number", " and ".join(bounds)]).strip(), accepts, float)
+
+
+def one_of(*names: str) -> Kind:
+    """One of some names."""
+    return Kind(f"[{'|'.join(names)}]", f"one of {', '.join(names)}", lambda x: x in names, str)
+
+
+FORMS, DTYPES = one_of("bf16", "mxfp4"), one_of("bfloat16", "float32")
+TEXT = Kind("TEXT", "a text", lambda x: isinstance(x, str), str)
+ROWS = Kind("PATH", "a path, a hub id, or in Python a list of records", lambda x: isinstance(x, str | Path | list), str)
+SWITCH = Kind("", "true or false", lambda x: isinstance(x, bool), bool)
+WHOLE = Kind("INTEGER", "a whole number", lambda x: type(x) is int, int)
+
+
+def _mesh_of(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"data=(\d{1,9}),expert=(\d{1,9})", text.replace(" ", ""))
+    if not match:
+        raise ValueError
+    return int(match[1]), int(match[2])
+
+
+def _is_mesh(x: Any) -> bool:
+    return isinstance(x, tuple) and len(x) == 2 and all(type(n) is int and n > 0 for n in x)
+
+
+MESH = Kind("data=N,expert=M", "numbers of devices as in data=2,expert=4 (in Python a pair)", _is_mesh, _mesh_of)
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+def _size_of(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
+    if not match or match[2].upper() not in UNITS:
+        raise ValueError
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+SIZE = Kind(
+    "SIZE",
+    "a size as 5GB or 500MiB (in Python a number of bytes)",
+    lambda x: type(x) is int and 1 <= x < 1 << 63,
+    _size_of,
+)
+CHANNELS = ("analysis", "commentary", "final")  # of harmony, the ones that GPT-OSS was trained with
+
+
+def _channel_weights_of(text: str) -> dict[str, float]:
+    pairs = [pair.split("=") for pair in text.split(",")]
+    return {channel.strip(): float(weight) for channel, weight in pairs}
+
+
+def _are_channel_weights(x: Any) -> bool:
+    return isinstance(x, dict) and set(x) <= {*CHANNELS} and all(real(least=0).accepts(weight) for weight in x.values())
+
+
+CHANNEL_WEIGHTS = Kind(
+    "CHANNEL=WEIGHT,…",
+    f"weights of at least 0 as in analysis=0.5,final=1, for the channels {', '.join(CHANNELS)}",
+    _are_channel_weights,
+    _channel_weights_of,
+)
+
+
+def _is_coordinator(x: Any) -> bool:
+    if x == "auto":
+        return True
+    match = re.fullmatch(r"[^\s:/]+:(\d{1,5})", x) if isinstance(x, str) else None
+    return bool(match) and 0 < int(match[1]) < 1 << 16  # type: ignore[index]
+
+
+COORDINATOR = Kind("HOST:PORT", "an address as 10.0.0.1:1234, or auto", _is_coordinator, str)
+
+
+def option(default: Any, kind: Kind, help: str, **declared: Any) -> Any:
+    """A field of one of the classes below."""
+    return dataclasses.field(default=default, metadata={"option": Option(kind, help, **declared)})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the option types share: each checks its values when it is made. OptionError names the first wrong one."""
+
+    def __post_init__(self) -> None:
+        for name, declared in declared_options(type(self)).items():
+            value = getattr(self, name)
+            values = value if declared.several != 1 and isinstance(value, tuple) else (value,)
+            count_is_wrong = declared.several > 1 and len(values) != declared.several
+            default = next(f.default for f in dataclasses.fields(self) if f.name == name)
+            if value is not default and (count_is_wrong or not all(map(declared.kind.accepts, values))):
+                raise OptionError(f"{flag_of(type(self), name)} is {value!r}: give {expected(declared)}")
+        self.check()
+
+    def check(self) -> None:
+        """OptionError where values do not go together."""
+
+
+def expected(declared: Option) -> str:
+    """What an option may be, in words."""
+    return (
+        declared.kind.expected if declared.several < 2 else f"{declared.several} values, each {declared.kind.expected}"
+    )
+
+
+def declared_options(kind: type) -> dict[str, Option]:
+    """The options of an option type by their names."""
+    return {f.name: f.metadata["option"] for f in dataclasses.fields(kind) if "option" in f.metadata}
+
+
+def flag_of(kind: type, name: str) -> str:
+    """The option's name on the command line."""
+    return declared_options(kind)[name].flag or "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Data(Options):
+    """Which rows are read, and how they become sequences."""
+
+    data: Any = option(
+        "", ROWS, "JSONL, Parquet or text file, a folder of these, or a hub id.", required=True, resumed=False
+    )
+    split: str = option("train", TEXT, "The split of a hub dataset.", merging="free")
+    text_column: str = option("text", TEXT, "The column with harmony text, or with a list of messages.", merging="free")
+    id_column: str = option("id", TEXT, "The column with the row's id; it may be absent.", merging="free")
+    domain_column: str | None = option(
+        None, TEXT, "The column with the row's domain: statistics are then also kept by domain.", merging="free"
+    )
+    domain: tuple[str, ...] = option(
+        (), TEXT, "Takes only rows of this domain; may be given several times.", several=0, merging="free"
+    )
+    num_rows: int | None = option(
+        None, whole(1), "Takes a sample of this many rows by their hashes.", otherwise="all", merging="free"
+    )
+    seed: int = option(0, WHOLE, "The seed of the row sample.", merging="free")
+    max_seq_length: int = option(
+        2048, whole(1), "The most tokens that a row has, or those of a packed block.", merging="told"
+    )
+    truncate: str = option(
+        "left", one_of("left", "right"), "The side that longer rows lose; --pack cuts instead.", merging="told"
+    )
+    pack: bool = option(False, SWITCH, "Packs rows into full blocks, with EOS after each.", merging="told")
+    cross_document: bool = option(False, SWITCH, "With --pack, attention crosses from row to row.", merging="told")
+
+    def check(self) -> None:
+        if self.domain and not self.domain_column:
+            raise OptionError("--domain needs --domain-column: name the column that holds the domain")
+        if self.cross_document and not self.pack:
+            raise OptionError("--cross-document needs --pack: padded rows never see one another")
+
+
+@dataclass(frozen=True)
+class Counting(Options):
+    """Which tokens count in the statistics, and for how much."""
+
+    keep: str = option("assistant", one_of("assistant", "all"), "Which tokens count.")
+    channel_weights: dict[str, float] | None = option(
+        None, CHANNEL_WEIGHTS, "Weights of channels; others get 0. Sums are weighted, counts are not."
+    )
+    skip_first: int = option(0, whole(0), "How many first positions of each row or document do not count.")
+    eaft: bool = option(False, SWITCH, "Also sums for the criterion eaft_reap, in a second pass over the rows.")
+    eaft_quantiles: tuple[float, float] = option(
+        (0.15, 0.15),
+        real(0, most=1),
+        "The quantiles of probability and entropy that cut the classes.",
+        several=2,
+        beside="eaft",
+    )
+    eaft_weights: tuple[float, float, float] = option(
+        (1.0, -2.0, 0.25), real(), "The weights of right, of wrong and of other tokens.", several=3, beside="eaft"
+    )
+
+    def check(self) -> None:
+        if self.channel_weights and self.keep == "all":
+            raise OptionError("--channel-weights needs --keep assistant: only its messages have channels")
+
+
+@dataclass(frozen=True)
+class Placing(Options):
+    """On what the profile runs, and how."""
+
+    batch_size: int | None = option(
+        None, whole(1), "The rows of a step.", otherwise="4 for each of the mesh's data", merging="free"
+    )
+    engine: str = option(
+        "auto",
+        one_of("auto", "resident", "streamed"),
+        "Resident holds all weights, streamed one layer after the other; auto goes by memory.",
+        merging="free",
+    )
+    memory_gib: float | None = option(
+        None, real(above=0), "The most memory that the run may take.", otherwise="any", merging="free", resumed=False
+    )
+    activation_gib: float = option(
+        2.0,
+        real(0),
+        "For the streamed engine: hidden states beyond this are not held in memory, but mapped from files of the "
+        "progress.",
+        merging="free",
+        resumed=False,
+    )
+    mesh: tuple[int, int] | None = option(
+        None, MESH, "How devices share rows and experts.", otherwise="all devices", merging="free"
+    )
+    mapping: str = option(
+        "mesh",
+        one_of("mesh", "pmap"),
+        "Maps the step over a mesh, or with pmap over the cores of one host, with all weights on each.",
+        flag="--map",
+        merging="free",
+    )
+    weights: str = option("bf16", one_of("bf16", "mxfp4"), "The form of the experts in device memory.", merging="free")
+    dtype: str = option("bfloat16", one_of("bfloat16", "float32"), "The type of the computation.", merging="told")
+    coordinator: str | None = option(
+        None,
+        COORDINATOR,
+        "Joins many processes: the address of process 0, or auto where the platform knows.",
+        merging="free",
+        resumed=False,
+    )
+    num_processes: int | None = option(None, whole(1), "How many processes run this command.", merging="free")
+    process_id: int | None = option(None, whole(0), "Which of them this one is.", merging="free", resumed=False)
+
+    def check(self) -> None:
+        coordinator, count, process = self.coordinator, self.num_processes, self.process_id
+        if (coordinator in (None, "auto")) != (count is process is None) or (count is None) != (process is None):
+            raise OptionError(
+                "--coordinator host:port goes with --num-processes and --process-id, and auto without them"
+            )
+        if count is not None and process is not None and process >= count:
+            raise OptionError(f"--process-id {process} is too large: of {count} processes the last is {count - 1}")
+
+
+@dataclass(frozen=True)
+class Sampling(Options):
+    """How a token is chosen from its logits."""
+
+    temperature: float = option(1.0, real(0), "0 takes the most probable token.")
+    top_k: int = option(0, whole(0), "Chooses among so many of the most probable tokens; 0 among all.")
+    top_p: float = option(
+        1.0, real(above=0, most=1), "Chooses among the most probable tokens that together have this probability."
+    )
+    seed: int = option(0, whole(0, (1 << 32) - 1), "The seed of the choice.")
+
+
+@dataclass(frozen=True)
+class Answering(Options):
+    """What is asked of replies."""
+
+    reasoning_effort: str = option("medium", one_of("low", "medium", "high"), "For the chat template.")
+    max_new_tokens: int = option(512, whole(1), "The most tokens that a reply has.")
+
+
+@dataclass(frozen=True)
+class Writing(Options):
+    """In which form a checkpoint is written."""
+
+    format: str = option("same", one_of("same", "mxfp4", "bf16"), "The form of the experts.")
+    max_shard_size: int = option(5 * 10**9, SIZE, "The largest size of a file.", otherwise="5GB")
+
+
+@dataclass(frozen=True)
+class Slice(Options):
+    """The step and the TPU slice that `plan` compiles for."""
+
+    topology: str = option("", TEXT, "A TPU slice, e.g. v5e:2x4.", required=True)
+    mesh: tuple[int, int] | None = option(
+        None, MESH, "How devices share rows and experts.", otherwise="as profile chooses"
+    )
+    batch: int = option(16, whole(1), "The rows of a step.")
+    seq_len: int = option(2048, whole(1), "The tokens of a row.")
+    weights: str = option("bf16", FORMS, "The form of the experts in device memory.")
+
+
+PROFILE: tuple[type[Options], ...] = (Data, Counting, Placing)
+
+
+def check_together(data: Data, counting: Counting) -> None:
+    """OptionError where options of different types do not go together."""
+    if counting.skip_first >= data.max_seq_length:
+        raise OptionError("--skip-first leaves no position of a row: make it less than --max-seq-length")
+
+
+def as_dict(*options: Options) -> dict[str, Any]:
+    """All values by their names, as profile.json has them."""
+    return {name: getattr(some, name) for some in options for name in declared_options(type(some))}
+
+
+def named(**values: Any) -> tuple[Data, Counting, Placing]:
+    """The option types from values by their names; OptionError where there is no option of a name."""
+    taken: list[Any] = []
+    for kind in PROFILE:
+        taken.append(kind(**{name: values.pop(name) for name in declared_options(kind) if name in values}))
+    if values:
+        known = ", ".join(name for kind in PROFILE for name in declared_options(kind))
+        raise OptionError(f"there is no option {min(values)!r}: there are {known}")
+    data, counting, placing = taken
+    check_together(data, counting)
+    return data, counting, placing
