@@ -9,12 +9,13 @@ nor the profile saw: exact match of the answers that they generate, and perplexi
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
-from convert.sources import NANO, open_source
+import gptoss_jax as gj
+from convert.sources import NANO
 
-from .measure import program
 from .nano import QUESTIONS, evaluate
 from .nano.families import FAMILIES, read
 from .nano.specialise import write_rows
@@ -23,12 +24,12 @@ FAMILY, OTHER = "arithmetic", "kinship"
 RANDOM_SEEDS = range(3)
 
 
-def cut(out: Path, name: str, kept: int, *options: str) -> Path:
+def cut(profile: gj.Profile, out: Path, name: str, kept: int, **options: Any) -> Path:
     """Rank by some criterion or domain, and prune to so many experts a layer: the new checkpoint's folder."""
-    ranking, folder = out / f"{name}.json", out / name
-    program("rank", out / "profile", *options, "--out", ranking, "--overwrite")
-    program("prune", NANO, "--ranking", ranking, "--keep", kept, "--domain", name, "--out", folder, "--overwrite")
-    return folder
+    ranking = gj.rank(profile, out=out / f"{name}.json", overwrite=True, **options)
+    pruned = gj.prune(NANO, ranking.keep(kept), name, out=out / name, overwrite=True)
+    click.echo(f"{name}: the best {kept} experts of each layer {ranking.origin}")
+    return pruned.folder
 
 
 @click.command()
@@ -43,16 +44,17 @@ def main(out: Path, family: str, other: str, keep: str) -> None:
     replies did, half of the experts answered 14 % of the questions, not 70 % (docs/measurements.md).
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    source, rows = open_source(NANO), out / "rows.jsonl"
-    nano, half = Path(str(source.folder)), source.config.num_experts // 2
+    model, rows = gj.open(NANO), out / "rows.jsonl"
+    nano, half = Path(str(model.source.folder)), model.config.num_experts // 2
     out.mkdir(parents=True, exist_ok=True)
     write_rows(rows, nano, read(QUESTIONS / "calibration.jsonl"))
-    data = ("--data", rows, "--domain-column", "family", "--keep", keep, "--max-seq-length", 512, "--batch-size", 32)
-    program("profile", NANO, *data, "--out", out / "profile", "--overwrite")
+    options = {"domain_column": "family", "keep": keep, "max_seq_length": 512, "batch_size": 32}
+    profile = gj.profile(model, rows, **options, out=out / "profile", overwrite=True)
+    click.echo(f"profile: {profile.info['kept_tokens']:,} kept tokens of {len(profile.domains)} families")
     models = {"all experts": nano}
-    models |= {f"half, for {name}": cut(out, name, half, "--domain", name) for name in (family, other)}
+    models |= {f"half, for {name}": cut(profile, out, name, half, domain=name) for name in (family, other)}
     for seed in RANDOM_SEEDS:
-        models[f"half, random {seed}"] = cut(out, f"random-{seed}", half, "--criterion", "random", "--seed", str(seed))
+        models[f"half, random {seed}"] = cut(profile, out, f"random-{seed}", half, criterion="random", seed=seed)
 
     questions = read(QUESTIONS / "evaluation.jsonl")
     click.echo(f"\n{'':20}{'exact match':>24}{'perplexity':>24}{'MB':>8}")

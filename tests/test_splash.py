@@ -123,4 +123,4 @@ def test_statistics_by_the_kernels_of_tpus_are_those_of_the_cpu(
     for name, expected in vars(theirs).items():
         atol = 1e-6 * np.abs(expected).max() if expected.dtype == jnp.float32 else 0
         np.testing.assert_allclose(getattr(ours, name), expected, rtol=0, atol=atol, err_msg=name)
-    assert (np.asarray(ours.computed).sum(1) == TINY.top_k * only.num_tokens).all()
+    assert (np.asarray(ours.computed).sum(1) == TINY.top_k * only.tokens.count).all()

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+import gptoss_jax as gj
 from gptoss_jax.data import harmony
-from gptoss_jax.statistics.tables import read_columns
 
-from ..measure import program
 from .corpus import prompt_and_reply
 from .families import FAMILIES, Instance
 
@@ -49,12 +48,12 @@ def write_rows(file: Path, model: Path, examples: Sequence[Instance]) -> None:
 
 def measure(model: Path, examples: Sequence[Instance], out: Path) -> Specialisation:
     """Profile by family and half, in a folder of `out`, and compare."""
-    rows, profile = out / "rows.jsonl", out / "profile"
+    rows = out / "rows.jsonl"
     write_rows(rows, model, examples)
-    options = ("--domain-column", "half", "--dtype", "float32", "--batch-size", 32, "--max-seq-length", 512)
-    program("profile", model, "--data", rows, *options, "--out", profile, "--overwrite")
+    options = {"domain_column": "half", "dtype": "float32", "batch_size": 32, "max_seq_length": 512}
+    profile = gj.profile(str(model), rows, **options, out=out / "profile", overwrite=True)
     names = list(FAMILIES)
-    counts = np.array([[read_columns(profile, f"{n}, {half}")["count"] for half in HALVES] for n in names])
+    counts = np.array([[profile.columns(f"{n}, {half}")["count"] for half in HALVES] for n in names])
     halves = shares_of(counts)
     families = shares_of(counts.sum(1))
     between = np.array([[distance(a, b) for b in families] for a in families])

@@ -8,28 +8,29 @@ from typing import Any, TypeVar
 
 import click
 
-from ..run.options import SWITCH, Kind, Option, Options, declared_options, flag_of
+from ..run.options import SWITCH, Option, Options, declared_options, flag_of, wrong
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", bound=Options)
 
 
 class Value(click.ParamType):
-    """The values of a kind of option: a word that is none of them is refused as Python refuses the value."""
+    """The values of an option: what it cannot be is refused in the words in which Python refuses it."""
 
-    def __init__(self, kind: Kind):
-        self.kind, self.name = kind, kind.metavar
+    def __init__(self, declared: Option, flag: str):
+        self.declared, self.flag, self.name = declared, flag, declared.kind.metavar
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The value of a word of the command line."""
-        if isinstance(value, str):
-            try:
-                value = self.kind.read(value)
-            except ValueError:
-                self.fail(f"{value!r}: give {self.kind.expected}", param, ctx)
-        if value is not None and not self.kind.accepts(value):
-            self.fail(f"{value!r}: give {self.kind.expected}", param, ctx)
-        return value
+        if not isinstance(value, str):
+            return value  # a default
+        try:
+            read = self.declared.kind.read(value)
+        except ValueError:
+            raise wrong(self.flag, value, self.declared) from None
+        if not self.declared.kind.accepts(read):
+            raise wrong(self.flag, read, self.declared)
+        return read
 
 
 def options_of(*kinds: type[Options]) -> Callable[[F], F]:
@@ -56,7 +57,7 @@ def option_of(kind: type[Options], name: str) -> Callable[[F], F]:
         return click.option(flag, name, is_flag=True, default=default, help=help)
     kept: dict[str, Any] = {"multiple": True} if not declared.several else {"nargs": declared.several}
     kept |= {"required": True} if declared.required else {"default": default, "show_default": not declared.otherwise}
-    value = Value(declared.kind)
+    value = Value(declared, flag)
     return click.option(flag, name, type=value, metavar=declared.kind.metavar, help=help, **kept)
 
 

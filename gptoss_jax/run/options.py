@@ -49,7 +49,7 @@ class Option:
     """Whether a run that goes on must have the same value, as where it changes what is computed."""
 
 
-def whole(least: int, most: float = math.inf) -> Kind:
+def whole(least: int, most: int | float = math.inf) -> Kind:
     """Whole numbers from `least` to `most`."""
     bounds = f"of at least {least}" + (f" and at most {most}" if most < math.inf else "")
     return Kind("INTEGER", f"a whole number {bounds}", lambda x: type(x) is int and least <= x <= most, int)
@@ -117,7 +117,7 @@ def _channel_weights_of(text: str) -> dict[str, float]:
 
 
 def _are_channel_weights(x: Any) -> bool:
-    return isinstance(x, dict) and set(x) <= {*CHANNELS} and all(real(least=0).accepts(weight) for weight in x.values())
+    return isinstance(x, dict) and set(x) <= {*CHANNELS} and all(real(0.0).accepts(weight) for weight in x.values())
 
 
 CHANNEL_WEIGHTS = Kind(
@@ -154,18 +154,17 @@ class Options:
             count_is_wrong = declared.several > 1 and len(values) != declared.several
             default = next(f.default for f in dataclasses.fields(self) if f.name == name)
             if value is not default and (count_is_wrong or not all(map(declared.kind.accepts, values))):
-                raise OptionError(f"{flag_of(type(self), name)} is {value!r}: give {expected(declared)}")
+                raise wrong(flag_of(type(self), name), value, declared)
         self.check()
 
     def check(self) -> None:
         """OptionError where values do not go together."""
 
 
-def expected(declared: Option) -> str:
-    """What an option may be, in words."""
-    return (
-        declared.kind.expected if declared.several < 2 else f"{declared.several} values, each {declared.kind.expected}"
-    )
+def wrong(flag: str, value: Any, declared: Option) -> OptionError:
+    """What to raise where an option has a value that it cannot have."""
+    each = f"{declared.several} values, each " if declared.several > 1 else ""
+    return OptionError(f"{flag} is {value!r}: give {each}{declared.kind.expected}")
 
 
 def declared_options(kind: type) -> dict[str, Option]:
@@ -226,7 +225,7 @@ class Counting(Options):
     eaft: bool = option(False, SWITCH, "Also sums for the criterion eaft_reap, in a second pass over the rows.")
     eaft_quantiles: tuple[float, float] = option(
         (0.15, 0.15),
-        real(0, most=1),
+        real(0.0, most=1.0),
         "The quantiles of probability and entropy that cut the classes.",
         several=2,
         beside="eaft",
@@ -254,11 +253,11 @@ class Placing(Options):
         merging="free",
     )
     memory_gib: float | None = option(
-        None, real(above=0), "The most memory that the run may take.", otherwise="any", merging="free", resumed=False
+        None, real(above=0.0), "The most memory that the run may take.", otherwise="any", merging="free", resumed=False
     )
     activation_gib: float = option(
         2.0,
-        real(0),
+        real(0.0),
         "For the streamed engine: hidden states beyond this are not held in memory, but mapped from files of the "
         "progress.",
         merging="free",
@@ -300,10 +299,10 @@ class Placing(Options):
 class Sampling(Options):
     """How a token is chosen from its logits."""
 
-    temperature: float = option(1.0, real(0), "0 takes the most probable token.")
+    temperature: float = option(1.0, real(0.0), "0 takes the most probable token.")
     top_k: int = option(0, whole(0), "Chooses among so many of the most probable tokens; 0 among all.")
     top_p: float = option(
-        1.0, real(above=0, most=1), "Chooses among the most probable tokens that together have this probability."
+        1.0, real(above=0.0, most=1.0), "Chooses among the most probable tokens that together have this probability."
     )
     seed: int = option(0, whole(0, (1 << 32) - 1), "The seed of the choice.")
 
