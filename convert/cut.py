@@ -26,7 +26,7 @@ PIECE_BYTES = 16 << 20
 Layers = Sequence[Sequence[int]]
 """The experts that stay, of each layer, sorted."""
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], Any]]]
-"""From a total and its unit to a bar, which is told of each part that is done."""
+"""Takes a total and its unit and makes a bar, which is told of each part that is done."""
 
 
 @dataclass(frozen=True)

@@ -45,30 +45,30 @@ class Tensor:
         return _shape(self.model, config)
 
     def to_model(self, array: np.ndarray, config: Config) -> np.ndarray:
-        """From the BF16 form; a run of rows or columns is enough, here and below."""
+        """Rearrange the BF16 form into the parameter; a run of rows or columns is enough, here and below."""
         return _rearranged(array, self.hf, self.model, config)
 
     def to_hf(self, array: np.ndarray, config: Config) -> np.ndarray:
-        """To the BF16 form."""
+        """Rearrange the parameter into the BF16 form."""
         return _rearranged(array, self.model, self.hf, config)
 
     def mxfp4_to_model(self, array: np.ndarray, config: Config) -> np.ndarray:
-        """From values, codes or scales of the MXFP4 form."""
+        """Rearrange values, codes or scales of the MXFP4 form into the parameter."""
         assert self.mxfp4 is not None
         return _rearranged(array, self.mxfp4, self.model, config)
 
     def model_to_mxfp4(self, array: np.ndarray, config: Config) -> np.ndarray:
-        """The reverse."""
+        """Do the reverse of `mxfp4_to_model`."""
         assert self.mxfp4 is not None
         return _rearranged(array, self.model, self.mxfp4, config)
 
     def mxfp4_to_hf(self, array: np.ndarray, config: Config) -> np.ndarray:
-        """From the values of the MXFP4 form to the BF16 form."""
+        """Rearrange values of the MXFP4 form into the BF16 form."""
         assert self.mxfp4 is not None
         return _rearranged(array, self.mxfp4, self.hf, config)
 
     def hf_to_mxfp4(self, array: np.ndarray, config: Config) -> np.ndarray:
-        """The reverse of `mxfp4_to_hf`."""
+        """Do the reverse of `mxfp4_to_hf`."""
         assert self.mxfp4 is not None
         return _rearranged(array, self.hf, self.mxfp4, config)
 

@@ -31,7 +31,7 @@ def decode(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def halves(pairs: np.ndarray) -> np.ndarray:
-    """From bytes [E, I/2, …] that hold inputs 2i and 2i + 1 to those that hold i and i + I/2.
+    """Turn bytes [E, I/2, …] that hold inputs 2i and 2i + 1 into those that hold i and i + I/2.
 
     The first is how checkpoints pack, the second `gptoss_jax.kernels.mxfp4`.
     """
@@ -43,7 +43,7 @@ def halves(pairs: np.ndarray) -> np.ndarray:
 
 
 def pairs(packed: np.ndarray) -> np.ndarray:
-    """The reverse of `halves`."""
+    """Do the reverse of `halves`."""
     even, odd = packed[:, 0::2], packed[:, 1::2]
     return np.concatenate([(even & 15) | (odd << 4), (even >> 4) | (odd & 0xF0)], axis=1)
 

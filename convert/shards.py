@@ -82,7 +82,7 @@ class Entry:
     dtype: str
     shape: tuple[int, ...]
     offset: int
-    """Of its first byte in the file."""
+    """Where its first byte stands in the file."""
     nbytes: int
 
 
@@ -92,7 +92,7 @@ class Stored(Entry):
 
     file: AnyPath
     version: tuple[int, ...]
-    """Of the file, when its header was read."""
+    """The file's, when its header was read."""
 
     def read(self, first: int = 0, count: int | None = None, columns: tuple[int, int] | None = None) -> np.ndarray:
         """Rows [first, first + count) of the first axis; all of them without arguments.
@@ -120,7 +120,7 @@ class Stored(Entry):
         return array
 
     def _fill(self, array: np.ndarray, starts: Sequence[int]) -> None:
-        """As many bytes from each of `starts` as make up the array."""
+        """Fill the array with as many bytes from each of `starts`."""
         parts = array.reshape(len(starts), -1).view(np.uint8)
         try:
             file: Any  # fsspec's files have readinto too

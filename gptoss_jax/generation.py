@@ -41,9 +41,9 @@ class State(NamedTuple):
     """Rows between two steps."""
 
     logits: Float[Array, "B V"]
-    """Of the next token."""
+    """The logits of the next token."""
     positions: Int[Array, " B"]
-    """Of the next token."""
+    """The position of the next token."""
     done: Bool[Array, " B"]
     caches: tuple[Cache, ...]
 
@@ -171,7 +171,7 @@ class Reply(NamedTuple):
 
     token_ids: list[int]
     text: str
-    """With harmony's marks."""
+    """The text with harmony's marks."""
     parts: list[tuple[str, str]]
     """Channel and content of each message; empty where the model does not speak harmony."""
     ended: bool

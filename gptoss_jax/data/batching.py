@@ -150,7 +150,7 @@ def stack(
 
 
 def share(batch: Batch, index: int, shares: int) -> Batch:
-    """Of the rows of a batch, the share of one of several processes."""
+    """The share that one of several processes has of a batch's rows."""
     rows = batch.shape[0] // shares
     return jax.tree.map(lambda x: x[index * rows : (index + 1) * rows], batch)
 

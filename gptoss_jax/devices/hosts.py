@@ -175,16 +175,16 @@ class Share:
 
     number: int
     of: int
-    """Shares in all; processes whose devices have the same `data` indices feed the same one."""
+    """How many shares there are; processes whose devices have the same `data` indices feed the same one."""
     leads: bool
     """Whether this process is the first that feeds it."""
     data: tuple[int, ...]
     """The `data` indices of this process' devices."""
     data_size: int
-    """`data` indices of all."""
+    """How many `data` indices all processes have."""
 
     def own(self, rows: np.ndarray) -> np.ndarray:
-        """Of the rows [B, …] of a whole batch, those that this process fed, in its order."""
+        """The rows, of a whole batch's [B, …], that this process fed, in its order."""
         by_index = rows.reshape(self.data_size, -1, *rows.shape[1:])
         return by_index[list(self.data)].reshape(-1, *rows.shape[1:])
 

@@ -17,7 +17,7 @@ class Placement:
     """Where a step runs, as far as the layers inside it need to know."""
 
     platform: str
-    """Of the devices, as JAX names it: chooses the kernels."""
+    """The platform of the devices, as JAX names it: it decides which kernels run."""
     expert_axis: str | None = None
     """The mesh axis that heads and experts are split over; None where each device has all."""
     interpret: bool = False
@@ -40,7 +40,7 @@ class Placement:
         return x if self.expert_axis is None else lax.all_gather(x, self.expert_axis, axis=x.ndim - 1, tiled=True)
 
     def local(self, total: int) -> tuple[jax.Array | int, int]:
-        """Of `total` ids split over the `expert` axis, the first one here and their number."""
+        """The first id here, and how many there are, where `total` ids are split over the `expert` axis."""
         if self.expert_axis is None:
             return 0, total
         count = total // lax.axis_size(self.expert_axis)
@@ -53,7 +53,7 @@ def mosaic_precision(dtype: Any) -> Any:
 
 
 def here() -> Placement:
-    """All on one device of the default platform."""
+    """The placement of a step that runs on one device of the default platform."""
     return Placement(jax.default_backend())
 
 

@@ -36,7 +36,7 @@ from ..statistics.tables import read_columns
 from .model import Model
 
 Bar = Callable[[int, str], AbstractContextManager[Callable[[int], Any]]]
-"""From a total and its unit to a bar, which is told of each part that is done."""
+"""Takes a total and its unit and makes a bar, which is told of each part that is done."""
 
 
 def _silent(total: int, unit: str) -> AbstractContextManager[Callable[[int], Any]]:

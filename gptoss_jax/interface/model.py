@@ -169,7 +169,7 @@ def _is_list(inputs: Any) -> bool:
 
 
 def _widened(x_LBSX: jax.Array, more: int) -> jax.Array:
-    """With so many further positions of zeros."""
+    """The array with so many further positions, which hold zeros."""
     return jnp.pad(x_LBSX, ((0, 0), (0, 0), (0, more), (0, 0)))
 
 

@@ -61,7 +61,7 @@ def _values(codes: Integer[Array, "*any"]) -> Float[Array, "*any"]:
 
 
 def _bfloat16_bits(codes: UInt32[Array, "*any"], factors: Float[Array, "..."]) -> UInt32[Array, "*any"]:
-    """Of value × factor, which is exact: the upper half of the float32."""
+    """The bits of value × factor. The product is exact, so that they are the upper half of the float32's."""
     magnitude = codes & 7
     # From 1 on, exponent and mantissa stand as in a float32, whose exponent has 126 more.
     large = lax.bitcast_convert_type((magnitude << 22) + (126 << 23), jnp.float32)

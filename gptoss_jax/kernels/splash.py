@@ -26,7 +26,7 @@ def attend(
     window: int,
     interpret: bool = False,
 ) -> Float[Array, "B S H h"]:
-    """As `attention.attend`, with `window` for sliding layers; of both kernels a layer runs one."""
+    """Does what `attention.attend` does, with `window` for sliding layers; a layer runs one of the two kernels."""
     S, h = q_BSHh.shape[1], q_BSHh.shape[-1]
     length = padded_length(S)
 

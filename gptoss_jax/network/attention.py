@@ -49,7 +49,7 @@ class Attention(nnx.Module):
         place: Placement,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
-        """With `sliding` a query sees `sliding_window` tokens, itself included; else all before it.
+        """Attend and project. With `sliding` a query sees `sliding_window` tokens, itself included; else all before it.
 
         With a cache, keys and values go into it too, and one token alone sees what stands there.
         """

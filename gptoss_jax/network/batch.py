@@ -44,8 +44,8 @@ class Batch:
     num_groups: int = 1
     """G; static, since it is a dimension of the statistics."""
     joint: tuple[int, ...] = ()
-    """For each group the one, of J, that its co-activations are counted in: these are [E, E] for each, so that there
-    may be fewer of them. Empty where the groups are the same; static."""
+    """The joint group, of J, that each group's co-activations are counted in. Co-activations are [E, E] for each joint
+    group, so that there may be fewer of these. Empty where they are the groups themselves; static."""
 
     @property
     def num_joint(self) -> int:

@@ -16,7 +16,7 @@ class Cache(NamedTuple):
     """Heads before slots: XLA's CPU backend would transpose the whole at each product."""
     values: Float[Array, "B K C h"]
     positions: Int[Array, "B C"]
-    """Of the token in each slot; −1 where there is none."""
+    """The position of the token in each slot; −1 where there is none."""
 
     def store(
         self,
@@ -25,7 +25,7 @@ class Cache(NamedTuple):
         positions_BS: Int[Array, "B S"],
         segment_ids_BS: Int[Array, "B S"],
     ) -> "Cache":
-        """With tokens that follow those here; of the new ones of a row, the last C."""
+        """The cache with tokens that follow those in it; of the new ones of a row it takes the last C."""
         slots = self.positions.shape[1]
         valid_BS = segment_ids_BS > 0
         ends_B1 = jnp.where(valid_BS, positions_BS + 1, 0).max(1, keepdims=True)

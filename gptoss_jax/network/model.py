@@ -37,9 +37,9 @@ class Interventions(NamedTuple):
     """What takes the place of the network's own values, or is added to them."""
 
     gates: Float[Array, "*L B S k"] | None = None
-    """In place of the router's, for the experts that it chose."""
+    """They take the place of the router's, for the experts that it chose."""
     steering: Float[Array, "*L B S D"] | None = None
-    """Added to the residual stream before each layer."""
+    """It is added to the residual stream before each layer."""
 
 
 class Output(NamedTuple):

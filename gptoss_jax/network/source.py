@@ -162,7 +162,7 @@ def load_part(source: Source, make: Callable[[], Any], dtype: Any, prefix: str =
 
 
 def abstract_part(make: Callable[[], Any], dtype: Any) -> Any:
-    """That part with shapes, dtypes and shardings in the place of arrays."""
+    """The part that `make` makes, with shapes, dtypes and shardings in the place of arrays."""
     device = SingleDeviceSharding(jax.devices()[0])
     shapes = _typed(nnx.eval_shape(make), dtype)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)

@@ -59,7 +59,7 @@ class Instruction:
 
     @property
     def nbytes(self) -> list[int]:
-        """Of each result."""
+        """The bytes of each result."""
         return [ITEM_BYTES[dtype] * math.prod(dims) for dtype, dims in self.shapes]
 
     @property
@@ -270,14 +270,14 @@ class Collective:
 
     op: str
     result_bytes: int
-    """Of one device and one run."""
+    """The bytes of its results on one device, in one run."""
     group: int
     """Devices that take part in one exchange."""
     times: int
 
     @property
     def moved_bytes(self) -> float:
-        """That one device sends in one run, along a ring: an all-reduce passes every byte twice."""
+        """The bytes that one device sends in one run, along a ring: an all-reduce passes every byte twice."""
         part = (self.group - 1) / self.group
         match self.op:
             case "all-reduce":

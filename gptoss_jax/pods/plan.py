@@ -178,7 +178,7 @@ def largest_batch(first: Compiled, compile_step: Callable[[Case], Compiled] = co
 
 
 def active_matmul_flops(case: Case) -> float:
-    """Of all products that the statistics need: attention, router and the chosen experts of each token."""
+    """The work of all products that the statistics need: attention, router and the chosen experts of each token."""
     c = case.config
     heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     a_token = 2 * c.hidden_size * (2 * heads + 2 * kv + c.num_experts)
@@ -187,7 +187,8 @@ def active_matmul_flops(case: Case) -> float:
 
 
 def _attention_flops(case: Case, scores: Callable[[int, int | None], int]) -> int:
-    """Of all layers' scores and what they weigh, for the scores of a head and row of a length and window."""
+    """The work of all layers' scores and of what they weigh; `scores` counts those of a head and row, of a length and
+    window."""
     c = case.config
     seen = sum(scores(case.seq_len, c.sliding_window if kind == SLIDING else None) for kind in c.layer_types)
     return case.batch * seen * 4 * c.num_heads * c.head_dim
@@ -200,7 +201,7 @@ def _keys_seen(length: int, window: int | None) -> int:
 
 
 def compiled_matmul_flops(compiled: Compiled) -> float:
-    """Of all products in the compiled text, over all devices; experts are taken as evenly chosen.
+    """The work of all products in the compiled text, over all devices; experts are taken as evenly chosen.
 
     The kernels' work depends on the tokens: grouped products visit the blocks that hold any, attention those
     that its mask shows. Both are counted by whole blocks, with all columns of their tiles.
@@ -211,7 +212,7 @@ def compiled_matmul_flops(compiled: Compiled) -> float:
 
 
 def _expert_flops(compiled: Compiled) -> float:
-    """Of the grouped products: what the text has room for, by the share of it that is visited."""
+    """The work of the grouped products: what the text has room for, times the share of it that is visited."""
     case, c = compiled.case, compiled.case.config
     pairs, experts = case.tokens // case.data * c.top_k, c.num_experts // case.expert
     per_expert = -(-pairs // c.num_experts)
@@ -227,7 +228,7 @@ def _expert_flops(compiled: Compiled) -> float:
 
 
 def expected_collective_bytes(case: Case) -> float:
-    """That one device sends in a layer, along rings: the attention's and the experts' sums, and the router's scores.
+    """The bytes that one device sends in a layer, along rings: the sums of attention and experts, the router's scores.
 
     2 · 2·(M−1)/M · (T/N)·D·2  +  (M−1)/M · (T/N)·E·4        for a mesh of N data and M expert
     """
@@ -237,7 +238,7 @@ def expected_collective_bytes(case: Case) -> float:
 
 
 def collective_bytes(compiled: Compiled) -> tuple[float, float]:
-    """That one device sends in a layer and in a step, by the compiled text."""
+    """The bytes that one device sends in a layer and in a step, by the compiled text."""
     found = hlo.collectives(compiled.program)
     layers = compiled.case.config.num_layers
     a_layer = sum(c.moved_bytes * c.times for c in found if c.times >= layers) / layers

@@ -38,14 +38,14 @@ class Measured:
     passes: int
     """Through the model: with EAFT each token takes two."""
     seconds: float
-    """Of the forward steps alone."""
+    """The time of the forward steps alone."""
     compile_seconds: float
     peak_rss_bytes: int
     """The most memory that the process held."""
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all passes."""
+        """The rate over all passes."""
         return self.total_tokens * self.passes / self.seconds
 
 
@@ -104,7 +104,7 @@ def _joint(sums: Sums) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide what a run computes."""
+    """The versions of the packages that decide what a run computes."""
     packages = ("jax", "flax", "transformers", "tokenizers", "datasets", "numpy")
     return {"gptoss-jax": __version__, **{name: version(name) for name in packages}}
 

@@ -32,11 +32,11 @@ class Place(NamedTuple):
     """What a run has been given to run on."""
 
     mesh: Mesh
-    """Over all devices."""
+    """The mesh over all devices."""
     share: Share
-    """Of the rows, this process'."""
+    """This process' share of the rows."""
     placing: Placing
-    """With the batch size that was left open."""
+    """The options, with the batch size that was left open."""
 
 
 def choose(source: Source, placing: Placing) -> Choice:

@@ -23,9 +23,9 @@ class Unit(NamedTuple):
     tokens: float
     """Tokens that passed, times the share of the layers that they passed."""
     statistics: Statistics | None = None
-    """Of some layers, [l, G, …], on the host."""
+    """The statistics of some layers, [l, G, …], on the host."""
     routing: Chosen | None = None
-    """Of a batch in these layers, [l, B, S, k], on the host."""
+    """What a batch's tokens chose in these layers, [l, B, S, k], on the host."""
     scores: np.ndarray | None = None
     """float32 [B, S, 2] of a whole batch: see `scores.TokenScores`."""
 
@@ -50,9 +50,9 @@ class Clock:
     """What a run has taken so far."""
 
     seconds: float = 0.0
-    """Of the steps alone."""
+    """The time of the steps alone."""
     compile_seconds: float = 0.0
-    """Of compiling, and of bringing arrays to the devices."""
+    """The time of compiling, and of bringing arrays to the devices."""
 
 
 class Timed:

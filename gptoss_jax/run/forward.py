@@ -22,14 +22,14 @@ class Forward:
     tokens: Tokens
     """Ids, positions and segments, each [B, S]."""
     logits: Float[Any, "B S V"]
-    """Of the token after each, float32."""
+    """The logits of the token after each, float32."""
     hidden: Float[Any, "L B S D"]
     """The residual stream after each layer."""
     router_logits: Float[Any, "L B S E"]
     experts: Int[Any, "L B S k"]
     """The chosen experts, best first."""
     gates: Float[Any, "L B S k"]
-    """Of each chosen expert; those of a token sum to 1."""
+    """The gate of each chosen expert; those of a token sum to 1."""
     norms: Float[Any, "L B S k"]
     """‖f_j(x)‖₂ of each chosen expert's output, before the gate."""
 

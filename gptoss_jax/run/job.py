@@ -37,7 +37,7 @@ class Request:
     """What is asked of the job."""
 
     model: str
-    """As the user named it."""
+    """The model's name, as the user gave it."""
     data: Data
     counting: Counting
     placing: Placing
@@ -170,7 +170,7 @@ def _check_apart(target: AnyPath, source: Source, data: Any) -> None:
 
 
 def _standing(target: AnyPath) -> dict[str, Any]:
-    """Of the finished profile that stands there: the hash of its settings, and what `_adopt` takes."""
+    """What is taken from the finished profile that stands there: the hash of its settings, and what `_adopt` needs."""
     try:
         info = json.loads((target / INFO).read_text(encoding="utf-8"))
         own = {"--engine": info["engine"], "--batch-size": info["options"]["batch_size"], REASON: info[REASON]}

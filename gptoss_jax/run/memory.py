@@ -39,7 +39,7 @@ def available() -> int:
 
 
 def weight_bytes(part: type, config: Config, weights: str, dtype: Any) -> int:
-    """Of a module of `model` in device memory; four-bit weights stay such."""
+    """The bytes that a module of `model` takes in device memory; four-bit weights stay such."""
     leaves = jax.tree.leaves(nnx.eval_shape(lambda: part(config, weights, rngs=nnx.Rngs(0))))
     return sum(leaf.size * (1 if leaf.dtype == jnp.uint8 else jnp.dtype(dtype).itemsize) for leaf in leaves)
 

@@ -26,7 +26,7 @@ class Kind:
     expected: str
     accepts: Callable[[Any], bool]
     read: Callable[[str], Any]
-    """From a word of the command line; ValueError where it is none."""
+    """Reads a word of the command line; it raises ValueError where that is no such value."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class Counting(Options):
 
 @dataclass(frozen=True)
 class Placing(Options):
-    """On what the profile runs, and how."""
+    """What the profile runs on, and how."""
 
     batch_size: int | None = option(
         None, whole(1), "The rows of a step.", otherwise="4 for each of the mesh's data", merging="free"
@@ -317,7 +317,7 @@ class Answering(Options):
 
 @dataclass(frozen=True)
 class Writing(Options):
-    """In which form a checkpoint is written."""
+    """The form in which a checkpoint is written."""
 
     format: str = option("same", one_of("same", "mxfp4", "bf16"), "The form of the experts.")
     max_shard_size: int = option(5 * 10**9, SIZE, "The largest size of a file.", otherwise="5GB")

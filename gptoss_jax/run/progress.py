@@ -137,9 +137,9 @@ class State:
     weighting: str = ""
     """The name of the weighting whose pass this is; empty in the first, in which tokens count alike."""
     units: int = 0
-    """Finished ones of this pass."""
+    """How many units of this pass are finished."""
     tokens: float = 0.0
-    """Of all passes."""
+    """Tokens that went through, of all passes."""
     seconds: float = 0.0
     compile_seconds: float = 0.0
     statistics: Statistics | None = None
@@ -147,7 +147,7 @@ class State:
     weighted: dict[str, np.ndarray] = field(default_factory=dict)
     """[L, G, E] Σ w·g·n of later passes, by their weightings."""
     scores: list[np.ndarray] = field(default_factory=list)
-    """Of each whole batch, [B, S, 2]."""
+    """The scores of each whole batch, [B, S, 2]."""
 
     def add(self, unit: Unit, num_layers: int) -> None:
         """One more unit, whose statistics were asked for, is finished."""
@@ -166,7 +166,7 @@ class State:
         self.tokens += unit.tokens
 
     def to_bytes(self) -> bytes:
-        """As a file."""
+        """Write the state as a file's bytes."""
         numbers = {name: getattr(self, name) for name in NUMBERS}
         arrays = {f"scores/{i}": scores for i, scores in enumerate(self.scores)}
         arrays |= {} if self.statistics is None else vars(self.statistics)
@@ -175,7 +175,7 @@ class State:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "State":
-        """The reverse."""
+        """Read what `to_bytes` writes."""
         arrays = safetensors.numpy.load(data)
         length = int.from_bytes(data[:8], "little")
         numbers = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["numbers"])

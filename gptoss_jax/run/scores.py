@@ -20,9 +20,9 @@ class TokenScores(NamedTuple):
     """How the model expected each token; −1 where a document begins, and in padding."""
 
     probability: Float[Array, "B S"]
-    """Of the true token, from the logits before it."""
+    """The true token's, from the logits before it."""
     entropy: Float[Array, "B S"]
-    """Of the top 20 logits before it, renormalised, over ln 20."""
+    """The entropy of the top 20 logits before it, renormalised, over ln 20."""
 
 
 def token_scores(

@@ -46,7 +46,7 @@ class Results(NamedTuple):
     """What a step returns of what was asked for; the rest is None."""
 
     statistics: Statistics | None = None
-    """Of every layer, [L, G, …]; of a single layer, [G, …]."""
+    """They are [L, G, …] of every layer, and [G, …] of a single one."""
     routing: Chosen | None = None
     scores: TokenScores | None = None
 

@@ -70,7 +70,7 @@ class ByLayer:
 
     @classmethod
     def parse(cls: type[Kind], data: bytes, config: Config, where: str) -> Kind:
-        """As `read`, from the bytes of a file that errors call `where`.
+        """Reads what `read` does, from the bytes of a file that errors call `where`.
 
         Lists without origin are read too: L lists, {"layer_0": list, …}, or one of these as {"keep": …}.
         """

@@ -10,7 +10,7 @@ from .by_layer import ByLayer
 
 @dataclass(frozen=True)
 class KeepSets(ByLayer):
-    """For each layer the experts that stay, in order of id; layers may keep different numbers."""
+    """Keep-sets hold the experts of each layer that stay, in order of id; layers may keep different numbers."""
 
     kind: ClassVar[str] = "keep_sets"
 

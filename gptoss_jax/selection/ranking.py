@@ -18,7 +18,7 @@ RANKING = "ranking_by_layer.json"  # in a profile's folder: bare lists
 
 @dataclass(frozen=True)
 class Ranking(ByLayer):
-    """For each layer all experts, best first."""
+    """A ranking holds all experts of each layer, best first."""
 
     kind: ClassVar[str] = "ranking"
 

@@ -11,7 +11,7 @@ class EaftOptions:
 
     probability_quantile: float = 0.15
     entropy_quantile: float = 0.15
-    """Both over all kept, scored tokens."""
+    """Both quantiles are over all kept, scored tokens."""
     right: float = 1.0
     """Confident (low entropy) and right (probability not low)."""
     wrong: float = -2.0

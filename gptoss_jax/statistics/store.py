@@ -47,7 +47,7 @@ class Sums:
         }
 
     def total(self) -> tuple[Statistics, dict[str, np.ndarray]]:
-        """Those of all rows."""
+        """The statistics [L, …] and the weighted sums [L, E] of all rows."""
         return self.statistics.total(), {weighting: sums.sum(1) for weighting, sums in self.weighted.items()}
 
 

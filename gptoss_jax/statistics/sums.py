@@ -103,7 +103,7 @@ class Statistics:
         return self.of(lambda name, s: None if (x := getattr(self, name)) is None else change(x, s))
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """Both together, of what both have; on the host."""
+        """Adds the other ones, of what both have; on the host."""
 
         def both(name: str, statistic: Statistic) -> Any:
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -112,7 +112,7 @@ class Statistics:
         return self.of(both)
 
     def zeros(self, num_layers: int) -> "Statistics":
-        """Those of all layers before anything is added."""
+        """Makes the statistics of all layers before anything is added."""
         return self.map(lambda x, _: np.zeros((num_layers, *x.shape[1:]), x.dtype))
 
     def add(self, first_layer: int, other: "Statistics") -> None:
@@ -136,7 +136,7 @@ class Statistics:
         return self.map(lambda x, statistic: (lax.pmax if statistic.largest else lax.psum)(x, axis))
 
     def to_host(self) -> "Statistics":
-        """In float64 and int64, so that totals over any number of steps stay exact enough."""
+        """Converts to float64 and int64, so that totals over any number of steps stay exact enough."""
         return self.map(lambda x, statistic: np.asarray(x).astype(np.int64 if statistic.integer else np.float64))
 
     def check_finite(self, first_layer: int = 0) -> None:

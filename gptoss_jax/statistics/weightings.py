@@ -9,8 +9,8 @@ import numpy as np
 from . import eaft
 
 WEIGHTINGS: dict[str, Callable[[np.ndarray, np.ndarray, Any], np.ndarray]] = {"eaft": eaft.weights}
-"""By its name what gives a weighting's weights, float32 [kept tokens of this process], from the scores of these and of
-the kept tokens of all processes, each float32 [n, 2], and the weighting's options."""
+"""The function of each weighting by its name. It takes the scores, float32 [n, 2], of this process' kept tokens and of
+those of all processes, and the weighting's options; it gives the weights of this process' tokens, float32 [n]."""
 
 
 def column(weighting: str) -> str:
