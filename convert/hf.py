@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gptoss_jax.config import Form
 from gptoss_jax.errors import CheckpointError
 from gptoss_jax.files.paths import AnyPath
 from gptoss_jax.network.source import ALL, Weights, split_path
@@ -29,7 +30,7 @@ FINGERPRINT_BYTES = 4096  # of the head of each tensor; all of 120b would take m
 class Checkpoint:
     """Reads tensors on demand; implements `tensors.AnyCheckpoint`."""
 
-    four_bits = "blocks"
+    four_bits: Form = "blocks"
 
     def __init__(self, folder: AnyPath):
         if not folder.is_dir():

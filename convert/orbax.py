@@ -30,7 +30,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from gptoss_jax.config import Config
+from gptoss_jax.config import Config, Form
 from gptoss_jax.devices import mesh as sharding
 from gptoss_jax.errors import CheckpointError, reason
 from gptoss_jax.files.paths import AnyPath, is_local
@@ -52,7 +52,7 @@ CACHE_BYTES = 256 << 20  # of chunks that were read: rows of the router and of b
 class OrbaxCheckpoint:
     """Reads arrays on demand; implements `tensors.AnyCheckpoint`."""
 
-    four_bits = "mxfp4"
+    four_bits: Form = "mxfp4"
 
     def __init__(self, folder: AnyPath):
         if not is_local(folder):
@@ -160,9 +160,9 @@ class OrbaxCheckpoint:
             raise CheckpointError(f"{self.folder / ORBAX}: {path} is no parameter of this GPT-OSS model: {other}")
 
 
-def plan(config: Config, mesh: Mesh, weights: str) -> dict[str, jax.ShapeDtypeStruct]:
+def plan(config: Config, mesh: Mesh, form: Form) -> dict[str, jax.ShapeDtypeStruct]:
     """All parameters by their paths, split over `mesh`, experts in the form `weights`, "bf16" or "mxfp4"."""
-    return sharding.by_path(abstract(config, mesh, jnp.bfloat16, weights))
+    return sharding.by_path(abstract(config, mesh, jnp.bfloat16, form))
 
 
 def nbytes(leaf: jax.ShapeDtypeStruct) -> int:

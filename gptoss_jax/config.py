@@ -5,7 +5,7 @@ Glossary, used in shapes, suffixes and einsum strings throughout the project:
     B batch           S sequence          T tokens (B·S)        D hidden size
     H query heads     K key/value heads   h head size           E experts
     k experts per token                   F expert hidden size  L layers
-    V vocabulary      G groups of rows    M rows of a block of tokens that share an expert
+    V vocabulary      G groups of rows    M rows of some tokens at once
     c the pair (gate, up)                 q query heads that share a key head (H / K)
     J groups of co-activations            b bins of gates
 """
@@ -15,9 +15,12 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .errors import ConfigError
+
+# How weights of experts lie: floats, four bits as a device wants all of a layer, four bits as they are stored.
+Form = Literal["bf16", "mxfp4", "blocks"]
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"

@@ -155,7 +155,7 @@ def drop_pairs() -> None:
 
     def capped(*args: Any) -> Any:
         pairs = sort(*args)
-        return pairs._replace(blocks_E=jax.numpy.minimum(pairs.blocks_E, 1))
+        return pairs._replace(tiles_E=jax.numpy.minimum(pairs.tiles_E, 1))
 
     experts._sort = capped
 
@@ -193,7 +193,7 @@ def shardings() -> str:
     for name, config in {"gpt-oss-20b": GPT_OSS_20B, "gpt-oss-120b": GPT_OSS_120B}.items():
         devices = mesh.make(config, 2, 4)
         for weights in ("bf16", "mxfp4"):
-            network = abstract(config, devices, weights=weights)
+            network = abstract(config, devices, form=weights)
             lines += [f"{name}, {weights}", *map(sharding_line, named(network)), ""]
         lines += [f"{name}, statistics", *map(sharding_line, named(abstract_statistics(config, devices))), ""]
     return "\n".join(lines)

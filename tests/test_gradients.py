@@ -24,12 +24,12 @@ from tests.oracle import relative
 IDS = np.random.default_rng(2).integers(0, TINY.vocab_size, 45).astype(np.int32)
 
 
-@pytest.mark.parametrize("blocks", [grouped.ALL_BLOCKS, 3])
+@pytest.mark.parametrize("tiles", [grouped.ALL_TILES, 3])
 def test_gradients_of_all_weights_equal_transformers(
-    tiny_bf16: Path, blocks: int, monkeypatch: pytest.MonkeyPatch
+    tiny_bf16: Path, tiles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the mean loss of a row behind which there is padding; experts in one call or in several."""
-    monkeypatch.setattr(grouped, "ALL_BLOCKS", blocks)
+    monkeypatch.setattr(grouped, "ALL_TILES", tiles)
     theirs = oracle.gradients(oracle.load(tiny_bf16), IDS)
 
     def loss(network: model.GptOss, batch: Batch) -> jax.Array:

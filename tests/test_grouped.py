@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gptoss_jax.config import TINY
 from gptoss_jax.devices.placement import Placement
 from gptoss_jax.kernels import grouped
-from gptoss_jax.kernels.grouped import LANES, Kernels, tile_width
+from gptoss_jax.kernels.grouped import LANES, ExpertWeights, tile_width
 
 from .conftest import QUICK
 from .test_experts import CHOICES, assert_mixtures_equal, experts_and_float64, mixture_by_loop, routing_of
@@ -24,8 +24,8 @@ PLACES = {"tpu": Placement("tpu", interpret=True), "gpu": Placement("gpu"), "cpu
 BLOCK = 16
 
 
-def product_by_blocks(x: np.ndarray, kernels: np.ndarray, inputs_first: bool, ids: list[int]) -> np.ndarray:
-    """Float64; NaN for the blocks of groups that do not exist."""
+def product_by_tiles(x: np.ndarray, kernels: np.ndarray, inputs_first: bool, ids: list[int]) -> np.ndarray:
+    """Float64; NaN for the tiles of groups that do not exist."""
     blocks = x.astype(np.float64).reshape(len(ids), BLOCK, -1)
     kernels_GIO = (kernels if inputs_first else kernels.swapaxes(1, 2)).astype(np.float64)
     nothing = np.full((BLOCK, kernels_GIO.shape[2]), np.nan)
@@ -46,7 +46,7 @@ GROUPS = {
 @pytest.mark.parametrize("inputs_first", [False, True], ids=["outputs first", "inputs first"])
 @pytest.mark.parametrize("outputs", [128, 300])
 @pytest.mark.parametrize("ids", GROUPS.values(), ids=GROUPS)
-def test_the_kernel_equals_a_loop_over_blocks(ids: list[int], outputs: int, inputs_first: bool) -> None:
+def test_the_kernel_equals_a_loop_over_tiles(ids: list[int], outputs: int, inputs_first: bool) -> None:
     assert_kernel_equals_the_loop(ids, outputs, inputs_first, np.float32, 2e-6)
 
 
@@ -60,17 +60,18 @@ def assert_kernel_equals_the_loop(ids: list[int], outputs: int, inputs_first: bo
     rng, inputs = np.random.default_rng(outputs), 24
     x = rng.normal(size=(len(ids) * BLOCK, inputs)).astype(dtype)
     array = rng.normal(size=(4, inputs, outputs) if inputs_first else (4, outputs, inputs)).astype(dtype)
-    kernels = Kernels(jnp.asarray(array), inputs_first)
-    ours = grouped._megablox(jnp.asarray(x), kernels, jnp.array(ids), interpret=True)
-    expected = product_by_blocks(x, array, inputs_first, ids)
+    weights = ExpertWeights(jnp.asarray(array), inputs_first)
+    ours = grouped._megablox(jnp.asarray(x), weights, jnp.array(ids), interpret=True)
+    expected = product_by_tiles(x, array, inputs_first, ids)
     exists = ~np.isnan(expected)
     assert ours.dtype == jnp.float32 and ours.shape == expected.shape
     np.testing.assert_allclose(np.asarray(ours)[exists], expected[exists], rtol=0, atol=atol * inputs)
 
 
 def test_kernels_know_their_sizes_in_both_orders() -> None:
-    assert (Kernels(jnp.zeros((2, 3, 5)), True).inputs, Kernels(jnp.zeros((2, 3, 5)), True).outputs) == (3, 5)
-    assert (Kernels(jnp.zeros((2, 3, 5)), False).inputs, Kernels(jnp.zeros((2, 3, 5)), False).outputs) == (5, 3)
+    for inputs_first, sizes in ((True, (3, 5)), (False, (5, 3))):
+        weights = ExpertWeights(jnp.zeros((2, 3, 5)), inputs_first)
+        assert (weights.inputs, weights.outputs) == sizes
 
 
 @given(width=st.integers(1, 20_000), input_bytes=st.integers(1, 100_000))
@@ -116,9 +117,9 @@ def test_experts_equal_a_loop_over_tokens(tokens: int, place: str, choice: Choic
 
 @choices
 def test_pieces_together_equal_a_loop_over_tokens(choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two blocks a piece: most pieces of an uneven split are skipped."""
-    monkeypatch.setattr(grouped, "TPU_PIECE", 2 * grouped.BLOCKS["tpu"][0])
-    assert grouped.choose(PLACES["tpu"], 200 * TINY.top_k // TINY.num_experts, TINY.num_experts).blocks == 2
+    """Two tiles a piece: most pieces of an uneven split are skipped."""
+    monkeypatch.setattr(grouped, "TPU_PIECE", 2 * grouped.TILES["tpu"][0])
+    assert grouped.choose(PLACES["tpu"], 200 * TINY.top_k // TINY.num_experts, TINY.num_experts).tiles == 2
     assert_experts_equal_the_loop(run_by_pieces, 200, PLACES["tpu"], choice)
 
 

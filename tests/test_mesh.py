@@ -198,7 +198,7 @@ def test_shardings_of_the_published_models(eight: Eight) -> None:
 def arrays() -> dict[str, int]:
     """Path and number of axes of all parameters, in both forms."""
     one = mesh.make(TINY, 1, 1)
-    networks = [abstract(TINY, one, weights=weights) for weights in ("bf16", "mxfp4")]
+    networks = [abstract(TINY, one, form=weights) for weights in ("bf16", "mxfp4")]
     return {path: x.ndim for tree in networks for path, x in named(tree)}
 
 

@@ -89,14 +89,14 @@ def test_halves_and_pairs_are_inverse(shape: tuple[int, int, int], seed: int) ->
 @pytest.fixture(scope="module", params=["bfloat16", "float32"])
 def both_forms(request: pytest.FixtureRequest, tiny_mxfp4: Path) -> list[model.GptOss]:
     """The same checkpoint, its experts as floats and in four bits."""
-    return [load(Checkpoint(tiny_mxfp4), request.param, weights=weights) for weights in ("bf16", "mxfp4")]
+    return [load(Checkpoint(tiny_mxfp4), request.param, form=weights) for weights in ("bf16", "mxfp4")]
 
 
 @pytest.mark.parametrize("layer", range(TINY.num_layers))
 @pytest.mark.parametrize("name", ["gate_up", "down"])
 def test_experts_have_the_same_kernels_in_both_forms(name: str, layer: int, both_forms: list[model.GptOss]) -> None:
     dtype = both_forms[0].embedding[...].dtype
-    floats, bits = (network.layers.moe.experts.kernels(name, dtype, jnp.asarray(layer)) for network in both_forms)
+    floats, bits = (network.layers.moe.experts.weights(name, dtype, jnp.asarray(layer)) for network in both_forms)
     (floats, first), (bits, first_of_bits) = floats, bits
     E = TINY.num_experts
     assert (floats.inputs_first, bits.inputs_first, first, first_of_bits) == (False, True, layer * E, 0)

@@ -161,9 +161,9 @@ def test_one_layer_has_the_weights_of_the_stack(tiny_mxfp4: Path, dtype: str) ->
         layer = load_part(source, make, dtype, f"layers/{index}/")
         np.testing.assert_array_equal(layer.attention.q_kernel[...], whole.layers.attention.q_kernel[index])
         for name in WEIGHTS:
-            all_floats, offset = whole.layers.moe.experts.kernels(name, jnp.dtype(dtype), jnp.asarray(index))
+            all_floats, offset = whole.layers.moe.experts.weights(name, jnp.dtype(dtype), jnp.asarray(index))
             for expert in range(TINY.num_experts):
-                kernel, own = layer.moe.experts.kernels(name, jnp.dtype(dtype), None, jnp.asarray(expert))
+                kernel, own = layer.moe.experts.weights(name, jnp.dtype(dtype), None, jnp.asarray(expert))
                 np.testing.assert_array_equal(kernel.array[expert + own], all_floats.array[expert + offset])
 
 

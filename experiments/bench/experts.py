@@ -19,7 +19,7 @@ from flax import nnx
 from gptoss_jax.config import GPT_OSS_20B
 from gptoss_jax.devices import mesh as sharding
 from gptoss_jax.devices.placement import here
-from gptoss_jax.kernels import grouped as spelling
+from gptoss_jax.kernels import grouped as kernels
 from gptoss_jax.network.experts import Experts
 from gptoss_jax.network.router import Routing
 
@@ -50,7 +50,7 @@ def grouped(experts: Experts, tokens: int, block: int) -> tuple[Callable[[], Any
     gates, chosen = jax.lax.top_k(logits, K)
     routing = Routing(logits, chosen, jax.nn.softmax(gates))
     x = jax.random.normal(key, (tokens, D), jnp.bfloat16)
-    spelling.BLOCKS = {"cpu": (block,)}
+    kernels.TILES = {"cpu": (block,)}
     step = jax.jit(lambda e, *args: e(*args, here())).lower(experts, x, routing, jnp.ones(tokens, bool)).compile()
     return lambda: step(experts, x, routing, jnp.ones(tokens, bool)), tokens * K * 6.0 * D * F
 

@@ -15,7 +15,7 @@ from convert.cut import Pruned
 from convert.sources import NANO, locate, open_source
 from convert.tensors import AnyCheckpoint
 
-from ..config import PRESETS, Config
+from ..config import PRESETS, Config, Form
 from ..devices import mesh as sharding
 from ..devices import topologies
 from ..errors import CheckpointError, InputError, MeshError, OptionError, RankingError
@@ -43,7 +43,7 @@ def _silent(total: int, unit: str) -> AbstractContextManager[Callable[[int], Any
     return nullcontext(lambda done: None)
 
 
-def open(model: str | AnyPath, dtype: str = "bfloat16", weights: str = "bf16") -> Model:
+def open(model: str | AnyPath, dtype: str = "bfloat16", weights: Form = "bf16") -> Model:
     """Open a model: a folder in Hugging Face form, an Orbax checkpoint of this project, a hub id, or nano.
 
     Weights are read when they are needed. CheckpointError or ConfigError where it is no sound GPT-OSS.

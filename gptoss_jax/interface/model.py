@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..config import Config
+from ..config import Config, Form
 from ..data import harmony
 from ..data.batching import Document, padded_lengths, stack
 from ..devices.placement import Placement, here
@@ -32,7 +32,7 @@ class Model:
         True
     """
 
-    def __init__(self, source: Source, name: str, dtype: str = "bfloat16", weights: str = "bf16"):
+    def __init__(self, source: Source, name: str, dtype: str = "bfloat16", weights: Form = "bf16"):
         """`name` is what a user calls it; `dtype` is that of weights and products, `weights` the form of the experts in
         device memory. OptionError where these are none."""
         for flag, value, kind in (("--dtype", dtype, DTYPES), ("--weights", weights, FORMS)):
@@ -48,7 +48,7 @@ class Model:
     @cached_property
     def network(self) -> GptOss:
         """The Flax module with all weights, on the default device; a pytree, whose leaves are the parameters."""
-        return load(self.source, self.dtype, weights=self.weights)
+        return load(self.source, self.dtype, form=self.weights)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -1,6 +1,6 @@
-"""Products of rows, sorted by expert, with their experts' kernels: one spelling for each platform.
+"""Products of rows, sorted by expert, with their experts' weights: one kernel for each platform.
 
-Rows come in blocks, each of one expert alone. Letters: see `config`.
+Rows come in tiles, each of one expert alone. Letters: see `config`.
 """
 
 import math
@@ -15,22 +15,22 @@ from jaxtyping import Array, Float, Int
 
 from ..devices.placement import LANES, Placement, mosaic_precision
 
-# Rows of a block, which holds one expert's rows only and wastes half of its last block on average: a fifth of an
+# Rows of a tile, which holds one expert's rows only and wastes half of its last tile on average: a fifth of an
 # expert's rows wastes a tenth of the work. On CPU 192 rows of 20b's shape took less time than 128, 256 or 512
-# (docs/measurements.md); on TPU a block is a tile of the kernel; on GPU a product must fill the chip.
-BLOCKS = {"cpu": (128, 192), "tpu": (128, 256), "gpu": (1024,)}
+# (docs/measurements.md); on TPU it is the kernel's own tile; on GPU a product must fill the chip.
+TILES = {"cpu": (128, 192), "tpu": (128, 256), "gpu": (1024,)}
 # Rows that pass the kernel in one call, and so are in memory at once: 0.7 GiB with all that is made of them
 # at 20b's and 120b's sizes.
 TPU_PIECE = 16384
 UNEVEN = 1.1  # what a device's experts may get, over an even share, before there is a piece more
-ALL_BLOCKS = 1 << 30  # of a step, in one call
-# Bytes of an expert's kernel in one tile. It is held twice, beside two tiles of rows and of results, and a
-# kernel may take 16 MiB of VMEM.
+ALL_TILES = 1 << 30  # of a step, in one call
+# Bytes of an expert's weights that the kernel holds at once. They are held twice, beside two tiles of rows and of
+# results, and a kernel may take 16 MiB of VMEM.
 TPU_TILE_BYTES = 4 << 20
 
 
-class Kernels(NamedTuple):
-    """Kernels of many experts."""
+class ExpertWeights(NamedTuple):
+    """The weights of one product of many experts."""
 
     array: Array
     """[groups, O, I], or with `inputs_first` [groups, I, O]."""
@@ -47,84 +47,84 @@ class Kernels(NamedTuple):
         return self.array.shape[1 if self.inputs_first else 2]
 
 
-class Grouped(NamedTuple):
+class Kernel(NamedTuple):
     """How a platform multiplies grouped rows."""
 
-    block: int
-    """Rows of a block."""
-    blocks: int
-    """Blocks of one call."""
-    product: Callable[[Array, Kernels, Array], Array]
-    """x [blocks·block, I], kernels, group of each block [blocks] → float32 [blocks·block, O].
+    tile: int
+    """Rows of a tile."""
+    tiles: int
+    """Tiles of one call."""
+    product: Callable[[Array, ExpertWeights, Array], Array]
+    """x [tiles·tile, I], weights, group of each tile [tiles] → float32 [tiles·tile, O].
 
-    Where a group does not exist, neither do its block's results: what stands there is not defined."""
+    Where a group does not exist, neither do its tile's results: what stands there is not defined."""
     by_expert: bool = False
-    """Whether one expert after the other runs, its kernels alone made floats. A call then has one block."""
+    """Whether one expert after the other runs, its weights alone made floats. A call then has one tile."""
 
     def pieces(self, num_pairs: int, num_experts: int) -> tuple[int, int]:
-        """Calls for the worst split of so many pairs over so many experts, and blocks of each."""
-        blocks = min(num_pairs, num_pairs // self.block + num_experts)
-        per_piece = min(self.blocks, blocks)
-        return -(-blocks // per_piece), per_piece
+        """Calls for the worst split of so many pairs over so many experts, and tiles of each."""
+        tiles = min(num_pairs, num_pairs // self.tile + num_experts)
+        per_piece = min(self.tiles, tiles)
+        return -(-tiles // per_piece), per_piece
 
 
-def choose(place: Placement, rows_per_expert: int, num_experts: int) -> Grouped:
+def choose(place: Placement, rows_per_expert: int, num_experts: int) -> Kernel:
     """The product for a platform and an even load of so many experts here; the one place where it is chosen."""
-    blocks = BLOCKS[place.platform]
-    block = max([b for b in blocks if 5 * b <= rows_per_expert], default=blocks[0])
+    tiles = TILES[place.platform]
+    tile = max([b for b in tiles if 5 * b <= rows_per_expert], default=tiles[0])
     if place.differentiable:
-        return Grouped(min(block, max(8, rows_per_expert)), ALL_BLOCKS, _each_with_its_own)
+        return Kernel(min(tile, max(8, rows_per_expert)), ALL_TILES, _each_with_its_own)
     if place.platform == "tpu":
-        rows = UNEVEN * num_experts * visited_rows(rows_per_expert, block)
+        rows = UNEVEN * num_experts * visited_rows(rows_per_expert, tile)
         pieces = math.ceil(rows / TPU_PIECE)
-        return Grouped(block, math.ceil(rows / pieces / block), partial(_megablox, interpret=place.interpret))
+        return Kernel(tile, math.ceil(rows / pieces / tile), partial(_megablox, interpret=place.interpret))
     # Of few pairs, as when one token is generated, only the experts that were chosen are looked at.
-    return Grouped(min(block, max(8, rows_per_expert)), 1, _one_block, by_expert=rows_per_expert > 1)
+    return Kernel(min(tile, max(8, rows_per_expert)), 1, _one_tile, by_expert=rows_per_expert > 1)
 
 
-def visited_rows(rows_per_expert: int, block: int) -> int:
-    """Rows that an expert's blocks have, its last one half full."""
-    return rows_per_expert + block // 2
+def visited_rows(rows_per_expert: int, tile: int) -> int:
+    """Rows that an expert's tiles have, its last one half full."""
+    return rows_per_expert + tile // 2
 
 
-def _one_block(x_NI: Float[Array, "N I"], kernels: Kernels, group_ids: Int[Array, " 1"]) -> Float[Array, "N O"]:
+def _one_tile(x_NI: Float[Array, "N I"], weights: ExpertWeights, group_ids: Int[Array, " 1"]) -> Float[Array, "N O"]:
     # preferred_element_type decides a factor of 4 on CPU: bfloat16 results are rounded one by one there.
-    axes = "NI,IO->NO" if kernels.inputs_first else "NI,OI->NO"
-    kernel = picked(kernels.array, group_ids[0]) if len(kernels.array) > 1 else kernels.array[0]
-    return jnp.einsum(axes, x_NI, kernel, preferred_element_type=jnp.float32)
+    axes = "NI,IO->NO" if weights.inputs_first else "NI,OI->NO"
+    matrix = picked(weights.array, group_ids[0]) if len(weights.array) > 1 else weights.array[0]
+    return jnp.einsum(axes, x_NI, matrix, preferred_element_type=jnp.float32)
 
 
-def picked(kernels: Array, index: Any) -> Array:
-    """kernels[index]. XLA's CPU backend slices no bfloat16: without the barrier it makes all kernels float32 ahead of
+def picked(weights: Array, index: Any) -> Array:
+    """weights[index]. XLA's CPU backend slices no bfloat16: without the barrier it makes all weights float32 ahead of
     the first one's product, and keeps them."""
-    kernels, index = lax.optimization_barrier((kernels, index))
-    return kernels[index]
+    weights, index = lax.optimization_barrier((weights, index))
+    return weights[index]
 
 
 def _each_with_its_own(
-    x_NI: Float[Array, "N I"], kernels: Kernels, group_ids: Int[Array, " blocks"]
+    x_NI: Float[Array, "N I"], weights: ExpertWeights, group_ids: Int[Array, " tiles"]
 ) -> Float[Array, "N O"]:
-    """One product for all blocks, each with a copy of its kernel: what has a gradient on every platform."""
-    x_bMI = x_NI.reshape(len(group_ids), -1, x_NI.shape[1])
-    # Clipped, not filled: of a kernel of NaN, blocks that do not exist would have gradients of NaN.
-    kernels_b = kernels.array.at[group_ids].get(mode="clip")
-    axes = "bMI,bIO->bMO" if kernels.inputs_first else "bMI,bOI->bMO"
-    out_bMO = jnp.einsum(axes, x_bMI, kernels_b, preferred_element_type=jnp.float32)
-    return out_bMO.reshape(len(x_NI), -1)
+    """One product for all tiles, each with a copy of its weights: what has a gradient on every platform."""
+    x_tMI = x_NI.reshape(len(group_ids), -1, x_NI.shape[1])
+    # Clipped, not filled: of weights of NaN, tiles that do not exist would have gradients of NaN.
+    weights_t = weights.array.at[group_ids].get(mode="clip")
+    axes = "tMI,tIO->tMO" if weights.inputs_first else "tMI,tOI->tMO"
+    out_tMO = jnp.einsum(axes, x_tMI, weights_t, preferred_element_type=jnp.float32)
+    return out_tMO.reshape(len(x_NI), -1)
 
 
 def _megablox(
-    x_NI: Float[Array, "N I"], kernels: Kernels, group_ids: Int[Array, " blocks"], interpret: bool
+    x_NI: Float[Array, "N I"], weights: ExpertWeights, group_ids: Int[Array, " tiles"], interpret: bool
 ) -> Float[Array, "N O"]:
-    """The kernel that MaxText trains with: it visits the blocks of existing groups alone."""
-    block = x_NI.shape[0] // group_ids.shape[0]
-    sizes = jnp.zeros(len(kernels.array), jnp.int32).at[group_ids].add(block, mode="drop")
-    # All inputs in each tile: then consecutive blocks of one expert read its kernel once.
-    width = tile_width(kernels.outputs, kernels.inputs * kernels.array.dtype.itemsize)
-    tiling = (block, kernels.inputs, width)
+    """The kernel that MaxText trains with: it visits the tiles of existing groups alone."""
+    tile = x_NI.shape[0] // group_ids.shape[0]
+    sizes = jnp.zeros(len(weights.array), jnp.int32).at[group_ids].add(tile, mode="drop")
+    # All inputs in each tile: then consecutive tiles of one expert read its weights once.
+    width = tile_width(weights.outputs, weights.inputs * weights.array.dtype.itemsize)
+    tiling = (tile, weights.inputs, width)
     with mosaic_precision(x_NI.dtype):
         return gmm(
-            x_NI, kernels.array, sizes, jnp.float32, tiling, transpose_rhs=not kernels.inputs_first, interpret=interpret
+            x_NI, weights.array, sizes, jnp.float32, tiling, transpose_rhs=not weights.inputs_first, interpret=interpret
         )
 
 

@@ -126,7 +126,7 @@ def attend(
         rows, query = jnp.divmod(index, blocks)
         q_RKXh = jnp.moveaxis(q[rows, :, query].reshape(R, K, M, H // K, h), 2, 3).reshape(R, K, -1, h)
 
-        def one_block_of_keys(key: Array, sums: Sums) -> Sums:
+        def one_key_block(key: Array, sums: Sums) -> Sums:
             distance_MN = (query - key) * M + jnp.arange(M)[:, None] - jnp.arange(M)[None]
             same_RMN = segments[rows, :, query][:, :, None] == segments[rows, :, key][:, None]
             visible_RMN = same_RMN & ((distance_MN >= 0) & (distance_MN < window))[None]
@@ -137,7 +137,7 @@ def attend(
         any_token = (segments[rows, :, query, 0] > 0).any()
         start, stop = (0, blocks) if place.differentiable else (lowest // M, jnp.where(any_token, query + 1, 0))
         nothing = sinks, jnp.ones(sinks.shape), jnp.zeros((*sinks.shape, h))
-        _, total, mixed = lax.fori_loop(start, stop, one_block_of_keys, nothing)
+        _, total, mixed = lax.fori_loop(start, stop, one_key_block, nothing)
         return jnp.moveaxis((mixed / total[..., None]).astype(v.dtype), 3, 1)  # [R, M, K, H/K, h]
 
     mixed = lax.map(one_block, jnp.arange(B // R * blocks))

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ..config import Config
+from ..config import Config, Form
 from ..devices.placement import Placement
 from ..kernels import grouped
 from ..kernels.mxfp4 import BLOCK, dequantise, dequantise_pairs
@@ -35,40 +35,40 @@ class Mixture(NamedTuple):
 
 
 class Experts(nnx.Module):
-    """Weights of a layer's experts. Kernels lie [E, out, in], the order in which MXFP4 stores them: arrays of a float
-    type, or with `weights="blocks"` four bits a value, of which one expert's at a time become floats. With
-    `weights="mxfp4"` they lie [E, in, out], and all become floats at once. For both see `packed`."""
+    """Weights of a layer's experts. They lie [E, out, in], the order in which MXFP4 stores them: arrays of a float
+    type, or with `form="blocks"` four bits a value, of which one expert's at a time become floats. With
+    `form="mxfp4"` they lie [E, in, out], and all become floats at once. For both see `kernels.mxfp4`."""
 
-    def __init__(self, config: Config, weights: str = "bf16", *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, form: Form = "bf16", *, rngs: nnx.Rngs):
         E, D, F = config.num_experts, config.hidden_size, config.expert_hidden_size
         kernel, zeros = nnx.initializers.normal(0.02), nnx.initializers.zeros
         # Gate and up of four bits as one run of outputs: an axis of 2 would be moved, and back at each layer, on TPU.
         for name, inputs, outputs in (("gate_up", D, 2 * F), ("down", F, D)):
-            if weights == "mxfp4":
+            if form == "mxfp4":
                 setattr(self, f"{name}_packed", nnx.Param(jnp.zeros((E, inputs // 2, outputs), jnp.uint8)))
                 setattr(self, f"{name}_scales", nnx.Param(jnp.zeros((E, inputs // BLOCK, outputs), jnp.uint8)))
-            elif weights == "blocks":
+            elif form == "blocks":
                 setattr(self, f"{name}_blocks", nnx.Param(jnp.zeros((E, outputs, inputs // 2), jnp.uint8)))
                 setattr(self, f"{name}_exponents", nnx.Param(jnp.zeros((E, outputs, inputs // BLOCK), jnp.uint8)))
-        if weights == "bf16":
+        if form == "bf16":
             self.gate_up_kernel = nnx.Param(kernel(rngs.params(), (E, 2, F, D)))
             self.down_kernel = nnx.Param(kernel(rngs.params(), (E, D, F)))
         self.gate_up_bias = nnx.Param(zeros(rngs.params(), (E, 2, F)))
         self.down_bias = nnx.Param(zeros(rngs.params(), (E, D)))
         self.swiglu_limit = config.swiglu_limit
-        self.weights = weights
+        self.form = form
 
-    def kernels(
+    def weights(
         self, name: str, dtype: Any, layer: Int[Array, ""] | None, expert: Int[Array, ""] | None = None
-    ) -> tuple[grouped.Kernels, Any]:
-        """Kernels `name` as floats, of the layer's experts or of one, and what is added to an expert's id to find its
-        own among them."""
+    ) -> tuple[grouped.ExpertWeights, Any]:
+        """The weights `name` as floats, of the layer's experts or of one, and what is added to an expert's id to find
+        its own among them."""
         at = tuple(index for index in (layer, expert) if index is not None)
         offset = 0 if expert is None else -expert
-        if self.weights == "mxfp4":
+        if self.form == "mxfp4":
             packed, scales = (getattr(self, f"{name}_{part}")[at] for part in ("packed", "scales"))
             array = dequantise(packed, scales, dtype)
-        elif self.weights == "blocks":
+        elif self.form == "blocks":
             blocks, exponents = (getattr(self, f"{name}_{part}")[at] for part in ("blocks", "exponents"))
             array = dequantise_pairs(blocks, exponents, dtype)
         else:
@@ -78,7 +78,7 @@ class Experts(nnx.Module):
                 # The stack of all layers as it is: a slice of it would be copied at each layer.
                 offset, at = layer * stack.shape[1], ()
             array = grouped.picked(stack, at) if at else stack
-        return grouped.Kernels(array.reshape(-1, *array.shape[-2:]), inputs_first=self.weights == "mxfp4"), offset
+        return grouped.ExpertWeights(array.reshape(-1, *array.shape[-2:]), inputs_first=self.form == "mxfp4"), offset
 
     def activate(self, hidden_NI: Float[Array, "N I"]) -> Float[Array, "N F"]:
         """Clamped SwiGLU of gate and up, which lie one after the other."""
@@ -90,14 +90,14 @@ class Experts(nnx.Module):
     def at(
         self,
         dtype: Any,
-        spelling: grouped.Grouped,
+        kernel: grouped.Kernel,
         layer: Int[Array, ""] | None,
         expert: Int[Array, ""] | None = None,
     ) -> Callable[[Array, Array], Array]:
-        """The layer's experts, or one of them, as a function: x [N, D], by blocks of rows, and the expert of each
-        block → f(x) [N, D], float32. Where a block's expert does not exist, its results are not defined."""
-        gate_up, offset = self.kernels("gate_up", dtype, layer, expert)
-        down, _ = self.kernels("down", dtype, layer, expert)
+        """The layer's experts, or one of them, as a function: x [N, D], by tiles of rows, and the expert of each
+        tile → f(x) [N, D], float32. Where a tile's expert does not exist, its results are not defined."""
+        gate_up, offset = self.weights("gate_up", dtype, layer, expert)
+        down, _ = self.weights("down", dtype, layer, expert)
         gate_up_bias, down_bias = (b[...] if layer is None else b[layer] for b in (self.gate_up_bias, self.down_bias))
         gate_up_bias = gate_up_bias.reshape(len(gate_up_bias), -1)
 
@@ -105,11 +105,11 @@ class Experts(nnx.Module):
             def by_row(bias_EO: Array) -> Array:
                 # 0 where there is no expert: from NaN there, gradients of all kernels would be NaN.
                 bias = bias_EO.at[experts].get(mode="fill", fill_value=0).astype(jnp.float32)
-                return jnp.repeat(bias, spelling.block, axis=0)
+                return jnp.repeat(bias, kernel.tile, axis=0)
 
             groups = jnp.where(experts < len(down_bias), experts + offset, len(gate_up.array))
-            hidden = spelling.product(x_ND, gate_up, groups) + by_row(gate_up_bias)
-            return spelling.product(self.activate(hidden).astype(dtype), down, groups) + by_row(down_bias)
+            hidden = kernel.product(x_ND, gate_up, groups) + by_row(gate_up_bias)
+            return kernel.product(self.activate(hidden).astype(dtype), down, groups) + by_row(down_bias)
 
         return run
 
@@ -125,30 +125,30 @@ class Experts(nnx.Module):
 
         Where the weights are those of all layers, [L, E, …], `layer` says whose experts they are.
 
-        Pairs are sorted by expert and cut into blocks that hold one expert's pairs only. Where a call of the grouped
-        product takes one block, one expert after the other has its kernels made floats and its blocks run. Else some
-        blocks at a time, a piece, pass the product. No pair is ever dropped: the number of pieces covers the
+        Pairs are sorted by expert and cut into tiles that hold one expert's pairs only. Where a call of the grouped
+        product takes one tile, one expert after the other has its weights made floats and its tiles run. Else some
+        tiles at a time, a piece, pass the product. No pair is ever dropped: the number of pieces covers the
         worst split of T·k pairs over E experts, and pieces left over are skipped at run time.
         """
         T, k = routing.experts_Tk.shape
         first_id, E = place.local(routing.logits_TE.shape[-1])
-        spelling = grouped.choose(place, -(-T * k // routing.logits_TE.shape[-1]), E)
+        kernel = grouped.choose(place, -(-T * k // routing.logits_TE.shape[-1]), E)
         # Invalid tokens, and experts of other devices, go to an expert E that does not exist, behind all others.
         local_Tk = routing.experts_Tk - first_id
         expert_Tk = jnp.where(valid_T[:, None] & (local_Tk >= 0) & (local_Tk < E), local_Tk, E)
-        pairs = _sort(x_TD, expert_Tk, routing.gates_Tk, E, spelling)
+        pairs = _sort(x_TD, expert_Tk, routing.gates_Tk, E, kernel)
 
         def one_expert(mixture: Mixture, expert: Array) -> tuple[Mixture, None]:
-            run = self.at(x_TD.dtype, spelling, layer, expert)
-            stop = pairs.blocks_end_E[expert]
-            start = stop - pairs.blocks_E[expert]
+            run = self.at(x_TD.dtype, kernel, layer, expert)
+            stop = pairs.tiles_end_E[expert]
+            start = stop - pairs.tiles_E[expert]
             return lax.fori_loop(start, stop, lambda piece, mixture: pairs.add(mixture, run, piece), mixture), None
 
         zeros = jnp.zeros((T, k), jnp.float32)
         mixture = Mixture(jnp.zeros(x_TD.shape, jnp.float32), zeros, zeros, jnp.zeros((T, k), bool))
-        if spelling.by_expert:
+        if kernel.by_expert:
             return lax.scan(one_expert, mixture, jnp.arange(E))[0]
-        run = self.at(x_TD.dtype, spelling, layer)
+        run = self.at(x_TD.dtype, kernel, layer)
 
         def one_piece(mixture: Mixture, piece: Array) -> tuple[Mixture, None]:
             exists = pairs.experts[piece, 0] < E
@@ -158,19 +158,19 @@ class Experts(nnx.Module):
 
 
 class _Pairs(NamedTuple):
-    """Pairs sorted by expert, in blocks of one expert's alone; some blocks are a piece."""
+    """Pairs sorted by expert, in tiles of one expert's alone; some tiles are a piece."""
 
     x_TD: Float[Array, "T D"]
     gates_Tk: Float[Array, "T k"]
     order: Int[Array, " pairs"]
     """The pairs t·k + j, sorted."""
-    experts: Int[Array, "pieces blocks"]
-    """The expert of each block; E where there is none."""
-    rows: Int[Array, "pieces blocks block"]
+    experts: Int[Array, "pieces tiles"]
+    """The expert of each tile; E where there is none."""
+    rows: Int[Array, "pieces tiles tile"]
     """Where in `order` its pairs stand; T·k, which is out of range, behind the expert's last."""
-    blocks_E: Int[Array, " E"]
-    blocks_end_E: Int[Array, " E"]
-    """Blocks of each expert, and the number of the one behind its last."""
+    tiles_E: Int[Array, " E"]
+    tiles_end_E: Int[Array, " E"]
+    """How many tiles each expert has, and the number of the one behind its last."""
 
     def add(self, mixture: Mixture, run: Callable[[Array, Array], Array], piece: Array) -> Mixture:
         """The mixture with the results of one piece; out of range, reads are filled and writes are dropped."""
@@ -194,22 +194,22 @@ def _sort(
     expert_Tk: Int[Array, "T k"],
     gates_Tk: Float[Array, "T k"],
     num_experts: int,
-    spelling: grouped.Grouped,
+    kernel: grouped.Kernel,
 ) -> _Pairs:
-    """Pairs by expert; those of the expert `num_experts`, which does not exist, are in no block."""
-    E, block, num_pairs = num_experts, spelling.block, expert_Tk.size
-    pieces, per_piece = spelling.pieces(num_pairs, E)
+    """Pairs by expert; those of the expert `num_experts`, which does not exist, are in no tile."""
+    E, tile, num_pairs = num_experts, kernel.tile, expert_Tk.size
+    pieces, per_piece = kernel.pieces(num_pairs, E)
     sizes_E = jnp.bincount(expert_Tk.reshape(-1), length=E)
     ends_E = jnp.cumsum(sizes_E)
-    blocks_E = -(-sizes_E // block)
-    blocks_end_E = jnp.cumsum(blocks_E)
+    tiles_E = -(-sizes_E // tile)
+    tiles_end_E = jnp.cumsum(tiles_E)
     index = jnp.arange(pieces * per_piece)
-    experts = jnp.searchsorted(blocks_end_E, index, side="right")
-    nth = index - (blocks_end_E - blocks_E).at[experts].get(mode="fill", fill_value=0)
-    starts = (ends_E - sizes_E).at[experts].get(mode="fill", fill_value=0) + nth * block
-    rows = starts[:, None] + jnp.arange(block)[None]
+    experts = jnp.searchsorted(tiles_end_E, index, side="right")
+    nth = index - (tiles_end_E - tiles_E).at[experts].get(mode="fill", fill_value=0)
+    starts = (ends_E - sizes_E).at[experts].get(mode="fill", fill_value=0) + nth * tile
+    rows = starts[:, None] + jnp.arange(tile)[None]
     rows = jnp.where(rows < ends_E.at[experts].get(mode="fill", fill_value=0)[:, None], rows, num_pairs)
     order = jnp.argsort(expert_Tk.reshape(-1), stable=True)
     shape = pieces, per_piece
-    by_piece = experts.reshape(shape), rows.reshape(*shape, block)
-    return _Pairs(x_TD, gates_Tk, order, *by_piece, blocks_E, blocks_end_E)
+    by_piece = experts.reshape(shape), rows.reshape(*shape, tile)
+    return _Pairs(x_TD, gates_Tk, order, *by_piece, tiles_E, tiles_end_E)

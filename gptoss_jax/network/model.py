@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ..config import SLIDING, Config
+from ..config import SLIDING, Config, Form
 from ..devices.placement import Placement
 from . import rope
 from .attention import Attention
@@ -68,11 +68,11 @@ class RMSNorm(nnx.Module):
 class Layer(nnx.Module):
     """Attention and mixture of experts, each behind a norm and added to the residual stream."""
 
-    def __init__(self, config: Config, weights: str = "bf16", *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, form: Form = "bf16", *, rngs: nnx.Rngs):
         self.attention_norm = RMSNorm(config, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
         self.moe_norm = RMSNorm(config, rngs=rngs)
-        self.moe = MoE(config, weights, rngs=rngs)
+        self.moe = MoE(config, form, rngs=rngs)
 
     def __call__(
         self,
@@ -97,14 +97,14 @@ class Layer(nnx.Module):
 class GptOss(nnx.Module):
     """Embedding, a stack of layers, norm, unembedding. The layers' parameters are stacked [L, …].
 
-    With `weights="mxfp4"` the experts' kernels stay in four bits, and a layer's become floats when it runs.
+    With `form="mxfp4"` the experts' kernels stay in four bits, and a layer's become floats when it runs.
     """
 
-    def __init__(self, config: Config, weights: str = "bf16", *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, form: Form = "bf16", *, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.hidden_size)
         self.config = config
         self.embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape))
-        self.layers = nnx.vmap(lambda r: Layer(config, weights, rngs=r))(rngs.split(config.num_layers))
+        self.layers = nnx.vmap(lambda r: Layer(config, form, rngs=r))(rngs.split(config.num_layers))
         self.final_norm = RMSNorm(config, rngs=rngs)
         self.unembedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape))
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ..config import Config
+from ..config import Config, Form
 from ..devices.placement import Placement
 from .experts import Experts, Mixture
 from .router import Router, Routing
@@ -14,9 +14,9 @@ class MoE(nnx.Module):
     """Router and experts. What was routed and mixed is returned beside the output, so that whoever observes the layer
     computes nothing of it again."""
 
-    def __init__(self, config: Config, weights: str = "bf16", *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, form: Form = "bf16", *, rngs: nnx.Rngs):
         self.router = Router(config, rngs=rngs)
-        self.experts = Experts(config, weights, rngs=rngs)
+        self.experts = Experts(config, form, rngs=rngs)
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from ..config import Config
+from ..config import Config, Form
 from ..devices import mesh as sharding
 from ..errors import RankingError
 from ..files.paths import AnyPath
@@ -52,7 +52,7 @@ class Source(Protocol):
         ...
 
     @property
-    def four_bits(self) -> str:
+    def four_bits(self) -> Form:
         """The form of `Experts` that four bits are read into without being rearranged."""
         ...
 
@@ -135,10 +135,10 @@ def _masked(array: jax.Array, dropped: np.ndarray) -> jax.Array:
     return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
 
 
-def abstract(config: Config, mesh: Mesh, dtype: Any = jnp.bfloat16, weights: str = "bf16") -> GptOss:
+def abstract(config: Config, mesh: Mesh, dtype: Any = jnp.bfloat16, form: Form = "bf16") -> GptOss:
     """The model with shapes, dtypes and shardings in the place of arrays; bytes of MXFP4 stay bytes."""
 
-    shapes = nnx.eval_shape(lambda: GptOss(config, weights, rngs=nnx.Rngs(0)))
+    shapes = nnx.eval_shape(lambda: GptOss(config, form, rngs=nnx.Rngs(0)))
     return sharding.sharded(_typed(shapes, dtype), mesh)
 
 
@@ -149,10 +149,10 @@ def _typed(shapes: Any, dtype: Any) -> Any:
     return jax.tree.map(typed, shapes)
 
 
-def load(source: Source, dtype: Any, mesh: Mesh | None = None, weights: str = "bf16") -> GptOss:
+def load(source: Source, dtype: Any, mesh: Mesh | None = None, form: Form = "bf16") -> GptOss:
     """The model with all weights resident, split over `mesh`, or all on the default device."""
     mesh = sharding.make(source.config, 1, 1, jax.devices()[:1]) if mesh is None else mesh
-    shapes = abstract(source.config, mesh, dtype, weights)
+    shapes = abstract(source.config, mesh, dtype, form)
     return _filled(source, shapes)
 
 

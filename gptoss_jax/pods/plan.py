@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ..config import SLIDING, Config
+from ..config import SLIDING, Config, Form
 from ..devices import mesh as sharding
 from ..devices import topologies
 from ..devices.placement import Placement
@@ -40,7 +40,7 @@ class Case:
     topology: str
     data: int
     expert: int
-    weights: str
+    weights: Form
     batch: int
     seq_len: int
 
@@ -216,9 +216,9 @@ def _expert_flops(compiled: Compiled) -> float:
     case, c = compiled.case, compiled.case.config
     pairs, experts = case.tokens // case.data * c.top_k, c.num_experts // case.expert
     per_expert = -(-pairs // c.num_experts)
-    spelling = grouped.choose(Placement("tpu"), per_expert, experts)
-    pieces, per_piece = spelling.pieces(pairs, experts)
-    visited = experts * grouped.visited_rows(per_expert, spelling.block) / (pieces * per_piece * spelling.block)
+    kernel = grouped.choose(Placement("tpu"), per_expert, experts)
+    pieces, per_piece = kernel.pieces(pairs, experts)
+    visited = experts * grouped.visited_rows(per_expert, kernel.tile) / (pieces * per_piece * kernel.tile)
     named = computed = 0
     for inputs, outputs in ((c.hidden_size, 2 * c.expert_hidden_size), (c.expert_hidden_size, c.hidden_size)):
         tile = grouped.tile_width(outputs, inputs * ITEM_BYTES)

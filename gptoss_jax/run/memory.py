@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import psutil
 from flax import nnx
 
-from ..config import Config
+from ..config import Config, Form
 from ..errors import MemoryLimitError
 from ..network.model import GptOss, Layer
 
@@ -38,19 +38,19 @@ def available() -> int:
     return free
 
 
-def weight_bytes(part: type, config: Config, weights: str, dtype: Any) -> int:
+def weight_bytes(part: type, config: Config, form: Form, dtype: Any) -> int:
     """The bytes that a module of `model` takes in device memory; four-bit weights stay such."""
-    leaves = jax.tree.leaves(nnx.eval_shape(lambda: part(config, weights, rngs=nnx.Rngs(0))))
+    leaves = jax.tree.leaves(nnx.eval_shape(lambda: part(config, form, rngs=nnx.Rngs(0))))
     return sum(leaf.size * (1 if leaf.dtype == jnp.uint8 else jnp.dtype(dtype).itemsize) for leaf in leaves)
 
 
-def resident_bytes(config: Config, weights: str, dtype: Any) -> int:
+def resident_bytes(config: Config, form: Form, dtype: Any) -> int:
     """What the resident engine needs on one device, with batches of a few thousand tokens."""
-    return weight_bytes(GptOss, config, weights, dtype) + 2 * PROCESS_BYTES
+    return weight_bytes(GptOss, config, form, dtype) + 2 * PROCESS_BYTES
 
 
 def streamed_tokens(
-    config: Config, weights: str, dtype: Any, limit: int | None, activation_bytes: int, length: int
+    config: Config, form: Form, dtype: Any, limit: int | None, activation_bytes: int, length: int
 ) -> int:
     """Tokens of a batch, in rows of `length`, with which the streamed engine stays below `limit` bytes in all.
 
@@ -58,7 +58,7 @@ def streamed_tokens(
     if limit is None:
         return max(length, STREAMED_TOKENS)
     # One layer runs while the next is read.
-    fixed = PROCESS_BYTES + 2 * weight_bytes(Layer, config, weights, dtype) + activation_bytes
+    fixed = PROCESS_BYTES + 2 * weight_bytes(Layer, config, form, dtype) + activation_bytes
     a_token = STATES_A_TOKEN * config.hidden_size * jnp.dtype(dtype).itemsize
     tokens = (limit - fixed) // a_token
     if tokens < length:

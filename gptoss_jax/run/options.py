@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..config import Form
 from ..errors import OptionError
 
 Merging = Literal["equal", "told", "free"]
@@ -273,7 +274,7 @@ class Placing(Options):
         flag="--map",
         merging="free",
     )
-    weights: str = option("bf16", one_of("bf16", "mxfp4"), "The form of the experts in device memory.", merging="free")
+    weights: Form = option("bf16", one_of("bf16", "mxfp4"), "The form of the experts in device memory.", merging="free")
     dtype: str = option("bfloat16", one_of("bfloat16", "float32"), "The type of the computation.", merging="told")
     coordinator: str | None = option(
         None,
@@ -333,7 +334,7 @@ class Slice(Options):
     )
     batch: int = option(16, whole(1), "The rows of a step.")
     seq_len: int = option(2048, whole(1), "The tokens of a row.")
-    weights: str = option("bf16", FORMS, "The form of the experts in device memory.")
+    weights: Form = option("bf16", FORMS, "The form of the experts in device memory.")
 
 
 PROFILE: tuple[type[Options], ...] = (Data, Counting, Placing)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..config import SLIDING
+from ..config import SLIDING, Form
 from ..devices.placement import here
 from ..network.batch import Batch
 from ..network.model import Head, Layer
@@ -20,7 +20,7 @@ from .progress import Progress
 from .steps import Asked, Results, layer_step, score_step
 
 
-def weights_form(source: Source) -> str:
+def weights_form(source: Source) -> Form:
     """The form in which a layer's experts are read: four bits stay four bits, in the layout that asks least work."""
     if not source.quantized:
         return "bf16"
@@ -40,7 +40,7 @@ class Streamed:
     def __init__(self, source: Source, dtype: Any, progress: Progress, activation_bytes: int):
         self.source, self.config, self.dtype = source, source.config, jnp.dtype(dtype)
         self.clock, self.num_layers = Clock(), self.config.num_layers
-        self.weights = weights_form(source)
+        self.form = weights_form(source)
         self.hidden = _Hidden(progress, self.dtype, self.config.hidden_size, activation_bytes)
 
     def run(self, batches: Iterable[Batch], asked: Asked, done: int) -> Iterator[Unit]:
@@ -96,7 +96,7 @@ class Streamed:
                 yield index, layer
 
     def _layer(self) -> Layer:
-        return Layer(self.config, self.weights, rngs=nnx.Rngs(0))
+        return Layer(self.config, self.form, rngs=nnx.Rngs(0))
 
     def _head(self) -> Head:
         return Head(self.config, rngs=nnx.Rngs(0))

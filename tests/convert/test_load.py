@@ -24,7 +24,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 def parameters(weights: str) -> dict[str, Any]:
     """Shape and dtype of each, by path."""
-    return dict(named(abstract(EIGHT, mesh.make(EIGHT, 1, 1), weights=weights)))
+    return dict(named(abstract(EIGHT, mesh.make(EIGHT, 1, 1), form=weights)))
 
 
 FLOATS, FOUR_BITS = parameters("bf16"), parameters("mxfp4")
