@@ -1,24 +1,14 @@
-"""What the tests of bad input share: the program called as its entry point is, and broken checkpoints.
-
-Its fixtures are imported by name where they are used.
-"""
+"""What the tests of bad input share: rows of tables, and broken checkpoints. The fixtures are in conftest."""
 
 import json
-import shutil
 import struct
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import ml_dtypes
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-
-from gptoss_jax.cli import main
 
 INDEX = "model.safetensors.index.json"
 RANKING = [[6, 5, 4, 3, 2, 1, 0]] * 4
@@ -38,76 +28,6 @@ def tree(folder: Path) -> dict[str, bytes | None]:
         else None
         for p in folder.rglob("*")
     }
-
-
-@pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Program:
-    """Calls the entry point in `tmp_path`; gives exit status and standard error."""
-
-    def call(*argv: object) -> tuple[int, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("sys.argv", ["gptoss-jax", *map(str, argv)])
-        # Users have no checked annotations: what they get must not rest on those of the tests.
-        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-        capfd.readouterr()
-        status = 0
-        # pytest collects warnings; outside of it they would be further lines on standard error.
-        with warnings.catch_warnings(record=True) as caught:
-            try:
-                main()
-            except SystemExit as stop:
-                status = stop.code if isinstance(stop.code, int) else 1
-        shown = [f"{w.message}\n" for w in caught if not issubclass(w.category, DeprecationWarning)]
-        return status, capfd.readouterr().err + "".join(shown)
-
-    return call
-
-
-@pytest.fixture
-def refused(program: Program, tmp_path: Path) -> Refused:
-    """Calls the program, which must give status 2 and one line with `says`, and leave `tmp_path` as it was."""
-
-    def call(*argv: object, says: tuple[str, ...] = ()) -> str:
-        before = tree(tmp_path)
-        status, error = program(*argv)
-        changed = {name for name, _ in tree(tmp_path).items() ^ before.items()}
-        assert (status, error.count("\n"), changed) == (2, 1, set()), error
-        assert error.startswith("gptoss-jax: ")
-        assert [text for text in says if text not in error] == [], error
-        return error
-
-    return call
-
-
-@pytest.fixture
-def model(tiny_mxfp4: Path, tmp_path: Path) -> Path:
-    """A checkpoint that a test may break."""
-    return Path(shutil.copytree(tiny_mxfp4, tmp_path / "model"))
-
-
-@pytest.fixture
-def ranking(tmp_path: Path) -> Path:
-    """A sound ranking for it."""
-    return dump(tmp_path / "ranking.json", RANKING)
-
-
-@pytest.fixture
-def profile(tmp_path: Path) -> Path:
-    """A profile's folder, without domains and EAFT."""
-    folder = tmp_path / "profile"
-    folder.mkdir()
-    pq.write_table(pa.table(table()), folder / "saliency.parquet")
-    return folder
-
-
-@pytest.fixture
-def argv(command: str, model: Path, rows_jsonl: Path, ranking: Path, profile: Path) -> list[Any]:
-    """A command line that would succeed; the test gives `command`, and adds --out."""
-    return {
-        "profile": ["profile", model, "--data", rows_jsonl, *SHORT],
-        "prune": ["prune", model, "--ranking", ranking, "--keep", 4],
-        "rank": ["rank", profile],
-    }[command]
 
 
 def table(layers: int = 4, experts: int = 7) -> dict[str, Any]:

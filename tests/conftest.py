@@ -1,4 +1,4 @@
-"""Settings of all tests, and the checkpoints that many of them share."""
+"""Settings of all tests, and the fixtures that many of them share."""
 
 import os
 
@@ -14,12 +14,23 @@ from jaxtyping import install_import_hook
 # Shapes in the annotations of public functions are checked at every call.
 install_import_hook(["gptoss_jax"], "beartype.beartype")
 
+import functools
 import json
+import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jax
+import jaxtyping
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from gptoss_jax.cli import cli, main
+from tests.bad_input import RANKING, SHORT, Program, Refused, dump, table, tree
+from tests.made_up import Finished, write_profile
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same examples in every run, on however slow a machine: a test that fails here fails everywhere.
@@ -102,3 +113,88 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of shared data is not here")
     return SHARED
+
+
+# The program called as its entry point is, with what its commands take.
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Program:
+    """Calls the entry point in `tmp_path`; gives exit status and standard error."""
+
+    def call(*argv: object) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["gptoss-jax", *map(str, argv)])
+        # Users have no checked annotations: what they get must not rest on those of the tests.
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        capfd.readouterr()
+        status = 0
+        # pytest collects warnings; outside of it they would be further lines on standard error.
+        with warnings.catch_warnings(record=True) as caught:
+            try:
+                main()
+            except SystemExit as stop:
+                status = stop.code if isinstance(stop.code, int) else 1
+        shown = [f"{w.message}\n" for w in caught if not issubclass(w.category, DeprecationWarning)]
+        return status, capfd.readouterr().err + "".join(shown)
+
+    return call
+
+
+@pytest.fixture
+def refused(program: Program, tmp_path: Path) -> Refused:
+    """Calls the program, which must give status 2 and one line with `says`, and leave `tmp_path` as it was."""
+
+    def call(*argv: object, says: tuple[str, ...] = ()) -> str:
+        before = tree(tmp_path)
+        status, error = program(*argv)
+        changed = {name for name, _ in tree(tmp_path).items() ^ before.items()}
+        assert (status, error.count("\n"), changed) == (2, 1, set()), error
+        assert error.startswith("gptoss-jax: ")
+        assert [text for text in says if text not in error] == [], error
+        return error
+
+    return call
+
+
+@pytest.fixture
+def model(tiny_mxfp4: Path, tmp_path: Path) -> Path:
+    """A checkpoint that a test may break."""
+    return Path(shutil.copytree(tiny_mxfp4, tmp_path / "model"))
+
+
+@pytest.fixture
+def ranking(tmp_path: Path) -> Path:
+    """A sound ranking for it."""
+    return dump(tmp_path / "ranking.json", RANKING)
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    """A profile's folder, without domains and EAFT."""
+    folder = tmp_path / "profile"
+    folder.mkdir()
+    pq.write_table(pa.table(table()), folder / "saliency.parquet")
+    return folder
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Finished:
+    """Writes profiles of made-up numbers into `tmp_path`."""
+    return functools.partial(write_profile, tmp_path)
+
+
+@pytest.fixture
+def argv(command: str, model: Path, rows_jsonl: Path, ranking: Path, profile: Path, finished: Finished) -> list[Any]:
+    """A command line of each command that would succeed; the test gives `command`, and adds --out where it writes."""
+    made = {
+        "profile": lambda: ["profile", model, "--data", rows_jsonl, *SHORT],
+        "merge": lambda: ["merge", finished("one", 1), finished("two", 2)],
+        "prune": lambda: ["prune", model, "--ranking", ranking, "--keep", 4],
+        "rank": lambda: ["rank", profile],
+        "convert": lambda: ["convert", model, "--to", "hf", "--format", "bf16"],
+        "generate": lambda: ["generate", model, "--prompt", "1 + 1", "--max-new-tokens", 4],
+        "plan": lambda: ["plan", model, "--topology", "v5e:2x4"],
+    }
+    assert made.keys() == cli.commands.keys(), "a new command joins the tests of crashes and bad input here"
+    return made[command]()

@@ -1,5 +1,4 @@
 """Checkpoints that are damaged, hostile or of another model are refused, and nothing is written."""
-# ruff: noqa: F401, F811
 
 import json
 import shutil
@@ -16,19 +15,13 @@ from gptoss_jax.config import TINY
 from .bad_input import (
     INDEX,
     SHORT,
-    Program,
     Refused,
     case,
     dump,
     edit,
     edit_entry,
-    model,
     poke,
-    program,
-    ranking,
     read_shard,
-    refused,
-    shard_of,
     write_shard,
 )
 
@@ -298,6 +291,26 @@ def special(**names: Any) -> Damage:
 def code_of_its_own(m: Path) -> None:
     (m / "evil.py").write_text("open('stolen', 'w').close()\nclass Evil: pass\n")
     special(tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]})(m)
+
+
+EVERYWHERE = {
+    "no config": (lambda m: (m / "config.json").unlink(), "config.json"),
+    "another kind of model": (lambda m: edit(m / "config.json", model_type="llama"), "gpt_oss"),
+    "a truncated shard": (cut(-200), "truncated"),
+    "a missing shard": (lambda m: (m / SHARD).unlink(), SHARD),
+}
+
+
+@pytest.mark.parametrize("damage", EVERYWHERE)
+@pytest.mark.parametrize("command", ["profile", "prune", "convert", "generate", "plan"])
+def test_every_command_that_takes_a_model(
+    command: str, damage: str, argv: list[Any], model: Path, refused: Refused
+) -> None:
+    harm, says = EVERYWHERE[damage]
+    if command == "plan" and "shard" in damage:
+        pytest.skip("plan reads no weights")
+    harm(model)
+    refused(*argv, *([] if command in ("generate", "plan") else ["--out", "out"]), says=(says,))
 
 
 TOKENIZERS = [

@@ -1,5 +1,4 @@
 """Rows and options that cannot be used are refused with file and line, and nothing is written."""
-# ruff: noqa: F401, F811
 
 import json
 import os
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from .bad_input import SHORT, Program, Refused, case, model, program, refused
+from .bad_input import SHORT, Program, Refused, case
 from .conftest import conversation
 
 TEXT = conversation(1)

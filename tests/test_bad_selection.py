@@ -1,5 +1,4 @@
 """Rankings, keep-sets, profiles and output paths that cannot be used are refused, and nothing is written."""
-# ruff: noqa: F401, F811
 
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from .bad_input import RANKING, Refused, argv, case, dump, model, profile, program, ranking, refused, table
+from .bad_input import RANKING, Refused, case, dump, table
 
 ROW = RANKING[0]
 TWICE, OUT_OF_RANGE, NEGATIVE = [6, 5, 4, 3, 2, 1, 1], [7, 5, 4, 3], [-1, 5, 4, 3]
@@ -249,7 +248,7 @@ def test_table_that_claims_to_be_huge(tmp_path: Path, refused: Refused) -> None:
 # Where the output goes.
 
 
-ALL = pytest.mark.parametrize("command", ["profile", "prune", "rank"])
+ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "convert"])
 
 
 @ALL
@@ -293,17 +292,14 @@ def test_rank_over_a_folder(profile: Path, refused: Refused) -> None:
     refused("rank", profile, "--out", profile, "--overwrite", says=("profile", "--out"))
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["prune", "profile"],
-)
+@pytest.mark.parametrize("command", ["prune", "profile", "convert"])
 @pytest.mark.parametrize("out", ["model", "model/.", "other/../model", "link", "."])
 def test_out_is_the_model(command: str, out: str, argv: list[Any], tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "link").symlink_to("model")
     refused(*argv, "--out", out, "--overwrite", says=("--out",))
 
 
-@pytest.mark.parametrize("command", ["profile", "prune"])
+@pytest.mark.parametrize("command", ["profile", "prune", "convert"])
 def test_out_in_the_model(argv: list[Any], refused: Refused) -> None:
     refused(*argv, "--out", "model/out", says=("model/out", "--out"))
 

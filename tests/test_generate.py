@@ -1,5 +1,4 @@
 """Generation against transformers', and against the forward that sees all tokens at once."""
-# ruff: noqa: F401, F811
 
 import json
 import re
@@ -24,13 +23,12 @@ from gptoss_jax.data.batching import Document
 from gptoss_jax.devices.placement import here
 from gptoss_jax.errors import DataError, TokenizerError
 from gptoss_jax.generation import Sampling, sample
-from gptoss_jax.network import model
 from gptoss_jax.network.source import load
 from gptoss_jax.run.forward import forward
 from tests import oracle
 from tests.oracle import relative
 
-from .bad_input import Refused, program, refused
+from .bad_input import Refused
 
 GREEDY = Sampling(temperature=0.0)
 

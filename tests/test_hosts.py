@@ -1,5 +1,4 @@
 """Real processes on loopback, with several CPU devices each, as one run."""
-# ruff: noqa: F401, F811
 
 import json
 import os
@@ -30,7 +29,7 @@ from gptoss_jax.devices import hosts
 from gptoss_jax.errors import HostsError
 from gptoss_jax.run.progress import Progress
 
-from .bad_input import Refused, poke, program, refused, tree
+from .bad_input import Refused, poke, tree
 from .conftest import conversation
 from .test_profile import run_profile
 from .test_resume import made

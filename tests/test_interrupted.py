@@ -1,5 +1,4 @@
 """A run that fails, is stopped or runs out of space leaves what was there, and nothing half-made."""
-# ruff: noqa: F401, F811
 
 import errno
 import os
@@ -17,7 +16,7 @@ import pytest
 
 from convert import shards
 
-from .bad_input import SHORT, Program, Refused, argv, model, profile, program, ranking, refused, tree
+from .bad_input import SHORT, Program, Refused, tree
 
 PROGRAM = [sys.executable, "-c", "from gptoss_jax.cli import main; main()"]
 # Waits half-way: after the first shard, or where the model would run.
@@ -28,7 +27,7 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import sys, time
-import convert.shards, gptoss_jax.run.profile
+import convert.shards, gptoss_jax.generation, gptoss_jax.pods.plan, gptoss_jax.run.job
 
 def stopping(module, name, first):
     def call(*args):
@@ -39,11 +38,16 @@ def stopping(module, name, first):
 
 write = convert.shards._write_shard
 stopping(convert.shards, "_write_shard", lambda *args: list(write(*args)))
-stopping(gptoss_jax.run.profile, "run", lambda *args: None)
+stopping(gptoss_jax.run.job, "measure", lambda *args: None)
+stopping(gptoss_jax.generation, "load", lambda *args: None)
+stopping(gptoss_jax.pods.plan, "compile_step", lambda *args: None)
 from gptoss_jax.cli import main
 main()
 """
-ALL = pytest.mark.parametrize("command", ["profile", "prune", "rank"])
+# Commands that write, and of these those that write a folder in several steps, and a checkpoint.
+ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "convert"])
+FOLDERS = pytest.mark.parametrize("command", ["profile", "merge", "prune", "convert"])
+CHECKPOINTS = pytest.mark.parametrize("command", ["prune", "convert"])
 
 
 @pytest.fixture(params=[False, True], ids=["new", "overwrite"])
@@ -95,15 +99,15 @@ def test_no_space_at_the_end(argv: list[Any], out: list[Any], monkeypatch: pytes
     undone(*argv, *out, says=(str(out[1]), "no space left", "--out"))
 
 
-@pytest.mark.parametrize("command", ["profile", "prune"])
+@FOLDERS
 def test_no_space_half_way(argv: list[Any], out: list[Any], monkeypatch: pytest.MonkeyPatch, undone: Refused) -> None:
     monkeypatch.setattr(shards, "_write_shard", second_fails(shards._write_shard))
     monkeypatch.setattr(pq, "write_table", second_fails(pq.write_table))
-    small = ["--max-shard-size", "100KB"] if argv[0] == "prune" else []
+    small = ["--max-shard-size", "100KB"] if argv[0] in ("prune", "convert") else []
     undone(*argv, *out, *small, says=(str(out[1]), "no space left", "--out"))
 
 
-@pytest.mark.parametrize("command", ["prune"])
+@CHECKPOINTS
 def test_file_too_large(argv: list[Any], out: list[Any], refused: Refused) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
@@ -123,7 +127,7 @@ def test_parents_of_a_failed_output(tiny_mxfp4: Path, tmp_path: Path, refused: R
     refused("profile", tiny_mxfp4, "--data", "r.txt", *SHORT, "--out", "a/b/out", says=("no token is kept",))
 
 
-@pytest.mark.parametrize("command", ["profile", "prune"])
+@FOLDERS
 def test_replacing_fails(argv: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, undone: Refused) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "file").write_text("mine")
@@ -131,7 +135,7 @@ def test_replacing_fails(argv: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_p
     undone(*argv, "--out", "old", "--overwrite", says=("old", "no space left"))
 
 
-@pytest.mark.parametrize("command", ["prune"])
+@CHECKPOINTS
 def test_out_appears_meanwhile(
     argv: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: Program
 ) -> None:
@@ -148,7 +152,7 @@ def test_out_appears_meanwhile(
     assert (status, error.count("\n")) == (2, 1) and "exists" in error
 
 
-@pytest.mark.parametrize("command", ["prune"])
+@CHECKPOINTS
 def test_source_that_cannot_be_read(argv: list[Any], monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     def denied(source: Any, *_: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), source.name)
@@ -157,7 +161,7 @@ def test_source_that_cannot_be_read(argv: list[Any], monkeypatch: pytest.MonkeyP
     refused(*argv, "--out", "out", says=("model/", "permission denied"))
 
 
-@pytest.mark.parametrize("command", ["prune"])
+@CHECKPOINTS
 @pytest.mark.parametrize("change", [lambda file: os.utime(file, (0, 0)), lambda file: os.truncate(file, 100)])
 def test_source_changes_half_way(
     argv: list[Any], model: Path, monkeypatch: pytest.MonkeyPatch, program: Program, change: Callable[[Path], None]
@@ -189,6 +193,8 @@ STOPS = [
     ("prune", signal.SIGKILL, True),
     ("prune", signal.SIGHUP, False),
     ("profile", signal.SIGTERM, True),
+    ("convert", signal.SIGTERM, True),
+    ("convert", signal.SIGKILL, False),
 ]
 
 
@@ -214,6 +220,21 @@ def test_signal(argv: list[Any], stop: signal.Signals, out: list[Any], tmp_path:
     assert after == before
 
 
+@pytest.mark.parametrize("command", ["generate", "plan"])
+def test_a_signal_to_what_writes_nothing(argv: list[Any], tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    started, pipes = (
+        [sys.executable, "-c", STOPPING, *words(argv)],
+        {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+    )
+    with subprocess.Popen(started, cwd=tmp_path, text=True, **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline() == "now\n"
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in error
+    assert tree(tmp_path) == before
+
+
 # Stops itself while one thread makes pieces and others write and hash them.
 AMIDST = """
 import os, signal, sys
@@ -234,7 +255,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("command", ["prune"])
+@CHECKPOINTS
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_signal_amidst_the_pieces(argv: list[Any], stop: signal.Signals, tmp_path: Path) -> None:
     before = tree(tmp_path)
@@ -259,6 +280,8 @@ def on_disk(options: str, folder: Path, argv: list[Any]) -> subprocess.Completed
 SMALL = [
     ("profile", "8k", "disk/out.progress: No space left on device: free some"),  # before it has kept anything
     ("prune", "300k", "disk/out: no space left on the device"),
+    ("convert", "300k", "disk/out: no space left on the device"),
+    ("merge", "8k", "disk/out: no space left on the device"),
     ("rank", "4k,nr_inodes=1", "disk/out: no space left on the device"),  # 0k would be no limit
 ]
 
@@ -270,7 +293,7 @@ def test_small_disk(argv: list[Any], size: str, says: str, tmp_path: Path) -> No
     assert says in done.stderr
 
 
-@pytest.mark.parametrize("command", ["prune", "rank"])
+@pytest.mark.parametrize("command", ["merge", "prune", "rank", "convert"])
 def test_read_only_disk(argv: list[Any], tmp_path: Path) -> None:
     done = on_disk("ro", tmp_path, [*argv, "--out", "disk/out"])
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
@@ -282,7 +305,14 @@ def test_real_process(model: Path, rows_jsonl: Path, ranking: Path, tmp_path: Pa
     cases = {
         "gptoss-jax: No such command 'fly'": ["fly"],
         "gptoss-jax: gone: no such folder": ["prune", "gone", "--ranking", ranking, "--keep", 4],
-        "gptoss-jax: Invalid value for '--batch-size'": ["profile", model, "--data", rows_jsonl, "--batch-size", "x"],
+        "gptoss-jax: --batch-size is 'x': give a whole number": [
+            "profile",
+            model,
+            "--data",
+            rows_jsonl,
+            "--batch-size",
+            "x",
+        ],
         f"gptoss-jax: {model}: the tokenizer cannot be read": ["profile", model, "--data", rows_jsonl],
     }
     before = tree(tmp_path)

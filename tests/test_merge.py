@@ -1,10 +1,8 @@
 """Profiles over different rows, added: equal to one over all rows, in any order, and refused where they do not add."""
-# ruff: noqa: F401, F811
 
 import hashlib
 import json
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -22,35 +20,16 @@ from upath import UPath
 from gptoss_jax.data.dataset import MAX_DOMAINS, MAX_JOINT
 from gptoss_jax.data.rows import Row, row_hashes
 from gptoss_jax.errors import ProfileError
-from gptoss_jax.run import artifacts
 from gptoss_jax.statistics import store
-from gptoss_jax.statistics.store import Sums, read_sums, write_sums
-from gptoss_jax.statistics.sums import DECLARED, GATE_BINS, Statistics
+from gptoss_jax.statistics.store import read_sums, write_sums
+from gptoss_jax.statistics.sums import DECLARED, Statistics
 from gptoss_jax.statistics.tables import read_columns
 
-from .bad_input import Program, Refused, case, dump, edit, program, read_shard, refused, write_shard
+from .bad_input import Program, Refused, case, dump, edit, read_shard, write_shard
 from .conftest import conversation
+from .made_up import OPTIONS, E, Finished, K, L, some_sums
 from .test_profile import run_profile
 
-L, E, K = 2, 5, 2
-OPTIONS = {
-    "keep": "assistant",
-    "channel_weights": None,
-    "skip_first": 0,
-    "eaft": False,
-    "eaft_quantiles": [0.15, 0.15],
-    "eaft_weights": [1.0, -2.0, 0.25],
-    "max_seq_length": 64,
-    "truncate": "left",
-    "pack": False,
-    "cross_document": False,
-    "dtype": "float32",
-    "data": "rows.jsonl",
-    "split": "train",
-    "text_column": "text",
-    "domain": [],
-    "batch_size": 4,
-}
 SAME_BYTES = ("saliency.parquet", "saliency_by_domain.parquet", "ranking_by_layer.json", "statistics.safetensors")
 
 # Against profiles of the same rows in one run.
@@ -128,52 +107,6 @@ def test_sums_hold_each_row_by_its_hash(profiles: Path) -> None:
 
 
 # Of made-up numbers.
-
-
-def some_sums(seed: int, domains: list[str], rows: range, eaft: bool = False) -> Sums:
-    rng = np.random.default_rng(seed)
-    sizes = {"L": L, "G": len(domains), "J": len(domains), "E": E, "k": K, "b": GATE_BINS}
-    shapes = {name: (L, *(sizes[x] for x in statistic.axes.split())) for name, statistic in DECLARED.items()}
-    numbers: dict[str, Any] = {
-        name: rng.integers(1, 99, shape) if DECLARED[name].integer else rng.exponential(size=shape)
-        for name, shape in shapes.items()
-    }
-    numbers["tokens"] = np.tile(np.arange(len(domains)) + 3, (L, 1))
-    numbers["computed"] = numbers["tokens"] * K * 2
-    weighted = {"eaft": rng.normal(size=shapes["count"])} if eaft else {}
-    return Sums(Statistics(**numbers), weighted, domains, np.array(rows, np.uint64))
-
-
-Finished = Callable[..., Path]
-
-
-@pytest.fixture
-def finished(tmp_path: Path) -> Finished:
-    """Writes a profile of made-up numbers; each has rows of its own unless told."""
-
-    def make(name: str, seed: int, domains: Any = ("",), rows: range | None = None, **options: Any) -> Path:
-        sums = some_sums(seed, list(domains), rows or range(9 * seed, 9 * seed + 4), options.get("eaft", False))
-        tokens = int(sums.statistics.tokens[0].sum()) * 2
-        measured = artifacts.Measured(
-            tokens, 1 + len(sums.weighted), seconds=seed + 1.0, compile_seconds=2.0, peak_rss_bytes=seed
-        )
-        info = {
-            "model": "model",
-            "model_fingerprint": "f",
-            "command": f"profile {name}",
-            "options": OPTIONS | options,
-            "engine": "resident",
-            "rows": 4,
-            "truncated_rows": 1,
-            "empty_rows": 1,
-            "prompts_hash": hashlib.sha256(name.encode()).hexdigest(),
-            "warnings": [],
-        }
-        (tmp_path / name).mkdir()
-        artifacts.write(tmp_path / name, artifacts.completed(info, sums, measured), sums)
-        return tmp_path / name
-
-    return make
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 """Eight devices against one: results, what each device holds, what moves between them, and what is refused."""
-# ruff: noqa: F401, F811
 
 import json
 import re
@@ -19,15 +18,13 @@ from convert.shards import find_tensors
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY, Config
 from gptoss_jax.devices import mesh
 from gptoss_jax.devices.mesh import DATA, EXPERT, RULES
-from gptoss_jax.devices.placement import Placement
 from gptoss_jax.errors import MeshError
 from gptoss_jax.network import model
 from gptoss_jax.network.source import abstract
-from gptoss_jax.run import steps as forward
 from gptoss_jax.run.scores import TOP_LOGITS, UNEMBED_BLOCK
-from tests.on_eight_devices import EIGHT, GOLDEN, LENGTHS, MESHES, ON_ONE_DEVICE, REFUSED, batch, named
+from tests.on_eight_devices import EIGHT, GOLDEN, LENGTHS, MESHES, ON_ONE_DEVICE, REFUSED, named
 
-from .bad_input import SHORT, Refused, case, program, refused
+from .bad_input import SHORT, Refused, case
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = [*MESHES, "pmap"]

@@ -1,5 +1,5 @@
 """`plan`: the reader of compiled text, the closed formulas, the search, and a real compilation for a TPU slice."""
-# ruff: noqa: F401, F811  (the fixtures of bad_input are used by name)
+
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ from gptoss_jax.errors import CompilerError, MeshError
 from gptoss_jax.kernels import splash
 from gptoss_jax.pods import hlo, plan
 
-from .bad_input import Refused, program, refused
+from .bad_input import Refused
 
 CASE = plan.Case(GPT_OSS_20B, "v5e:2x4", 2, 4, "bf16", 16, 2048)
 

@@ -1,5 +1,5 @@
 """A run that was killed goes on with --resume, and ends with the bytes of one that was not."""
-# ruff: noqa: F401, F811  (fixtures are used by name)
+
 
 import functools
 import json
@@ -24,7 +24,7 @@ from gptoss_jax.run.engine import Unit
 from gptoss_jax.run.progress import Progress, State
 from gptoss_jax.statistics.sums import Statistics
 
-from .bad_input import Program, Refused, program, refused
+from .bad_input import Program, Refused
 from .test_interrupted import no_space
 
 ENGINES = pytest.mark.parametrize("name", ["streamed", "resident"])

@@ -18,7 +18,7 @@ from gptoss_jax.files import atomic as outputs
 from gptoss_jax.run import progress as resume
 from gptoss_jax.run.progress import Progress
 
-from .bad_input import Program, Refused, model, program, refused, shard_of
+from .bad_input import Program, Refused, shard_of
 from .test_interrupted import PROGRAM, no_space, words
 from .test_resume import ENGINES, Killed, at_unit, finish, line, made, steps, stop, units, whole
 

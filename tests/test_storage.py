@@ -1,6 +1,6 @@
 """Remote storage, by fsspec's own file system in memory: model, rows and artifacts by URL."""
 
-# ruff: noqa: F401, F811  (fixtures are used by name)
+
 import json
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from gptoss_jax.errors import OutputError, StorageError
 from gptoss_jax.files import atomic as outputs
 from gptoss_jax.files.paths import local_folder, place
 
-from .bad_input import SHORT, Program, Refused, program, refused
+from .bad_input import SHORT, Program, Refused
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 """The streamed engine against the resident one: the same statistics, one layer in memory at a time."""
-# ruff: noqa: F401, F811
 
 import json
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from convert.shards import Stored
 from gptoss_jax.cli import cli
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY
 from gptoss_jax.errors import MemoryLimitError
-from gptoss_jax.network import model
 from gptoss_jax.network.model import GptOss, Layer
 from gptoss_jax.network.source import load, load_part
 from gptoss_jax.run import choose as engines
@@ -27,7 +25,7 @@ from gptoss_jax.run import memory
 from gptoss_jax.run import streamed as stream
 from gptoss_jax.run.memory import GIB
 
-from .bad_input import Refused, program, refused
+from .bad_input import Refused
 from .test_profile import decided
 
 WEIGHTS = ["gate_up", "down"]

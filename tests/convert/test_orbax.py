@@ -1,5 +1,4 @@
 """Orbax checkpoints: what they hold, on which mesh they are restored, and which are refused."""
-# ruff: noqa: F401, F811
 
 import json
 import os
@@ -28,9 +27,9 @@ from convert.sources import open_source
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from gptoss_jax.devices import mesh
-from gptoss_jax.errors import CheckpointError, UserError
+from gptoss_jax.errors import CheckpointError
 from gptoss_jax.network.source import Weights
-from tests.bad_input import SHORT, Refused, case, dump, edit, poke, program, refused, tree
+from tests.bad_input import SHORT, Refused, case, dump, edit, poke, tree
 from tests.test_hosts import free_port
 from tests.test_interrupted import on_disk
 
