@@ -32,6 +32,8 @@ from tests.oracle import relative
 
 from .bad_input import Refused, program, refused
 
+pytestmark = pytest.mark.slow
+
 GREEDY = Sampling(temperature=0.0)
 
 

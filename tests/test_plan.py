@@ -20,6 +20,8 @@ from gptoss_jax.pods import hlo, plan
 
 from .bad_input import Refused, program, refused
 
+pytestmark = pytest.mark.slow
+
 CASE = plan.Case(GPT_OSS_20B, "v5e:2x4", 2, 4, "bf16", 16, 2048)
 
 

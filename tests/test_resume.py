@@ -27,6 +27,8 @@ from gptoss_jax.statistics.sums import Statistics
 from .bad_input import Program, Refused, program, refused
 from .test_interrupted import no_space
 
+pytestmark = pytest.mark.slow
+
 ENGINES = pytest.mark.parametrize("name", ["streamed", "resident"])
 COMPILED: dict[Any, dict[Any, Any]] = {}
 mapped = functools.cache(forward.mapped)

@@ -13,6 +13,8 @@ from gptoss_jax.files.paths import local_folder, place
 
 from .bad_input import SHORT, Program, Refused, program, refused
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def bucket(tiny_mxfp4: Path, rows_jsonl: Path) -> UPath:
