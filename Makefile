@@ -1,12 +1,14 @@
-# make demo, make test, make nano: each sets up what it needs, on a machine that has Python 3.11 or later, pip and make.
+# make demo, check, test, lint, nano: each sets up what it needs, on a machine that has Python 3.11 or later, pip and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests run on all cores; those of one file share what they set up.
+SPREAD := --numprocesses auto --dist loadfile
 # CPU, also where the library of a TPU is installed.
 export JAX_PLATFORMS ?= cpu
 export TPU_SKIP_MDS_QUERY ?= 1
 
-.PHONY: demo test lint nano clean
+.PHONY: demo check test lint nano clean
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,8 +23,12 @@ $(VENV)/.test: $(VENV)/.run
 demo: $(VENV)/.run
 	$(BIN)/python -m experiments.demo
 
+# The tests for the loop of work, two minutes of two cores: those that are not marked as slow.
+check: $(VENV)/.test
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow"
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

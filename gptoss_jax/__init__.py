@@ -5,8 +5,8 @@
     model = gj.open("nano")
     out = model.forward("What is 12 + 7?")      # logits, hidden states, routing and saliency as arrays
 
-The way through the code, token to saliency to checkpoint: `data` → `network` → `statistics` → `run` → `select`; the
-package `convert` reads and writes checkpoints; `interface` holds what is named here, and `cli` calls it.
+The way through the code, token to saliency to checkpoint: `data` → `network` → `statistics` → `run` → `selection`;
+the package `convert` reads and writes checkpoints; `interface` holds what is named here, and `cli` calls it.
 
 Importing this package imports no JAX, so that the command line answers at once.
 """
@@ -30,10 +30,10 @@ PUBLIC = {
         ["convert", "generate", "merge", "open", "plan", "profile", "prune", "rank", "select"], "interface.jobs"
     ),
     "Forward": "run.forward",
-    "KeepSets": "select.keep_sets",
+    "KeepSets": "selection.keep_sets",
     "Model": "interface.model",
     "Profile": "run.profile",
-    "Ranking": "select.ranking",
+    "Ranking": "selection.ranking",
 }
 __all__ = [
     "Forward",

@@ -33,6 +33,7 @@ from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.source import Masked, abstract, load
 from gptoss_jax.run import steps as forward
 from gptoss_jax.run.steps import Asked, Mapped, Results
+from gptoss_jax.statistics.sums import DECLARED
 
 # As TINY, but eight devices can share experts and heads; only H is a multiple of another size.
 EIGHT = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
@@ -195,8 +196,14 @@ def shardings() -> str:
         for weights in ("bf16", "mxfp4"):
             network = abstract(config, devices, form=weights)
             lines += [f"{name}, {weights}", *map(sharding_line, named(network)), ""]
-        lines += [f"{name}, statistics", *map(sharding_line, named(abstract_statistics(config, devices))), ""]
+        lines += [f"{name}, statistics by their axes", *statistics_lines(config, devices), ""]
     return "\n".join(lines)
+
+
+def statistics_lines(config: Config, devices: Any) -> list[str]:
+    """A line for each combination of axes and type: all statistics that share these are split alike."""
+    arrays = vars(abstract_statistics(config, devices).statistics)
+    return sorted({sharding_line((f"L {DECLARED[name].axes}", x)) for name, x in arrays.items()})
 
 
 def abstract_statistics(config: Config, devices: Any) -> Results:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import gptoss_jax as gj
+from gptoss_jax.cli import cli
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("gptoss_jax", "convert", "experiments")
 
@@ -109,6 +112,12 @@ def test_the_command_line_starts_without_the_large_packages() -> None:
     code = f"import sys, gptoss_jax.cli; print(*({large!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_every_module_of_the_command_line_is_a_command_that_python_has_too() -> None:
+    assert sorted(gj.PUBLIC) == gj.__all__
+    files = {file.stem for file in (ROOT / "gptoss_jax" / "cli").glob("*.py")}
+    assert {*cli.commands} == files - {"__init__", "__main__", "options"}
 
 
 def test_no_file_is_named_for_nothing_in_particular() -> None:

@@ -30,6 +30,8 @@ from tests.oracle import relative
 
 from .bad_input import Refused
 
+pytestmark = pytest.mark.slow
+
 GREEDY = Sampling(temperature=0.0)
 
 

@@ -21,6 +21,8 @@ from gptoss_jax.network.source import load
 from tests import oracle
 from tests.oracle import relative
 
+pytestmark = pytest.mark.slow
+
 IDS = np.random.default_rng(2).integers(0, TINY.vocab_size, 45).astype(np.int32)
 
 

@@ -34,6 +34,8 @@ from .conftest import conversation
 from .test_profile import run_profile
 from .test_resume import made
 
+pytestmark = pytest.mark.slow
+
 # What the `expert` axis splits is divisible by 8, and the other dimensions differ from one another.
 CONFIG = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
 OPTIONS = ["--domain-column", "domain", "--max-seq-length", "64"]

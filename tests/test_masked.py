@@ -28,12 +28,13 @@ from gptoss_jax.run.forward import forward
 from gptoss_jax.run.progress import Progress, State
 from gptoss_jax.run.resident import Resident
 from gptoss_jax.run.streamed import Streamed
+from gptoss_jax.statistics.sums import DECLARED
 
 L, E = TINY.num_layers, TINY.num_experts
 KEEP = 4
 KEEP_SETS = [sorted(np.random.default_rng(layer).permutation(E)[:KEEP].tolist()) for layer in range(L)]
-BY_EXPERT = ("count", "gate_sum", "norm_sum", "gate_norm_sum", "gate_norm_sq_sum", "norm_sq_sum", "norm_max")
-WHOLE = ("tokens", "computed", "gate_rank_sum", "gate_histogram", "router_entropy_sum")
+BY_EXPERT = [name for name, statistic in DECLARED.items() if statistic.by_expert]
+WHOLE = [name for name, statistic in DECLARED.items() if "E" not in statistic.axes]
 
 
 @pytest.fixture(scope="module", params=["mxfp4", "orbax bf16"])

@@ -20,6 +20,8 @@ from tests.oracle import forward as reference_forward
 from tests.oracle import load as load_reference
 from tests.oracle import relative
 
+pytestmark = pytest.mark.slow
+
 HERE = Placement("cpu")
 
 

@@ -36,6 +36,8 @@ from gptoss_jax.network import model, rope
 from gptoss_jax.network.source import load
 from gptoss_jax.run.forward import forward
 
+pytestmark = pytest.mark.slow
+
 ALL = [*FAMILIES, ENGLISH]
 # TINY's tokenizer has 320 tokens, so that conversations are long.
 RECIPE = Recipe(steps=6, rows=2, length=512, warmup=2, decay=0.5)

@@ -1,6 +1,5 @@
 """`plan`: the reader of compiled text, the closed formulas, the search, and a real compilation for a TPU slice."""
 
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,8 @@ from gptoss_jax.kernels import splash
 from gptoss_jax.pods import hlo, plan
 
 from .bad_input import Refused
+
+pytestmark = pytest.mark.slow
 
 CASE = plan.Case(GPT_OSS_20B, "v5e:2x4", 2, 4, "bf16", 16, 2048)
 

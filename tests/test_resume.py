@@ -1,6 +1,5 @@
 """A run that was killed goes on with --resume, and ends with the bytes of one that was not."""
 
-
 import functools
 import json
 import os
@@ -26,6 +25,8 @@ from gptoss_jax.statistics.sums import Statistics
 
 from .bad_input import Program, Refused
 from .test_interrupted import no_space
+
+pytestmark = pytest.mark.slow
 
 ENGINES = pytest.mark.parametrize("name", ["streamed", "resident"])
 COMPILED: dict[Any, dict[Any, Any]] = {}

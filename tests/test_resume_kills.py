@@ -22,6 +22,8 @@ from .bad_input import Program, Refused, shard_of
 from .test_interrupted import PROGRAM, no_space, words
 from .test_resume import ENGINES, Killed, at_unit, finish, line, made, steps, stop, units, whole
 
+pytestmark = pytest.mark.slow
+
 
 def killed(argv: list[Any], folder: Path, delay: float) -> int:
     """Exit status of a process that is killed a while after it has kept something."""

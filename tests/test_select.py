@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_jax.cli.prune import rank as rank_command
+from gptoss_jax.cli.rank import rank as rank_command
 from gptoss_jax.config import GPT_OSS_20B, TINY
 from gptoss_jax.errors import OutputError, ProfileError, RankingError, UserError
 from gptoss_jax.selection.criteria import CRITERIA, scores
@@ -35,7 +35,8 @@ FORMULAS = {
     "reap_l2": lambda x: math.sqrt(x["gate_norm_sq_sum"] / x["count"]),
     "eaft_reap": lambda x: x["eaft_gate_norm_sum"],
 }
-SUMS = ("gate_sum", "norm_sum", "gate_norm_sum", "gate_norm_sq_sum")
+NEEDED = sorted({column for criterion in CRITERIA.values() for column in criterion.needs})
+WEIGHTED = {"eaft_gate_norm_sum"}  # with weights that may be negative
 TOPICS = ("all", "health_or_medicine", "instruction_following", "law", "math", "safety", "science", "unsafety")
 
 
@@ -49,8 +50,9 @@ def tables(draw: st.DrawFn) -> Columns:
         return np.array(draw(st.lists(values, min_size=size, max_size=size)), dtype).reshape(shape)
 
     count = column(st.integers(0, 3), np.int64)
-    sums = {name: column(st.integers(0, 4), np.float64) * (count > 0) for name in SUMS}
-    return {"count": count, **sums, "eaft_gate_norm_sum": column(st.integers(-3, 3), np.float64) * (count > 0)}
+    least = {name: -4 if name in WEIGHTED else 0 for name in NEEDED}
+    sums = {name: column(st.integers(least[name], 4), np.float64) * (count > 0) for name in NEEDED}
+    return {"count": count, **sums}
 
 
 def rank_by_hand(columns: Columns, criterion: str) -> list[list[int]]:
@@ -119,8 +121,7 @@ def test_another_seed_gives_another_random_ranking() -> None:
 def every_column() -> Columns:
     """A table with every column that any criterion needs, each of other numbers; all experts were chosen."""
     rng = np.random.default_rng(0)
-    needed = sorted({column for criterion in CRITERIA.values() for column in criterion.needs})
-    return {"count": rng.integers(1, 50, (3, 8))} | {name: rng.exponential(size=(3, 8)) for name in needed}
+    return {"count": rng.integers(1, 50, (3, 8))} | {name: rng.exponential(size=(3, 8)) for name in NEEDED}
 
 
 @pytest.mark.parametrize("criterion", [name for name in CRITERIA if name != "random"])

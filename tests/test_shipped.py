@@ -22,6 +22,8 @@ from gptoss_jax.data import harmony
 from gptoss_jax.generation import Sampling
 from tests import oracle
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(str(open_source(NANO).folder))
 GREEDY = Sampling(temperature=0.0)
 

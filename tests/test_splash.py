@@ -25,6 +25,8 @@ from gptoss_jax.run.steps import Asked, network_step
 from .conftest import QUICK
 from .test_attention import dense
 
+pytestmark = pytest.mark.slow
+
 
 def documents(*shape: int) -> np.ndarray:
     """Segments of rows that hold up to three documents each."""

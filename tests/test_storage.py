@@ -1,6 +1,5 @@
 """Remote storage, by fsspec's own file system in memory: model, rows and artifacts by URL."""
 
-
 import json
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from gptoss_jax.files import atomic as outputs
 from gptoss_jax.files.paths import local_folder, place
 
 from .bad_input import SHORT, Program, Refused
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from gptoss_jax.run.memory import GIB
 from .bad_input import Refused
 from .test_profile import decided
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = ["gate_up", "down"]
 
 

@@ -8,17 +8,14 @@ import os
 import signal
 import sys
 import traceback
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 import click
 
-from .. import __version__
+from .. import PUBLIC, __version__
 from ..errors import UserError
-from .convert import convert
-from .generate import generate
-from .plan import plan
-from .profile import merge, profile
-from .prune import prune, rank
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
@@ -29,8 +26,10 @@ def cli() -> None:
     """Profile, understand and prune the experts of GPT-OSS in JAX."""
 
 
-for command in (profile, merge, rank, prune, generate, convert, plan):
-    cli.add_command(command)
+# A command has the name of a function of the Python interface, and is in the module of this folder with that name.
+for name in PUBLIC:
+    if find_spec(f".{name}", __name__):
+        cli.add_command(getattr(import_module(f".{name}", __name__), name))
 
 
 def main() -> None:

@@ -1,22 +1,24 @@
-"""What people's files look like: records of columns, from local files, folders and hub datasets."""
+"""What people's files look like: records of columns, from local files, folders and hub datasets.
+
+A format is a function from a file to its records, in the table at the end. The command line reads this module when it
+starts, so large packages are imported only where a format needs them.
+"""
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..config import HUB_ID
 from ..errors import DataError, reason
 from ..files.paths import AnyPath, place
 
-SUFFIXES = (".jsonl", ".parquet", ".txt")
+Records = Iterator[tuple[str, Mapping[str, Any]]]
+"""Where each record stands, and its columns."""
 
 
-def records(source: Any, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def records(source: Any, split: str) -> Records:
     """Where each record stands, and its columns: of a file, of all files of a folder in order of name, of a hub dataset
     (streamed), or of a list of such records.
 
@@ -43,30 +45,18 @@ def records(source: Any, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise DataError(f"{path}: no such file or folder, and no hub id of the form owner/name")
 
 
-def _file_records(file: AnyPath) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _file_records(file: AnyPath) -> Records:
+    if file.suffix not in FORMATS:
+        raise DataError(f"{file}: unknown kind of file: give {', '.join(SUFFIXES)} or a folder of these")
     try:
-        if file.suffix == ".jsonl":
-            yield from _jsonl_records(file)
-        elif file.suffix == ".parquet":
-            start = 0
-            for batch in pq.ParquetFile(file.open("rb")).iter_batches(batch_size=1024):
-                yield from ((f"{file}, row {i}", r) for i, r in enumerate(batch.to_pylist(), start + 1))
-                start += batch.num_rows
-        elif file.suffix == ".txt":
-            # The name may hold bytes that are no text.
-            name = os.fsencode(file.stem).decode("utf-8", "backslashreplace")
-            yield str(file), {"text": file.read_text(encoding="utf-8"), "id": name}
-        else:
-            raise DataError(f"{file}: unknown kind of file: give {', '.join(SUFFIXES)} or a folder of these")
+        yield from FORMATS[file.suffix](file)
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except pa.ArrowException as error:
-        raise DataError(f"{file}: not a Parquet file ({reason(error)})") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
-def _jsonl_records(file: AnyPath) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _jsonl_records(file: AnyPath) -> Records:
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -81,7 +71,26 @@ def _jsonl_records(file: AnyPath) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield where, record
 
 
-def _hub_records(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _parquet_records(file: AnyPath) -> Records:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    start = 0
+    try:
+        for batch in pq.ParquetFile(file.open("rb")).iter_batches(batch_size=1024):
+            yield from ((f"{file}, row {i}", r) for i, r in enumerate(batch.to_pylist(), start + 1))
+            start += batch.num_rows
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: not a Parquet file ({reason(error)})") from None
+
+
+def _text_record(file: AnyPath) -> Records:
+    # The name may hold bytes that are no text.
+    name = os.fsencode(file.stem).decode("utf-8", "backslashreplace")
+    yield str(file), {"text": file.read_text(encoding="utf-8"), "id": name}
+
+
+def _hub_records(name: str, split: str) -> Records:
     import datasets  # slow to import, and needed for hub ids only
 
     try:
@@ -90,3 +99,11 @@ def _hub_records(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]
     # The library raises anything from ValueError to connection errors of several packages.
     except Exception as error:
         raise DataError(f"{name}: no local file, and the hub dataset cannot be read: {reason(error)}") from error
+
+
+FORMATS: dict[str, Callable[[AnyPath], Records]] = {
+    ".jsonl": _jsonl_records,
+    ".parquet": _parquet_records,
+    ".txt": _text_record,
+}
+SUFFIXES = tuple(FORMATS)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import Form
+from ..data.formats import SUFFIXES
 from ..errors import OptionError
 
 Merging = Literal["equal", "told", "free"]
@@ -183,7 +184,7 @@ class Data(Options):
     """Which rows are read, and how they become sequences."""
 
     data: Any = option(
-        "", ROWS, "JSONL, Parquet or text file, a folder of these, or a hub id.", required=True, resumed=False
+        "", ROWS, f"A file ({', '.join(SUFFIXES)}), a folder of these, or a hub id.", required=True, resumed=False
     )
     split: str = option("train", TEXT, "The split of a hub dataset.", merging="free")
     text_column: str = option("text", TEXT, "The column with harmony text, or with a list of messages.", merging="free")

@@ -40,7 +40,7 @@ class Statistic:
     mean: str = ""
     """The name of its mean over pairs, which is a column of tables too."""
     since: int = 1
-    """The version of the store that first has it: older ones may lack it."""
+    """The version of the store that first has it: older ones lack it. A new statistic takes `store.VERSION` + 1."""
 
     @property
     def reduce(self) -> np.ufunc:

@@ -33,6 +33,8 @@ from tests.bad_input import SHORT, Refused, case, dump, edit, poke, tree
 from tests.test_hosts import free_port
 from tests.test_interrupted import on_disk
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 EXPERTS = "layers/moe/experts"
 Damage = Callable[[Path], Any]
