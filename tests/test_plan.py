@@ -208,7 +208,7 @@ def recorded(case: plan.Case) -> plan.Compiled:
 def test_the_largest_batch_is_found_by_three_compilations_at_most(asked: int):
     found = plan.largest_batch(recorded(replace(MXFP4, batch=asked)), recorded)
     assert found.tried[0].case.batch == asked and len({s.case.batch for s in found.tried}) == len(found.tried) <= 3
-    assert found.compiled and 99 <= found.batch <= 111  # of 111
+    assert found.compiled and 69 <= found.batch <= 111  # of 111
     fit = [s.case.batch for s in found.tried if s.fits]
     assert found.batch == max(fit) and f"{found.batch} fit" in found.how()
     for over in {s.case.batch for s in found.tried} - set(fit):
@@ -219,7 +219,7 @@ def test_the_largest_batch_is_found_by_three_compilations_at_most(asked: int):
     ("asked", "fixed", "a_row", "named", "how"),
     [
         # A small model ends at a million tokens, or at what was asked for where that is more.
-        (16, 0.1, 1e-4, 512, "compiled at 16, 372 and 512 rows: 512 fit, more were not compiled"),
+        (16, 0.1, 1e-4, 512, "compiled at 16, 336 and 512 rows: 512 fit, more were not compiled"),
         (1024, 0.1, 1e-4, 1024, "compiled at 1024 rows: 1024 fit, more were not compiled"),
         # Rows are split over two: one for each is the least.
         (16, 15.6, 0.1, 0, "compiled at 16 and 2 rows: none fits"),
@@ -238,7 +238,7 @@ def test_where_the_search_ends(asked: int, fixed: float, a_row: float, named: in
 
 def test_what_is_extrapolated_is_said():
     """No step of three fits, and the fourth is not compiled."""
-    needed = iter((30.0, 20.0, 16.0))
+    needed = iter((30.0, 16.5, 15.9))
 
     def compile_step(case: plan.Case) -> plan.Compiled:
         return step(case, next(needed))
@@ -277,31 +277,40 @@ def test_all_slices_that_are_listed_exist(family: str):
         assert devices[0].device_kind in topologies.CHIPS
 
 
+TWO_LAYERS = replace(
+    GPT_OSS_20B,
+    num_layers=2,
+    layer_types=GPT_OSS_20B.layer_types[:2],
+    hidden_size=256,
+    expert_hidden_size=384,
+    num_heads=16,
+    num_kv_heads=8,
+    vocab_size=512,
+)
+
+
 @libtpu
 @pytest.mark.parametrize("weights", ["bf16", "mxfp4"])
 def test_a_compiled_step_is_what_the_formulas_say(weights: str):
-    """Two layers for v5e:2x4, with real kernels: no gather and no copy of weights, sums and FLOPs as stated."""
-    config = replace(
-        GPT_OSS_20B,
-        num_layers=2,
-        layer_types=GPT_OSS_20B.layer_types[:2],
-        hidden_size=256,
-        expert_hidden_size=384,
-        num_heads=16,
-        num_kv_heads=8,
-        vocab_size=512,
-    )
-    case = plan.Case(config, "v5e:2x4", 2, 4, weights, 8, 1024)
+    """For v5e:2x4, with real kernels: no gather and no copy of weights, sums and FLOPs as stated."""
+    case = plan.Case(TWO_LAYERS, "v5e:2x4", 2, 4, weights, 8, 1024)
     step = plan.compile_step(case)
     assert step.fits and step.memory_bytes == int(15.75 * 2**30)
     a_layer, _ = plan.collective_bytes(step)
     assert a_layer == plan.expected_collective_bytes(case)
-    c = config
+    c = TWO_LAYERS
     projections = 2 * c.hidden_size * (2 * c.num_heads * 64 + 2 * c.num_kv_heads * 64 + c.num_experts)
     assert hlo.dot_flops(step.program) * 8 == case.tokens * c.num_layers * projections
     gathered = [x for x in hlo.collectives(step.program) if x.op != "all-reduce"]
     assert [x.result_bytes for x in gathered] == [case.tokens // 2 * c.num_experts * 4]  # the router's scores
     assert plan.moved_weights(step) == []
+
+
+@libtpu
+def test_a_step_that_does_not_fit_is_known_by_what_the_compiler_says_of_it():
+    step = plan.compile_step(plan.Case(TWO_LAYERS, "v5e:2x4", 2, 4, "mxfp4", 16384, 2048))
+    # At least what the experts' sums take in float32, of which each chip holds half of the tokens'.
+    assert not step.fits and step.needed_bytes > step.memory_bytes and step.needed_bytes > 8192 * 2048 * 256 * 4
 
 
 @libtpu

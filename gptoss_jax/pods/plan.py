@@ -28,6 +28,9 @@ from . import hlo
 ITEM_BYTES = 2  # of activations: bfloat16
 SOUGHT_UP_TO = 1 << 20  # tokens a step: more of a small model's tell nothing
 MOST_COMPILED = 3  # steps, to find the largest batch: each takes half a minute or more
+# A step that leaves less than a tenth of memory free may fit, but the compiler tries for minutes to make it do so.
+AIMED_AT = 0.9
+WORTH_COMPILING = 1.125  # times the rows that are known to fit
 # What a token takes of memory, in hidden states of its own: seven for 120b on v5e. It says only where to look.
 HIDDEN_STATES = 8
 
@@ -124,24 +127,26 @@ class Largest:
     @property
     def batch(self) -> int:
         """The most rows that were compiled and fit; where none of them fit, the most that should, which may be 0."""
-        return self._fit or self.expected
+        return self.fit or self.expected
 
     @property
     def compiled(self) -> bool:
         """Whether that was compiled; for 0, whether one row for each of `data` was, and does not fit."""
-        return bool(self._fit) or not self.batch
+        return bool(self.fit) or not self.batch
 
     @property
-    def _fit(self) -> int:
+    def fit(self) -> int:
+        """The most rows that were compiled and fit; 0 where none do."""
         return max((step.case.batch for step in self.tried if step.fits), default=0)
 
     @property
-    def _over(self) -> int | None:
+    def over(self) -> int | None:
+        """The fewest rows that were compiled and do not fit."""
         return min((step.case.batch for step in self.tried if not step.fits), default=None)
 
     @property
     def expected(self) -> int:
-        """The most rows that should fit, on a line of memory over rows that goes through the last step.
+        """The most rows that should fit well, on a line of memory over rows that goes through the last step.
 
         Its slope is the closed one or that of the last two steps, whichever promises less. The answer lies between
         what is known to fit and what is known not to, and within SOUGHT_UP_TO.
@@ -152,28 +157,29 @@ class Largest:
             before = self.tried[-2]
             slope = (last.needed_bytes - before.needed_bytes) / (case.batch - before.case.batch)
             a_row = max(a_row, slope) if last.fits else min(a_row, max(slope, 1))
-        rows = min(case.batch + int((last.memory_bytes - last.needed_bytes) // a_row), SOUGHT_UP_TO // case.seq_len)
-        if self._over is not None:
-            rows = min(max(rows, case.data), self._over - 1)
-        return max(rows, self._fit) // case.data * case.data
+        room = AIMED_AT * last.memory_bytes - last.needed_bytes
+        rows = min(case.batch + int(room // a_row), SOUGHT_UP_TO // case.seq_len)
+        if self.over is not None:
+            rows = min(max(rows, case.data), self.over - 1)
+        return max(rows, self.fit) // case.data * case.data
 
     def how(self) -> str:
         """How it was found, for a reader: what was compiled, and what was not."""
         *before, last = [str(step.case.batch) for step in self.tried]
         said = "compiled at " + (f"{', '.join(before)} and {last}" if before else last) + " rows: "
-        if not self._fit:
+        if not self.fit:
             return f"{said}none fits" + (f"; {self.batch} are extrapolated, not compiled" if self.batch else "")
-        if self._over is None:
-            return f"{said}{self._fit} fit, more were not compiled"
-        between = "; nothing between was compiled" if self._over > self._fit + self.tried[0].case.data else ""
-        return f"{said}{self._fit} fit, {self._over} do not{between}"
+        if self.over is None:
+            return f"{said}{self.fit} fit, more were not compiled"
+        between = "; nothing between was compiled" if self.over > self.fit + self.tried[0].case.data else ""
+        return f"{said}{self.fit} fit, {self.over} do not{between}"
 
 
 def largest_batch(first: Compiled, compile_step: Callable[[Case], Compiled] = compile_step) -> Largest:
     """Look for the most rows that fit by compiling at most MOST_COMPILED steps, `first` among them."""
     found = Largest((first,))
-    while len(found.tried) < MOST_COMPILED and found.expected not in (0, *(s.case.batch for s in found.tried)):
-        found = Largest((*found.tried, compile_step(replace(first.case, batch=found.expected))))
+    while len(found.tried) < MOST_COMPILED and (rows := found.expected) >= max(1, WORTH_COMPILING * found.fit):
+        found = Largest((*found.tried, compile_step(replace(first.case, batch=rows))))
     return found
 
 
@@ -324,7 +330,7 @@ def table(said: dict[str, Any], tokens: int) -> str:
     gib = 1 << 30
     compiled, active = (said[f"{kind}_matmul_flops"] / 1e12 for kind in ("compiled", "active"))
     mesh = said["mesh"]
-    or_more = " or more" if (said["largest_batch"] + mesh["data"]) * said["seq_len"] > SOUGHT_UP_TO else ""
+    or_more = " or more" if said["largest_batch"] == max(said["batches_compiled"]) else ""
     lines = [
         ("slice", f"{said['topology']}, {said['chips']} chips, data={mesh['data']} × expert={mesh['expert']}"),
         (
