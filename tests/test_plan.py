@@ -208,7 +208,7 @@ def recorded(case: plan.Case) -> plan.Compiled:
 def test_the_largest_batch_is_found_by_three_compilations_at_most(asked: int):
     found = plan.largest_batch(recorded(replace(MXFP4, batch=asked)), recorded)
     assert found.tried[0].case.batch == asked and len({s.case.batch for s in found.tried}) == len(found.tried) <= 3
-    assert found.compiled and 69 <= found.batch <= 111  # of 111
+    assert found.compiled and found.batch <= 111 < 2 * found.batch  # what doubling finds
     fit = [s.case.batch for s in found.tried if s.fits]
     assert found.batch == max(fit) and f"{found.batch} fit" in found.how()
     for over in {s.case.batch for s in found.tried} - set(fit):
@@ -219,7 +219,7 @@ def test_the_largest_batch_is_found_by_three_compilations_at_most(asked: int):
     ("asked", "fixed", "a_row", "named", "how"),
     [
         # A small model ends at a million tokens, or at what was asked for where that is more.
-        (16, 0.1, 1e-4, 512, "compiled at 16, 336 and 512 rows: 512 fit, more were not compiled"),
+        (16, 0.1, 1e-4, 512, "compiled at 16, 256 and 512 rows: 512 fit, more were not compiled"),
         (1024, 0.1, 1e-4, 1024, "compiled at 1024 rows: 1024 fit, more were not compiled"),
         # Rows are split over two: one for each is the least.
         (16, 15.6, 0.1, 0, "compiled at 16 and 2 rows: none fits"),

@@ -30,7 +30,6 @@ SOUGHT_UP_TO = 1 << 20  # tokens a step: more of a small model's tell nothing
 MOST_COMPILED = 3  # steps, to find the largest batch: each takes half a minute or more
 # A step that leaves less than a tenth of memory free may fit, but the compiler tries for minutes to make it do so.
 AIMED_AT = 0.9
-WORTH_COMPILING = 1.125  # times the rows that are known to fit
 # What a token takes of memory, in hidden states of its own: seven for 120b on v5e. It says only where to look.
 HIDDEN_STATES = 8
 
@@ -146,10 +145,11 @@ class Largest:
 
     @property
     def expected(self) -> int:
-        """The most rows that should fit well, on a line of memory over rows that goes through the last step.
+        """The rows that should fit well, on a line of memory over rows that goes through the last step.
 
-        Its slope is the closed one or that of the last two steps, whichever promises less. The answer lies between
-        what is known to fit and what is known not to, and within SOUGHT_UP_TO.
+        Its slope is the closed one or that of the last two steps, whichever promises less. The rows that were asked
+        for are doubled or halved to come next to that: of other numbers a row takes more memory and longer to compile.
+        The answer lies between what is known to fit and what is known not to, and within SOUGHT_UP_TO.
         """
         last, case = self.tried[-1], self.tried[-1].case
         a_row = case.seq_len * HIDDEN_STATES * case.config.hidden_size * ITEM_BYTES / case.data
@@ -158,10 +158,16 @@ class Largest:
             slope = (last.needed_bytes - before.needed_bytes) / (case.batch - before.case.batch)
             a_row = max(a_row, slope) if last.fits else min(a_row, max(slope, 1))
         room = AIMED_AT * last.memory_bytes - last.needed_bytes
-        rows = min(case.batch + int(room // a_row), SOUGHT_UP_TO // case.seq_len)
-        if self.over is not None:
-            rows = min(max(rows, case.data), self.over - 1)
-        return max(rows, self.fit) // case.data * case.data
+        rows, asked = max(case.batch + room / a_row, 1), self.tried[0].case.batch
+        most = min(SOUGHT_UP_TO // case.seq_len, math.inf if self.over is None else self.over - 1)
+
+        def doubled(times: int) -> int:
+            return max(1, int(asked // case.data * 2.0**times)) * case.data
+
+        times = round(math.log2(rows / asked))
+        while doubled(times) > max(most, case.data):
+            times -= 1
+        return max(doubled(times) if doubled(times) <= most else 0, self.fit)
 
     def how(self) -> str:
         """How it was found, for a reader: what was compiled, and what was not."""
@@ -178,7 +184,7 @@ class Largest:
 def largest_batch(first: Compiled, compile_step: Callable[[Case], Compiled] = compile_step) -> Largest:
     """Look for the most rows that fit by compiling at most MOST_COMPILED steps, `first` among them."""
     found = Largest((first,))
-    while len(found.tried) < MOST_COMPILED and (rows := found.expected) >= max(1, WORTH_COMPILING * found.fit):
+    while len(found.tried) < MOST_COMPILED and (rows := found.expected) > found.fit:
         found = Largest((*found.tried, compile_step(replace(first.case, batch=rows))))
     return found
 
