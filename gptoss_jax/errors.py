@@ -70,7 +70,7 @@ class CompilerError(UserError):
 
 
 class HostsError(UserError):
-    """Processes of one run do not come together, disagree, or one was lost."""
+    """Processes of one run do not come together, or disagree."""
 
 
 class StorageError(UserError):

@@ -46,7 +46,7 @@ def start(coordinator: str, num_processes: int | None, process_id: int | None, s
     if process_id == 0:
         _check_port(int(coordinator.rpartition(":")[2]))
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, and not end the process
-    # A proxy does not lead from host to host: JAX would wait for it in vain.
+    # A proxy of the environment does not lead from host to host: with one JAX waits until its time is over.
     proxies = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
     joining: Future[None] = Future()
     where = (None if coordinator == "auto" else coordinator, num_processes, process_id)
@@ -205,7 +205,8 @@ def share(mesh: Mesh) -> Share:
 def first_alone() -> Iterator[None]:
     """A block in which process 0 alone has work; the others wait until it is done.
 
-    At the end JAX waits for five minutes only, whatever its options say, and then ends all.
+    At its own end JAX waits for five minutes only, whatever its options say, and then ends all: also a process 0 that
+    has not written everything.
     """
     yield
     exchange(None)
@@ -214,16 +215,17 @@ def first_alone() -> Iterator[None]:
 def settle(error: Exception) -> None:
     """Wait, where there are other processes, until JAX has ended this one, if it was a loss that caused the error.
 
-    A collective fails at once in those that are left, with a message that does not say which one was lost.
+    When one is killed in a step on CPU, the collective of those that are left fails at once, and does not say which.
     """
     if _run.num_processes > 1 and isinstance(error, jax.errors.JaxRuntimeError):
         time.sleep(HEARTBEAT + 10)
 
 
 def leave(status: int) -> None:
-    """End this process if there are others; after an error without waiting for them, which JAX would do.
+    """End this process if there are others; after an error wait for them only a little.
 
-    What fails in one process mostly fails in all, and each has words of its own: with process 0 JAX ends the others.
+    JAX would wait for them, and then blame those that did not come to their end. It ends them as soon as process 0
+    does: what fails in all processes, such as a wrong path, would be said by one alone.
     """
     if not jax.distributed.is_initialized():
         return
