@@ -133,7 +133,7 @@ PRUNE = [
     case("keep below top-k", ["--keep", 2], "keeping 2", "3 that each token uses", "3 → 2", "--lower-top-k"),
     case("no keep", [], "--ranking with --keep"),
     case("both", ["--keep", 4, "--keep-sets", "ranking.json"], "either"),
-    case("unknown format", ["--keep", 4, "--format", "fp8"], "--format", "'mxfp4'"),
+    case("unknown format", ["--keep", 4, "--format", "fp8"], "--format", "same, mxfp4"),
     case("unknown option", ["--keep", 4, "--bogus"], "--bogus", "gptoss-jax prune --help"),
     case("shards of no size", ["--keep", 4, "--max-shard-size", "big"], "--max-shard-size", "'big'", "5GB"),
     case("shards of negative size", ["--keep", 4, "--max-shard-size", "-5GB"], "--max-shard-size", "5GB"),

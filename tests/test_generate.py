@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from gptoss_jax.data.batching import Document
 from gptoss_jax.devices.placement import here
 from gptoss_jax.errors import DataError, TokenizerError
 from gptoss_jax.generation import Sampling, sample
+from gptoss_jax.network.batch import Tokens
 from gptoss_jax.network.source import load
 from gptoss_jax.run.forward import forward
 from tests import oracle
@@ -71,7 +73,7 @@ def test_logits_of_each_step_equal_those_of_all_tokens_at_once(tiny_mxfp4: Path)
     state = generate.prefill(network, token_ids, lengths, source.config, 64)
     after, caches = generate.step(
         network,
-        (jnp.array([[row[-1]] for row in rows]), jnp.asarray(lengths)[:, None], jnp.ones((3, 1), jnp.int32)),
+        Tokens(jnp.array([[row[-1]] for row in rows]), jnp.asarray(lengths)[:, None], jnp.ones((3, 1), jnp.int32)),
         state.caches,
         source.config,
     )
@@ -205,11 +207,23 @@ class Spelling:
         return b"".join(PIECES[i] for i in ids).decode(errors="replace")
 
 
+class Coming(generate.Answer):
+    """The reply of all pieces, so many at a time."""
+
+    def __init__(self, at_once: int):
+        self.tokenizer, self.stop_ids, self.prompts, self.token_ids = Spelling(), [], [np.zeros(1, np.int32)], [[]]
+        self.at_once = at_once
+
+    def grow(self) -> Iterator[None]:
+        ids = list(range(len(PIECES)))
+        for start in range(0, len(ids), self.at_once):
+            self.token_ids[0] += ids[start : start + self.at_once]
+            yield
+
+
 @pytest.mark.parametrize("at_once", [1, 3, 100])
 def test_channels_are_told_apart_while_they_come(at_once: int, capsys: pytest.CaptureFixture) -> None:
-    ids = np.arange(len(PIECES))
-    chunks = (ids[None, start : start + at_once] for start in range(0, len(ids), at_once))
-    _show(chunks, 1, Spelling())
+    _show(Coming(at_once))
     assert capsys.readouterr().out == "[analysis]\n2 − 1 é\n\n[final]\none\n"
 
 
@@ -217,7 +231,7 @@ REFUSED = {
     "neither prompt nor messages": ((), "either --prompt or --messages"),
     "both": (("--prompt", "a", "--messages", "m.json"), "either --prompt or --messages"),
     "a temperature below 0": (("--prompt", "a", "--temperature", "-1"), "--temperature"),
-    "a temperature that is no number": (("--prompt", "a", "--temperature", "nan"), "nan is no number"),
+    "a temperature that is no number": (("--prompt", "a", "--temperature", "nan"), "--temperature is nan"),
     "no probability": (("--prompt", "a", "--top-p", "0"), "--top-p"),
     "more than all": (("--prompt", "a", "--top-p", "1.1"), "--top-p"),
     "a negative number": (("--prompt", "a", "--top-k", "-1"), "--top-k"),

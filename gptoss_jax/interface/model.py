@@ -168,7 +168,7 @@ def _is_list(inputs: Any) -> bool:
     return not is_one and not (len(inputs) > 0 and all(isinstance(x, int | np.integer) for x in inputs))
 
 
-def _widened(x_LBSX: jax.Array, more: int) -> jax.Array:
+def _widened(x_LBSX: Any, more: int) -> jax.Array:
     """The array with so many further positions, which hold zeros."""
     return jnp.pad(x_LBSX, ((0, 0), (0, 0), (0, more), (0, 0)))
 

@@ -101,7 +101,7 @@ def _size_of(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
     if not match or match[2].upper() not in UNITS:
         raise ValueError
-    return int(float(match[1]) * UNITS[match[2].upper()])
+    return int(min(float(match[1]) * UNITS[match[2].upper()], float(1 << 63)))  # which is too large
 
 
 SIZE = Kind(
@@ -184,7 +184,12 @@ class Data(Options):
     """Which rows are read, and how they become sequences."""
 
     data: Any = option(
-        "", ROWS, f"A file ({', '.join(SUFFIXES)}), a folder of these, or a hub id.", required=True, resumed=False
+        "",
+        ROWS,
+        f"A file ({', '.join(SUFFIXES)}), a folder of these, or a hub id.",
+        required=True,
+        merging="free",
+        resumed=False,
     )
     split: str = option("train", TEXT, "The split of a hub dataset.", merging="free")
     text_column: str = option("text", TEXT, "The column with harmony text, or with a list of messages.", merging="free")

@@ -314,7 +314,7 @@ REFUSALS = [
     case("no output", ["model", "--to", "hf"], "--out"),
     case("more devices", ["model", "--to", "orbax", "--mesh", "data=1,expert=7", "--out", "out"], "7 places"),
     case("mesh for files", ["model", "--to", "hf", "--mesh", "data=1,expert=1", "--out", "out"], "--to orbax"),
-    case("size", ["model", "--to", "hf", "--max-shard-size", "5XB", "--out", "out"], "5XB", "is no size"),
+    case("size", ["model", "--to", "hf", "--max-shard-size", "5XB", "--out", "out"], "5XB", "give a size as 5GB"),
     case("to be quantised", ["bf16", "--to", "orbax", "--format", "mxfp4", "--out", "out"], "BF16", "--to hf"),
 ]
 
