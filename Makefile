@@ -1,4 +1,4 @@
-# make demo, check, test, lint, nano: each sets up what it needs, on a machine that has Python 3.11 or later, pip and make.
+# make demo, check, test, lint, notebook, nano: each sets up what it needs, on a machine that has Python 3.11 or later, pip and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ SPREAD := --numprocesses auto --dist loadfile
 export JAX_PLATFORMS ?= cpu
 export TPU_SKIP_MDS_QUERY ?= 1
 
-.PHONY: demo check test lint nano clean
+.PHONY: demo check test lint notebook nano clean
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ $(VENV)/.run: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/.notebook: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --editable ".[notebook]"
 	touch $@
 
 demo: $(VENV)/.run
@@ -34,6 +38,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# From top to bottom, where the notebook lies; it stops at the first cell that raises. The outputs go nowhere.
+notebook: $(VENV)/.notebook
+	$(BIN)/jupyter execute docs/notebooks/from_prompt_to_pruned.ipynb
 
 # nano from nothing into the folder nano, 80 minutes of two cores; stopped, it goes on. With large pages a step takes
 # a fifth less: XLA asks the system anew for the memory of each.

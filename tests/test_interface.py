@@ -135,6 +135,11 @@ WRONG = {
     "an object": lambda m: m.forward(object()),
     "a layer that does not exist": lambda m: m.masked({L: [0]}),
     "an expert that does not exist": lambda m: m.masked({0: [E]}),
+    "an expert without a list": lambda m: m.masked({0: 3}),
+    "no prompt": lambda m: gj.generate(m, []),
+    "a ranking, not keep-sets": lambda m: gj.prune(m, gj.Ranking([[0]])),
+    "experts by layer": lambda m: gj.prune(m, {0: [1]}),
+    "numbers of experts": lambda m: gj.prune(m, [1, 2]),
 }
 
 
@@ -209,6 +214,12 @@ def test_a_profile_in_memory_is_the_one_that_is_written(tiny_mxfp4: Path, rows_j
     assert gj.select(held, keep=4).layers == gj.rank(tmp_path / "written").keep(4).layers
     with pytest.raises(OutputError, match="exists already"):
         held.save(tmp_path / "written")
+
+
+def test_a_profile_runs_in_the_type_of_the_open_model(model: gj.Model, rows_jsonl: Path) -> None:
+    options = {"max_seq_length": 64, "num_rows": 1}
+    assert gj.profile(model, str(rows_jsonl), **options).info["options"]["dtype"] == "float32"
+    assert gj.profile(model, str(rows_jsonl), **options, dtype="bfloat16").info["options"]["dtype"] == "bfloat16"
 
 
 def test_records_of_python_are_rows(tiny_mxfp4: Path, rows_jsonl: Path) -> None:

@@ -1,7 +1,7 @@
 """The jobs of the command line as functions, with the same names and defaults. Letters: see `config`."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,7 @@ def profile(
         overwrite: replaces an existing folder, at the end.
         resume: goes on with the unfinished run beside `out`, if there is one.
         **options: those of the command `profile`, by their names there with underscores, as domain_column="domain".
+            An open model's dtype and weights are its own where they are not given.
 
     Raises what the command line says in one line: OptionError, DataError, OutputError and others of `errors`.
 
@@ -93,6 +94,8 @@ def profile(
         (6, 16)
     """
     opened = as_model(model)
+    if isinstance(model, Model):
+        options = {"dtype": opened.dtype, "weights": opened.weights} | options
     chosen = named(data=data, **options)
     request = job.Request(opened.name, *chosen, command=_call(opened.name, data, options))
 
@@ -210,7 +213,7 @@ def read_choice(model: Model, ranking: Path | None, keep: int | None, keep_sets:
 
 def prune(
     model: Any,
-    keep_sets: KeepSets | Sequence[Sequence[int]],
+    keep_sets: Any,
     domain: str | None = None,
     *,
     out: str | Path | None = None,
@@ -246,7 +249,7 @@ def prune(
     opened, writing = as_model(model), Writing(format=format, max_shard_size=max_shard_size)
     return cut.prune(
         _checkpoint(opened),
-        keep_sets if isinstance(keep_sets, KeepSets) else KeepSets([list(kept) for kept in keep_sets]),
+        _as_keep_sets(keep_sets),
         None if out is None else Path(out),
         model=opened.name,
         domain=domain,
@@ -257,6 +260,16 @@ def prune(
         verify=verify,
         progress=progress,
     )
+
+
+def _as_keep_sets(given: Any) -> KeepSets:
+    if isinstance(given, KeepSets):
+        return given
+    layers = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [given]
+    if not all(isinstance(kept, Collection) and not isinstance(kept, str | Mapping) for kept in layers):
+        what = f"keep-sets are {type(given).__name__}"
+        raise InputError(f"{what}: give what gptoss_jax.select gives, or for each layer the experts that stay")
+    return KeepSets([[int(expert) for expert in kept] for kept in layers])
 
 
 def _checkpoint(model: Model) -> AnyCheckpoint:
@@ -329,6 +342,8 @@ def answer(
     model: Any, prompts: Sequence[Any], answering: Answering, sampling: Sampling, dtype: str = "bfloat16"
 ) -> Answer:
     """What `generate` runs, for whoever wants to see replies while they grow."""
+    if not prompts:
+        raise InputError("the list of prompts is empty: give what the user says, messages, or a list of either")
     conversations = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
     return Answer(as_model(model).source, conversations, answering, sampling, dtype)
 

@@ -1,6 +1,6 @@
 """A model that is open: forwards of prompts as arrays. Letters: see `config`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,8 @@ class Model:
     def masked(self, dropped: Any) -> "Model":
         """The model without some experts: their router logits are −∞ before top-k, so that others take over.
 
-        `dropped` is {layer: experts to drop}, or keep-sets: for each layer the experts that stay. RankingError where a
-        layer, an expert or their number cannot be.
+        `dropped` is {layer: experts to drop}, or keep-sets: for each layer the experts that stay. InputError where it
+        names a layer or an expert that does not exist, RankingError where keep-sets do not fit or too few experts stay.
 
         Example:
             >>> import gptoss_jax as gj
@@ -145,11 +145,13 @@ class Model:
             layers = self._without(layers)
         return Model(Masked(self.source, layers), f"{self.name}, masked", self.dtype, self.weights)
 
-    def _without(self, dropped: Mapping[int, Sequence[int]]) -> list[list[int]]:
+    def _without(self, dropped: Mapping[Any, Any]) -> list[list[int]]:
         L, E = self.config.num_layers, self.config.num_experts
         for layer, experts in dropped.items():
-            if layer not in range(L) or any(expert not in range(E) for expert in experts):
-                raise InputError(f"masked: {layer}: {list(experts)} is none of {L} layers with experts 0 to {E - 1}")
+            is_known = isinstance(experts, Collection) and all(expert in range(E) for expert in experts)
+            if layer not in range(L) or not is_known:
+                known = f"give lists of the experts 0 to {E - 1} for the layers 0 to {L - 1}"
+                raise InputError(f"masked drops {experts!r} of layer {layer}: {known}")
         return [[e for e in range(E) if e not in dropped.get(layer, ())] for layer in range(L)]
 
     def _check(self, name: str, value: Any, shape: tuple[int, ...]) -> None:

@@ -42,7 +42,7 @@ class Profile:
         >>> rows = [{"text": "2 + 2 = 4", "kind": "sum"}, {"text": "2 * 2 = 4", "kind": "product"}]
         >>> profile = gj.profile("nano", rows, domain_column="kind", keep="all", max_seq_length=64)
         >>> int(profile.columns("sum")["count"].sum())  # tokens · layers · experts a token
-        120
+        168
     """
 
     info: dict[str, Any]
