@@ -25,8 +25,13 @@ PIECE_BYTES = 16 << 20
 
 Layers = Sequence[Sequence[int]]
 """The experts that stay, of each layer, sorted."""
-Progress = Callable[[int, str], AbstractContextManager[Callable[[int], Any]]]
+Bar = Callable[[int, str], AbstractContextManager[Callable[[int], Any]]]
 """Takes a total and its unit and makes a bar, which is told of each part that is done."""
+
+
+def silent(total: int, unit: str) -> AbstractContextManager[Callable[[int], Any]]:
+    """A bar that shows nothing."""
+    return nullcontext(lambda done: None)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def prune(
     lower_top_k: bool = False,
     overwrite: bool = False,
     verify: bool = False,
-    progress: Progress = lambda total, unit: nullcontext(lambda done: None),
+    progress: Bar = silent,
 ) -> Pruned:
     """Write a checkpoint with only the experts of `keep_sets`; nothing is written where it raises.
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .interface.jobs import convert, generate, merge, open, plan, profile, prune, rank, select
-    from .interface.model import Model
+    from .interface.checkpoints import convert, prune
+    from .interface.jobs import generate, merge, plan, profile, rank, select
+    from .interface.model import Model, open
     from .run.forward import Forward
     from .run.profile import Profile
     from .selection.keep_sets import KeepSets
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 # Where each name of the Python interface comes from; it is imported when it is first used.
 PUBLIC = {
-    **dict.fromkeys(
-        ["convert", "generate", "merge", "open", "plan", "profile", "prune", "rank", "select"], "interface.jobs"
-    ),
+    **dict.fromkeys(["generate", "merge", "plan", "profile", "rank", "select"], "interface.jobs"),
+    **dict.fromkeys(["convert", "prune"], "interface.checkpoints"),
+    "open": "interface.model",
     "Forward": "run.forward",
     "KeepSets": "selection.keep_sets",
     "Model": "interface.model",

@@ -84,7 +84,9 @@ def room(name: str) -> str:
 def test_relative_imports_are_understood() -> None:
     """The reader itself, at three places whose imports are known."""
     assert "gptoss_jax.statistics.sums" in IMPORTS["gptoss_jax.report.markdown"]
-    assert {"gptoss_jax.errors", "gptoss_jax.interface.jobs", "gptoss_jax.run.bar"} <= IMPORTS["gptoss_jax.cli.prune"]
+    assert {"gptoss_jax.errors", "gptoss_jax.interface.checkpoints", "gptoss_jax.run.bar"} <= IMPORTS[
+        "gptoss_jax.cli.prune"
+    ]
     assert "convert.mxfp4" in IMPORTS["convert.tensors"]
 
 

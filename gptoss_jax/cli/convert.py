@@ -24,9 +24,9 @@ def convert(model: str, to: str, out: Path, **options: Any) -> None:
     from whichever it was saved. --max-shard-size goes with --to hf, and --mesh with --to orbax, where it says from
     which devices arrays are saved.
     """
-    from ..interface import jobs
+    from ..interface import checkpoints
     from ..run.bar import bar
 
-    converted = jobs.convert(model, to, out, progress=bar, **options)
+    converted = checkpoints.convert(model, to, out, progress=bar, **options)
     experts = f"{converted.num_experts} {'MXFP4' if converted.quantized else 'BF16'} experts"
     click.echo(f"{converted.num_layers} layers of {experts} for {'Orbax' if to == 'orbax' else 'Hugging Face'}: {out}")

@@ -33,12 +33,13 @@ def prune(model: str, ranking: Path | None, keep: int | None, keep_sets: Path | 
     """
     if (keep_sets is None) == (ranking is None) or (ranking is None) != (keep is None):
         raise UserError("prune takes either --ranking with --keep, or --keep-sets")
-    from ..interface import jobs
+    from ..interface import checkpoints
+    from ..interface.model import open
     from ..run.bar import bar
 
-    opened = jobs.open(model)
-    kept = jobs.read_choice(opened, ranking, keep, keep_sets)
-    pruned = jobs.prune(opened, kept, progress=bar, **options)
+    opened = open(model)
+    kept = checkpoints.read_choice(opened, ranking, keep, keep_sets)
+    pruned = checkpoints.prune(opened, kept, progress=bar, **options)
     for warning in pruned.warnings:
         click.echo(f"gptoss-jax: warning: {warning}", err=True)
     experts = f"{pruned.num_kept} of {opened.config.num_experts} experts a layer"

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from convert.sources import open_source
+
 from ..config import Config, Form
 from ..data import harmony
 from ..data.batching import Document, padded_lengths, stack
 from ..devices.placement import Placement, here
 from ..errors import InputError, OptionError
-from ..files.paths import local_folder
+from ..files.paths import AnyPath, local_folder
 from ..network.model import GptOss, Interventions
 from ..network.source import Masked, Source, load
 from ..run.forward import Forward, forward
@@ -180,3 +182,25 @@ def _cut(out: Forward, length: int) -> Forward:
     tokens = jax.tree.map(lambda x_BS: x_BS[:, :length], out.tokens)
     by_layer = (x[:, :, :length] for x in (out.hidden, out.router_logits, out.experts, out.gates, out.norms))
     return Forward(tokens, out.logits[:, :length], *by_layer)
+
+
+def open(model: str | AnyPath, dtype: str = "bfloat16", weights: Form = "bf16") -> Model:
+    """Open a model: a folder in Hugging Face form, an Orbax checkpoint of this project, a hub id, or nano.
+
+    Weights are read when they are needed. CheckpointError or ConfigError where it is no sound GPT-OSS.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> gj.open("nano").config.num_experts
+        16
+    """
+    return Model(open_source(str(model)), str(model), dtype, weights)
+
+
+def as_model(model: Any) -> Model:
+    """What a function takes as a model: an open one, or the name of one."""
+    if isinstance(model, str | Path):
+        return open(model)
+    if isinstance(model, Model):
+        return model
+    raise InputError(f"a model is {type(model).__name__}: give what gptoss_jax.open gives, or a name that it takes")

@@ -1,0 +1,157 @@
+"""The jobs that write checkpoints, as functions with the names and defaults of the command line."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from convert import cut, orbax, published
+from convert import folder as folders
+from convert.cut import Bar, Pruned, silent
+from convert.tensors import AnyCheckpoint
+
+from ..devices import mesh as sharding
+from ..errors import CheckpointError, InputError, OptionError, RankingError
+from ..files import atomic
+from ..run.options import Writing
+from ..selection.keep_sets import KeepSets
+from ..selection.ranking import Ranking
+from .model import Model, as_model
+
+
+def read_choice(model: Model, ranking: Path | None, keep: int | None, keep_sets: Path | None) -> KeepSets:
+    """The keep-sets of a file, or the best `keep` of a ranking's; RankingError where they do not fit the model."""
+    if keep_sets is not None:
+        return KeepSets.read(keep_sets, model.config)
+    if ranking is None or keep is None:
+        raise RankingError("a ranking goes with the number of experts to keep")
+    return Ranking.read(ranking, model.config).keep(keep)
+
+
+def prune(
+    model: Any,
+    keep_sets: Any,
+    domain: str | None = None,
+    *,
+    out: str | Path | None = None,
+    format: str = "same",
+    max_shard_size: int = 5 * 10**9,
+    lower_top_k: bool = False,
+    overwrite: bool = False,
+    verify: bool = False,
+    progress: Bar = silent,
+) -> Pruned:
+    """Write a model with only the experts of the keep-sets, in Hugging Face form; its folder is the result's `folder`.
+
+    Args:
+        model: an open model, or the name of one.
+        keep_sets: what `select` gives, or for each layer the experts that stay.
+        domain: what the model is specialised in, for its name and card.
+        out: the folder; by default the model's name, in the current folder.
+        format: the form of the experts, "same", "mxfp4" or "bf16".
+        max_shard_size: the largest size of a file, in bytes.
+        lower_top_k: whether fewer experts may stay than each token uses.
+        overwrite: replaces an existing folder, at the end.
+        verify: reads the files again from the disk before they get their final name.
+        progress: makes a bar for each long part of the work.
+
+    Raises RankingError, OutputError or CheckpointError, and writes nothing then.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> kept = [[0, 2, 4, 6, 8, 10]] * 6
+        >>> gj.prune("nano", kept, "even", out="even", overwrite=True).num_kept
+        6
+    """
+    opened, writing = as_model(model), Writing(format=format, max_shard_size=max_shard_size)
+    return cut.prune(
+        _checkpoint(opened),
+        _as_keep_sets(keep_sets),
+        None if out is None else Path(out),
+        model=opened.name,
+        domain=domain,
+        format=writing.format,  # type: ignore[arg-type]
+        max_shard_bytes=writing.max_shard_size,
+        lower_top_k=lower_top_k,
+        overwrite=overwrite,
+        verify=verify,
+        progress=progress,
+    )
+
+
+def _as_keep_sets(given: Any) -> KeepSets:
+    if isinstance(given, KeepSets):
+        return given
+    layers = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [given]
+    if not all(isinstance(kept, Collection) and not isinstance(kept, str | Mapping) for kept in layers):
+        what = f"keep-sets are {type(given).__name__}"
+        raise InputError(f"{what}: give what gptoss_jax.select gives, or for each layer the experts that stay")
+    return KeepSets([[int(expert) for expert in kept] for kept in layers])
+
+
+def _checkpoint(model: Model) -> AnyCheckpoint:
+    if not isinstance(model.source, AnyCheckpoint):
+        raise InputError(f"{model.name} is no checkpoint: give the model that it was made from")
+    return model.source
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A checkpoint that `convert` wrote."""
+
+    folder: Path
+    num_layers: int
+    num_experts: int
+    quantized: bool
+
+
+def convert(
+    model: Any,
+    to: str,
+    out: str | Path,
+    *,
+    format: str = "same",
+    max_shard_size: int = 5 * 10**9,
+    mesh: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    progress: Bar = silent,
+) -> Converted:
+    """Write a model as an Orbax checkpoint (`to` is "orbax") or in Hugging Face form ("hf"), to the folder `out`.
+
+    `max_shard_size` in bytes goes with "hf"; `mesh` goes with "orbax", and says from which devices arrays are saved.
+    OutputError or CheckpointError where it cannot be written or read.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> gj.convert("nano", "hf", "nano-bf16", format="bf16", overwrite=True).quantized
+        False
+    """
+    writing, folder_out = Writing(format=format, max_shard_size=max_shard_size), Path(out)
+    if to not in ("orbax", "hf"):
+        raise OptionError(f"--to is {to!r}: give one of orbax, hf")
+    if mesh and to == "hf":
+        raise OptionError("--mesh goes with --to orbax: files in Hugging Face form are written by one process")
+    atomic.check_free(folder_out, overwrite)
+    opened = as_model(model)
+    source = _checkpoint(opened)
+    atomic.check_apart(folder_out, source.folder, or_inside=True)
+    quantize = source.quantized if writing.format == "same" else writing.format == "mxfp4"
+    if to == "orbax" and quantize and not source.quantized:
+        raise CheckpointError(f"{opened.name}: its experts are BF16: make them MXFP4 with --to hf --format mxfp4 first")
+    config = source.config
+    devices = (
+        sharding.make(config, *(mesh or sharding.default_sizes(config, jax.device_count()))) if to == "orbax" else None
+    )
+    with atomic.new_folder(folder_out, overwrite) as folder:
+        if devices is not None:
+            wanted = orbax.plan(config, devices, "mxfp4" if quantize else "bf16")
+            with progress(sum(map(orbax.nbytes, wanted.values())), "B") as advance:
+                orbax.write(source, folder, wanted, advance)
+        else:
+            groups = published.plan(source, quantize)
+            with progress(sum(t.nbytes for group in groups for t in group), "B") as advance:
+                described = folders.pruned_config(source.config_json, config.num_experts, quantize)
+                folders.write_checkpoint(folder, groups, described, source.folder, writing.max_shard_size, advance)
+    return Converted(folder_out, config.num_layers, config.num_experts, quantize)
