@@ -18,7 +18,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .interface.checkpoints import convert, prune
-    from .interface.jobs import generate, merge, plan, profile, rank, select
+    from .interface.choosing import rank, select
+    from .interface.jobs import generate, merge, plan, profile
     from .interface.model import Model, open
     from .run.forward import Forward
     from .run.profile import Profile
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 # Where each name of the Python interface comes from; it is imported when it is first used.
 PUBLIC = {
-    **dict.fromkeys(["generate", "merge", "plan", "profile", "rank", "select"], "interface.jobs"),
+    **dict.fromkeys(["generate", "merge", "plan", "profile"], "interface.jobs"),
     **dict.fromkeys(["convert", "prune"], "interface.checkpoints"),
+    **dict.fromkeys(["rank", "select"], "interface.choosing"),
     "open": "interface.model",
     "Forward": "run.forward",
     "KeepSets": "selection.keep_sets",

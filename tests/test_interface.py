@@ -283,7 +283,9 @@ def test_every_public_function_has_an_example() -> None:
             assert ">>>" in (thing.__doc__ or ""), name
 
 
-@pytest.mark.parametrize("module", ["interface.model", "interface.jobs", "interface.checkpoints", "run.profile"])
+@pytest.mark.parametrize(
+    "module", ["interface.model", "interface.jobs", "interface.choosing", "interface.checkpoints", "run.profile"]
+)
 def test_examples_run(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(import_module(f"gptoss_jax.{module}"))

@@ -157,7 +157,7 @@ def test_profile_json_of_a_merge(finished: Finished, program: Program, tmp_path:
     assert info["engine"] == "resident, streamed"
     assert info["options"] == OPTIONS | {"max_seq_length": "several", "data": "several"}
     assert "--max-seq-length is not the same in all merged profiles: 32, 64" in info["warnings"]
-    assert info["command"].startswith("gptoss-jax profile --merge") and info["versions"]["jax"]
+    assert info["command"].startswith("gptoss-jax merge ") and info["versions"]["jax"]
     report = (tmp_path / "out" / "report.md").read_text()
     assert "- Dataset: 2 profiles merged\n" in report and f"  - `{first}`: 4 rows\n" in report
     assert "- Rows: 8\n- Max seq length: several\n" in report

@@ -27,7 +27,7 @@ def rank(profile: Path, out: Path, **options: Any) -> None:
 
     PROFILE is a profile's folder or a saliency.parquet. The file says by which criterion and over which data it ranks.
     """
-    from ..interface import jobs
+    from ..interface import choosing
 
-    ranking = jobs.rank(profile, out=out, **options)
+    ranking = choosing.rank(profile, out=out, **options)
     click.echo(f"{len(ranking.layers)} layers of {len(ranking.layers[0])} experts {ranking.origin}: {out}")

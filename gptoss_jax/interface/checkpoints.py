@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from convert import cut, orbax, published
+from convert import cut, published
 from convert import folder as folders
 from convert.cut import Bar, Pruned, silent
 from convert.tensors import AnyCheckpoint
@@ -128,6 +128,8 @@ def convert(
         >>> gj.convert("nano", "hf", "nano-bf16", format="bf16", overwrite=True).quantized
         False
     """
+    from convert import orbax  # slow to import, and needed for its own checkpoints only
+
     writing, folder_out = Writing(format=format, max_shard_size=max_shard_size), Path(out)
     if to not in ("orbax", "hf"):
         raise OptionError(f"--to is {to!r}: give one of orbax, hf")

@@ -21,11 +21,6 @@ from ..run import job
 from ..run import merge as merging
 from ..run.options import Answering, Sampling, Slice, named
 from ..run.profile import Profile
-from ..selection import ranking as rankings
-from ..selection.keep_sets import KeepSets
-from ..selection.origin import profile_origin
-from ..selection.ranking import Ranking
-from ..statistics.tables import read_columns
 from .model import Model, as_model
 
 
@@ -108,62 +103,6 @@ def merge(
         return merged
     atomic.check_apart(target, *(p.folder for p in opened if p.folder is not None))
     return merged.save(target, overwrite)
-
-
-def rank(
-    profile: Profile | str | AnyPath,
-    criterion: str = "reap",
-    domain: str | None = None,
-    seed: int = 0,
-    *,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-) -> Ranking:
-    """Rank the experts of each layer, best first, by a criterion over all rows of a profile or one domain.
-
-    `profile` is an open one, its folder, or a saliency.parquet. With `out` the ranking is written to that file.
-    ProfileError where the criterion or the domain does not exist, or the profile lacks what is needed.
-
-    Example:
-        >>> import gptoss_jax as gj
-        >>> profile = gj.profile("nano", [{"text": "2 + 2 = 4"}], keep="all", max_seq_length=64)
-        >>> len(gj.rank(profile, "frequency").layers)
-        6
-    """
-    target = None if out is None else Path(out)
-    if target is not None:
-        atomic.check_free(target, overwrite)
-    if isinstance(profile, Profile):
-        ranking = profile.rank(criterion, domain, seed)
-    else:
-        path = Path(profile)  # type: ignore[arg-type]
-        if target is not None:
-            atomic.check_apart(target, path)
-        ranking = rankings.rank(read_columns(path, domain), criterion, seed, profile_origin(path, domain))
-    if target is not None:
-        ranking.write(target, overwrite)
-    return ranking
-
-
-def select(
-    chosen_from: Ranking | Profile | str | AnyPath,
-    keep: int,
-    criterion: str = "reap",
-    domain: str | None = None,
-    seed: int = 0,
-) -> KeepSets:
-    """Keep the best experts of each layer: from a ranking, or from a profile as `rank` takes it.
-
-    RankingError where there are not so many experts.
-
-    Example:
-        >>> import gptoss_jax as gj
-        >>> profile = gj.profile("nano", [{"text": "2 + 2 = 4"}], keep="all", max_seq_length=64)
-        >>> [len(kept) for kept in gj.select(profile, keep=12).layers]
-        [12, 12, 12, 12, 12, 12]
-    """
-    ranking = chosen_from if isinstance(chosen_from, Ranking) else rank(chosen_from, criterion, domain, seed)
-    return ranking.keep(keep)
 
 
 def answer(

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ProfileError, reason
-from .sums import DECLARED, GATE_BINS, Statistics
 from .weightings import column
+
+if TYPE_CHECKING:  # with the sums comes JAX, without which a table is read
+    from .sums import Statistics
 
 Columns = dict[str, np.ndarray]
 """The columns of a saliency table, each [L, E]."""
@@ -21,11 +24,13 @@ USAGE = "usage.parquet"
 USAGE_BY_DOMAIN = "usage_by_domain.parquet"
 
 
-def columns(statistics: Statistics, weighted: Mapping[str, np.ndarray]) -> Columns:
+def columns(statistics: "Statistics", weighted: Mapping[str, np.ndarray]) -> Columns:
     """The columns of a saliency table beside layer and expert, in order, from statistics and weighted sums [L, …].
 
     First the count and what has a mean, then the means, then the rest; without those that an older store lacks.
     """
+    from .sums import DECLARED
+
     by_expert = {name: s for name, s in DECLARED.items() if s.by_expert and getattr(statistics, name) is not None}
     first = [name for name, s in by_expert.items() if s.mean or name == "count"]
     further = [name for name in by_expert if name not in first]
@@ -47,9 +52,11 @@ def with_domain(tables: dict[str, pa.Table]) -> pa.Table:
     )
 
 
-def usage_table(total: Statistics) -> pa.Table:
+def usage_table(total: "Statistics") -> pa.Table:
     """Long form, the schema of the published usage profiles; pairs i < j, and zeros left out of both
     co-activation and histogram, whose bin stands in expert_i. Co-activations that are not kept apart are left out."""
+    from .sums import GATE_BINS
+
     rows: list[tuple[str, int, int | None, int | None, float]] = []
     for layer, count_E in enumerate(total.count):
         tokens = max(1, int(total.tokens[layer]))
