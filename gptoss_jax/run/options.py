@@ -259,10 +259,10 @@ class Placing(Options):
         "Resident holds all weights, streamed one layer after the other; auto goes by memory.",
         merging="free",
     )
-    memory_gib: float | None = option(
+    memory_gib: float | int | None = option(
         None, real(above=0.0), "The most memory that the run may take.", otherwise="any", merging="free", resumed=False
     )
-    activation_gib: float = option(
+    activation_gib: float | int = option(
         2.0,
         real(0.0),
         "For the streamed engine: hidden states beyond this are not held in memory, but mapped from files of the "
@@ -306,9 +306,11 @@ class Placing(Options):
 class Sampling(Options):
     """How a token is chosen from its logits."""
 
-    temperature: float = option(1.0, real(0.0), "0 takes the most probable token.")
+    temperature: float | int = option(
+        1.0, real(0.0), "Divides the logits before the choice; 0 takes the most probable token."
+    )
     top_k: int = option(0, whole(0), "Chooses among so many of the most probable tokens; 0 among all.")
-    top_p: float = option(
+    top_p: float | int = option(
         1.0, real(above=0.0, most=1.0), "Chooses among the most probable tokens that together have this probability."
     )
     seed: int = option(0, whole(0, (1 << 32) - 1), "The seed of the choice.")
