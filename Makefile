@@ -39,7 +39,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# From top to bottom, where the notebook lies; it stops at the first cell that raises. The outputs go nowhere.
+# Runs the notebook from top to bottom, and fails at the first cell that raises. It writes nothing.
 notebook: $(VENV)/.notebook
 	$(BIN)/jupyter execute docs/notebooks/from_prompt_to_pruned.ipynb
 
