@@ -14,7 +14,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,17 @@ def differing(one: Path, other: Path, name: str) -> tuple[int, list[str]]:
     return len(of_command[0] & of_command[1]), wrong
 
 
+@contextmanager
+def earlier(commit: str, folder: Path) -> Iterator[Path]:
+    """The tree of a commit, in `folder`."""
+    tree = folder / "before"
+    subprocess.run(["git", "worktree", "add", "--quiet", "--detach", tree, commit], check=True)
+    try:
+        yield tree
+    finally:
+        subprocess.run(["git", "worktree", "remove", "--force", tree], check=True)
+
+
 def prepare(folder: Path) -> None:
     """The inputs of all commands: rows, a keep-set for either model, and the checkpoint."""
     write_rows(folder / "rows.jsonl", Path(str(open_source(NANO).folder)), read(QUESTIONS / "calibration.jsonl")[::4])
@@ -152,32 +164,25 @@ def main(commit: str, plan: bool) -> None:
     """Print one row for each command and model; exit status 1 where anything differs."""
     here, differences = Path.cwd(), 0
     click.echo("| command | model | files | equal |\n|---|---|---:|---|")
-    with tempfile.TemporaryDirectory() as name:
-        before = Path(name) / "before"
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", before, commit], check=True)
-        try:
-            for model, (layers, kept) in {"nano": (6, 8), "../tiny": (TINY.num_layers, 5)}.items():
-                sides = [Path(name) / f"{side} {Path(model).name}" for side in ("old", "new")]
-                todo = commands(model)
-                if plan and model == "nano":
-                    todo["plan"] = ["plan", "gpt-oss-20b", "--topology", "v5e:2x4", "--json"]
-                for side in sides:
-                    side.mkdir()
-                    (side / "keep.json").write_text(json.dumps([list(range(1, kept + 1))] * layers))
-                if not (Path(name) / "tiny").exists():
-                    (Path(name) / "tiny").mkdir()
-                    prepare(Path(name))
-                for side in sides:
-                    (side / "rows.jsonl").write_bytes((Path(name) / "rows.jsonl").read_bytes())
-                for command, words in todo.items():
-                    for tree, side in zip((before, here), sides, strict=True):
-                        run(tree, side, command, words)
-                    compared, wrong = differing(*sides, command)
-                    differences += len(wrong)
-                    verdict = f"no: {', '.join(wrong)}" if wrong else "yes"
-                    click.echo(f"| {words[0]}: {command} | {Path(model).name} | {compared} | {verdict} |")
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", before], check=True)
+    with tempfile.TemporaryDirectory() as name, earlier(commit, Path(name)) as before:
+        (Path(name) / "tiny").mkdir()
+        prepare(Path(name))
+        for model, (layers, kept) in {"nano": (6, 8), "../tiny": (TINY.num_layers, 5)}.items():
+            sides = [Path(name) / f"{side} {Path(model).name}" for side in ("old", "new")]
+            for side in sides:
+                side.mkdir()
+                (side / "keep.json").write_text(json.dumps([list(range(1, kept + 1))] * layers))
+                (side / "rows.jsonl").write_bytes((Path(name) / "rows.jsonl").read_bytes())
+            todo = commands(model)
+            if plan and model == "nano":
+                todo["plan"] = ["plan", "gpt-oss-20b", "--topology", "v5e:2x4", "--json"]
+            for command, words in todo.items():
+                for tree, side in zip((before, here), sides, strict=True):
+                    run(tree, side, command, words)
+                compared, wrong = differing(*sides, command)
+                differences += len(wrong)
+                verdict = f"no: {', '.join(wrong)}" if wrong else "yes"
+                click.echo(f"| {words[0]}: {command} | {Path(model).name} | {compared} | {verdict} |")
     sys.exit(bool(differences))
 
 
