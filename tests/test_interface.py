@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -149,6 +150,26 @@ def test_wrong_arguments_are_named_before_anything_is_computed(call: Callable[[A
     with pytest.raises(InputError) as refusal:
         call(fresh)
     assert "\n" not in str(refusal.value) and "network" not in vars(fresh)
+
+
+TYPES = {
+    "--batch-size is 'x': give a whole number of at least 1": {"batch_size": "x"},
+    "--batch-size is True: give a whole number of at least 1": {"batch_size": True},
+    "--mesh is 'data=1,expert=1': give": {"mesh": "data=1,expert=1"},
+    "--pack is 1: give true or false": {"pack": 1},
+    "--eaft-weights is (1.0, 2.0): give 3 values, each a finite number": {"eaft_weights": (1.0, 2.0)},
+    "--memory-gib is nan: give a finite number above 0": {"memory_gib": float("nan")},
+    "there is no option 'batch'": {"batch": 3},
+}
+
+
+@pytest.mark.parametrize("says", TYPES)
+def test_options_of_wrong_types(says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What users get must not rest on the checked annotations of the tests."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(OptionError) as refusal:
+        gj.profile("nano", "rows.jsonl", **TYPES[says])
+    assert str(refusal.value).startswith(says)
 
 
 def test_too_few_experts_left(model: gj.Model) -> None:
