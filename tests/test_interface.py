@@ -85,7 +85,7 @@ def test_its_own_gates_change_nothing_and_zero_silences(model: gj.Model, out: gj
 
 def difference(function: Callable[[Any], Any], at: np.ndarray, way: np.ndarray) -> float:
     """The derivative along `way`, by central differences."""
-    step = 1e-2
+    step = 1e-3  # longer ones change what the router chooses, where the function jumps
     return float(function(at + step * way) - function(at - step * way)) / (2 * step)
 
 
