@@ -19,6 +19,8 @@ from convert import shards
 
 from .bad_input import SHORT, Program, Refused, argv, model, profile, program, ranking, refused, tree
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = [sys.executable, "-c", "from gptoss_jax.cli import main; main()"]
 # Waits half-way: after the first shard, or where the model would run.
 STOPPING = """
