@@ -89,6 +89,7 @@ def difference(function: Callable[[Any], Any], at: np.ndarray, way: np.ndarray) 
     return float(function(at + step * way) - function(at - step * way)) / (2 * step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gates", "steering"])
 def test_gradients_equal_differences(name: str, model: gj.Model, out: gj.Forward) -> None:
     """Of a logit, and of the saliency of all pairs, with respect to gates and to the layers' inputs."""
@@ -107,6 +108,7 @@ def test_gradients_equal_differences(name: str, model: gj.Model, out: gj.Forward
     assert np.isfinite(saliency).all() and np.abs(saliency).max() > 0
 
 
+@pytest.mark.slow
 def test_a_gradient_of_the_weights(model: gj.Model) -> None:
     gradient = jax.grad(lambda network: model.forward(IDS[1], network=network).logits[0, -1].max())(model.network)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(gradient)]
@@ -304,6 +306,7 @@ def test_every_public_function_has_an_example() -> None:
             assert ">>>" in (thing.__doc__ or ""), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["interface.model", "interface.jobs", "interface.choosing", "interface.checkpoints", "run.profile"]
 )

@@ -18,6 +18,8 @@ from convert import shards
 
 from .bad_input import SHORT, Program, Refused, tree
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = [sys.executable, "-c", "from gptoss_jax.cli import main; main()"]
 # Waits half-way: after the first shard, or where the model would run.
 STOPPING = """

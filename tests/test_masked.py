@@ -30,6 +30,8 @@ from gptoss_jax.run.resident import Resident
 from gptoss_jax.run.streamed import Streamed
 from gptoss_jax.statistics.sums import DECLARED
 
+pytestmark = pytest.mark.slow
+
 L, E = TINY.num_layers, TINY.num_experts
 KEEP = 4
 KEEP_SETS = [sorted(np.random.default_rng(layer).permutation(E)[:KEEP].tolist()) for layer in range(L)]

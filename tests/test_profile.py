@@ -18,6 +18,8 @@ from gptoss_jax.statistics.tables import read_columns
 from tests import oracle
 from tests.bad_input import read_shard, shard_of, write_shard
 
+pytestmark = pytest.mark.slow
+
 L, E, K = TINY.num_layers, TINY.num_experts, TINY.top_k
 
 

@@ -85,6 +85,7 @@ def test_the_folder_is_named_as_published(pruned: Path) -> None:
     assert (pruned / "model.safetensors.index.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_usage_code_runs_as_printed(pruned: Path) -> None:
     code = usage_code((pruned / "README.md").read_text(encoding="utf-8"))
     assert TINY_NAME in code
