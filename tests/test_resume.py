@@ -127,15 +127,15 @@ def state_of(seed: int) -> State:
     rng = np.random.default_rng(seed)
 
     def unit(layer: int) -> Unit:
-        shapes = {"coactivation": (1, 2, 7, 7), "tokens": (1, 2), "computed": (1, 2), "router_entropy_sum": (1, 2)}
-        shapes |= {"gate_rank_sum": (1, 2, 3), "gate_histogram": (1, 2, 200)}
-        arrays = {name: rng.normal(size=shapes.get(name, (1, 2, 7))) for name in Statistics.__dataclass_fields__}
-        return Unit(Statistics(**arrays), layer, 5.25, rng.normal(size=(3, 64, 2)).astype(np.float32))
+        sizes = {"G": 2, "J": 2, "E": 7, "k": 3, "b": 200}
+        statistics = Statistics.of(lambda _, s: rng.normal(size=(1, *(sizes[x] for x in s.axes.split()))))
+        scores = rng.normal(size=(3, 64, 2)).astype(np.float32)
+        return Unit(first_layer=layer, tokens=5.25, statistics=statistics, scores=scores)
 
     state = State(seconds=1 / 3, compile_seconds=0.1)
     for layer in (0, 3):
         state.add(unit(layer), 4)
-    state.weighing, state.units = True, 0
+    state.weighting, state.units = "eaft", 0
     state.add(unit(2), 4)
     return state
 
@@ -148,7 +148,7 @@ def test_a_state_comes_back(tmp_path: Path) -> None:
     back = Progress(tmp_path / "out").state()
     assert back.to_bytes() == state.to_bytes() and back.units == 1 and back.tokens == 15.75
     assert progress.begun() == {"--dtype": "float32", "mesh": [1, 2]}
-    back.add(Unit(state.statistics, 0, 1.0), 4)  # can be added to
+    back.add(Unit(0, 1.0, state.statistics), 4)  # can be added to
     progress.begin({"--dtype": "float32", "mesh": (1, 2)}, resume=True)
     progress.remove()
     assert not list(tmp_path.iterdir())
@@ -254,7 +254,7 @@ def test_a_state_of_another_version(
     assert data is not None
     for other in (
         b"none",
-        data.tobytes().replace(b"weighing", b"weighted"),
+        data.tobytes().replace(b"weighting", b"weighings"),
         data.tobytes().replace(b"norm_max", b"norm_min"),
     ):
         progress.write("state", other)
@@ -351,7 +351,7 @@ class Moment(NamedTuple):
             shutil.rmtree(file)
         shutil.copytree(self.left, folder, dirs_exist_ok=True)
         state = Progress(folder / "out").state()
-        return total if (folder / "out").exists() else state.units + state.weighing * total // 2
+        return total if (folder / "out").exists() else state.units + bool(state.weighting) * total // 2
 
 
 def moments(program: Program, steps: list[str], folder: Path, argv: list[Any]) -> list[Moment]:
