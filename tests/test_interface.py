@@ -66,11 +66,14 @@ def test_a_text_messages_and_ids_are_one(model: gj.Model) -> None:
     messages = [{"role": "user", "content": "What is 1 plus 1?"}]
     from gptoss_jax.data import harmony
 
-    text = harmony.render(messages, model.tokenizer)
+    text = harmony.render(messages, model.tokenizer, generate=True)
     ids = harmony.token_ids(text, model.tokenizer, V)
     for one in (text, messages, ids, ids.tolist(), [text], [messages], [ids]):
         np.testing.assert_array_equal(model.token_ids(one)[0], ids)
     assert [len(row) for row in model.token_ids([text, ids[:3]])] == [len(ids), 3]
+    answered = [*messages, {"role": "assistant", "content": "2"}]
+    whole = harmony.token_ids(harmony.render(answered, model.tokenizer), model.tokenizer, V)
+    np.testing.assert_array_equal(model.token_ids(answered)[0], whole)
 
 
 def test_its_own_gates_change_nothing_and_zero_silences(model: gj.Model, out: gj.Forward) -> None:

@@ -62,7 +62,8 @@ class Model:
         """The token ids of a text, of messages, of ids, or of a list of these: int32 [length] of each.
 
         A text is taken as it stands, with harmony's marks where it has some, as in a profile's text column. Messages,
-        which are objects with role and content, go through the chat template.
+        which are objects with role and content, go through the chat template; where the last one is not the
+        assistant's, the marks follow with which its reply begins.
         """
         rows = inputs if _is_list(inputs) else [inputs]
         if not rows:
@@ -71,7 +72,7 @@ class Model:
 
     def _ids(self, row: Any, number: int) -> np.ndarray:
         if _is_messages(row):
-            row = harmony.render(list(row), self.tokenizer)
+            row = harmony.render(list(row), self.tokenizer, generate=row[-1].get("role") != "assistant")
         if isinstance(row, str):
             ids = harmony.token_ids(row, self.tokenizer, self.config.vocab_size)
         else:
