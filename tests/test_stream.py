@@ -24,6 +24,7 @@ from gptoss_jax.run import choose as engines
 from gptoss_jax.run import memory
 from gptoss_jax.run import streamed as stream
 from gptoss_jax.run.memory import GIB
+from gptoss_jax.run.options import Placing
 
 from .bad_input import Refused
 from .test_profile import decided
@@ -190,16 +191,6 @@ def test_weights_of_a_model_and_of_its_layers() -> None:
     assert 0.25 < 24 * layer / whole < 0.31
 
 
-OPTIONS: dict[str, Any] = {
-    "engine": "auto",
-    "mesh": None,
-    "mapping": "mesh",
-    "weights": "bf16",
-    "dtype": "bfloat16",
-    "memory_gib": None,
-}
-
-
 @pytest.mark.parametrize(
     ("free", "changed", "expected"),
     [
@@ -218,7 +209,7 @@ def test_auto_goes_by_memory_and_says_why(
     free: int, changed: dict[str, Any], expected: str, tiny_mxfp4: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "available", lambda: free * GIB)
-    choice = engines.choose(Checkpoint(tiny_mxfp4), OPTIONS | changed)
+    choice = engines.choose(Checkpoint(tiny_mxfp4), Placing(**changed))
     assert choice.engine == expected and choice.reason
     if not changed:
         assert f"{free}.0 GiB of free memory" in choice.reason

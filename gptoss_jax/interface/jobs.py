@@ -11,7 +11,7 @@ from convert.sources import NANO, locate
 from ..config import PRESETS, Config
 from ..devices import mesh as sharding
 from ..devices import topologies
-from ..errors import InputError, MeshError, OptionError
+from ..errors import InputError, MeshError, OptionError, ProfileError
 from ..files import atomic
 from ..files.paths import AnyPath, place, read_json
 from ..generation import Answer, Reply
@@ -64,10 +64,16 @@ def profile(
     if out is not None:
         target = place(out) if isinstance(out, str) else out
         job.start(request, out=str(target), overwrite=overwrite, resume=resume)
-        return job.run(request, source, target, overwrite, resume).profile
+        return _of_process(job.run(request, source, target, overwrite, resume))
     with tempfile.TemporaryDirectory() as folder:
-        found = job.run(request, source, Path(folder) / "profile").profile
+        found = _of_process(job.run(request, source, Path(folder) / "profile"))
     return Profile(found.info, found.sums)
+
+
+def _of_process(finished: job.Finished) -> Profile:
+    if finished.profile is None:
+        raise ProfileError("the profile was complete already, and process 0 alone has it: open it there")
+    return finished.profile
 
 
 def _call(model: str, data: Any, options: dict[str, Any]) -> str:

@@ -76,7 +76,8 @@ class Request:
 class Finished:
     """What the job gives."""
 
-    profile: Profile
+    profile: Profile | None
+    """None where the run was complete already, in processes that have nothing of it."""
     said: str
     """One line for the user; empty in the processes that do not speak."""
 
@@ -123,8 +124,10 @@ def run(
     if writes:
         kept.begin({**settings, REASON: choice.reason}, resume)
     if standing.get("settings_hash") == info["settings_hash"]:
+        finished = Finished(None, "")
         with hosts.first_alone():
-            finished = Finished(Profile.open(target), f"is complete; report: {target / 'report.md'}" if writes else "")
+            if writes:
+                finished = Finished(Profile.open(target), f"is complete; report: {target / 'report.md'}")
     else:
         finished = _measured(request, source, choice, given, dataset, kept, info, target, overwrite)
     if writes:
