@@ -162,7 +162,8 @@ TYPES = {
     "--batch-size is True: give a whole number of at least 1": {"batch_size": True},
     "--mesh is 'data=1,expert=1': give": {"mesh": "data=1,expert=1"},
     "--pack is 1: give true or false": {"pack": 1},
-    "--eaft-weights is (1.0, 2.0): give 3 values, each a finite number": {"eaft_weights": (1.0, 2.0)},
+    "--eaft-weights is (1.0, 2.0): give 3 values (in Python a tuple), each a finite": {"eaft_weights": (1.0, 2.0)},
+    "--domain is 'a': give any number of values (in Python a tuple), each a text": {"domain": "a"},
     "--memory-gib is nan: give a finite number above 0": {"memory_gib": float("nan")},
     "there is no option 'batch'": {"batch": 3},
 }

@@ -49,10 +49,8 @@ def option_of(kind: type[Options], name: str) -> Callable[[F], F]:
     """One option of an option type, for a command."""
     declared: Option = declared_options(kind)[name]
     (default,) = (field.default for field in fields(kind) if field.name == name)
-    flag, help = (
-        flag_of(kind, name),
-        declared.help + (f"  [default: {declared.otherwise}]" if declared.otherwise else ""),
-    )
+    flag = flag_of(kind, name)
+    help = f"{declared.help}  [default: {declared.otherwise}]" if declared.otherwise else declared.help
     if declared.kind is SWITCH:
         return click.option(flag, name, is_flag=True, default=default, help=help)
     kept: dict[str, Any] = {"multiple": True} if not declared.several else {"nargs": declared.several}

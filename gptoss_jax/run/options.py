@@ -50,6 +50,13 @@ class Option:
     resumed: bool = True
     """Whether a run that goes on must have the same value, as where it changes what is computed."""
 
+    def accepts(self, value: Any) -> bool:
+        """Whether the option may have this value: of several values a tuple."""
+        if self.several == 1:
+            return self.kind.accepts(value)
+        is_whole = isinstance(value, tuple) and self.several in (0, len(value))
+        return is_whole and all(map(self.kind.accepts, value))
+
 
 def whole(least: int, most: int | float = math.inf) -> Kind:
     """Whole numbers from `least` to `most`."""
@@ -150,13 +157,10 @@ class Options:
     """What the option types share: each checks its values when it is made. OptionError names the first wrong one."""
 
     def __post_init__(self) -> None:
-        for name, declared in declared_options(type(self)).items():
-            value = getattr(self, name)
-            values = value if declared.several != 1 and isinstance(value, tuple) else (value,)
-            count_is_wrong = declared.several > 1 and len(values) != declared.several
-            default = next(f.default for f in dataclasses.fields(self) if f.name == name)
-            if value is not default and (count_is_wrong or not all(map(declared.kind.accepts, values))):
-                raise wrong(flag_of(type(self), name), value, declared)
+        for field in dataclasses.fields(self):
+            value, declared = getattr(self, field.name), declared_options(type(self))[field.name]
+            if value is not field.default and not declared.accepts(value):
+                raise wrong(flag_of(type(self), field.name), value, declared)
         self.check()
 
     def check(self) -> None:
@@ -165,7 +169,7 @@ class Options:
 
 def wrong(flag: str, value: Any, declared: Option) -> OptionError:
     """What to raise where an option has a value that it cannot have."""
-    each = f"{declared.several} values, each " if declared.several > 1 else ""
+    each = "" if declared.several == 1 else f"{declared.several or 'any number of'} values (in Python a tuple), each "
     return OptionError(f"{flag} is {value!r}: give {each}{declared.kind.expected}")
 
 
