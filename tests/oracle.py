@@ -28,7 +28,7 @@ class Reference:
 
 def load(folder: Path, dtype: str = "float32") -> Any:
     """transformers' own model, with its plain attention and its plain loop over experts."""
-    _torch()
+    needs_torch()
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
@@ -38,7 +38,7 @@ def load(folder: Path, dtype: str = "float32") -> Any:
 
 def forward(model: Any, token_ids: Sequence[int]) -> Reference:
     """One row through transformers, each expert's output taken from the inputs that it sees there."""
-    torch = _torch()
+    torch = needs_torch()
     result = Reference(np.empty(0), [], [], [], [], [], [])
 
     def after_router(_: Any, __: Any, output: Any) -> None:
@@ -73,7 +73,7 @@ def forward(model: Any, token_ids: Sequence[int]) -> Reference:
 
 def greedy(model: Any, prompt: Sequence[int], count: int) -> np.ndarray:
     """The `count` likeliest tokens after a prompt, past every stop."""
-    torch, ids = _torch(), _row(prompt)
+    torch, ids = needs_torch(), _row(prompt)
     fixed = {"max_new_tokens": count, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with torch.no_grad():
         return model.generate(ids, attention_mask=torch.ones_like(ids), **fixed)[0, len(prompt) :].numpy()
@@ -88,7 +88,7 @@ def gradients(model: Any, token_ids: Sequence[int]) -> dict[str, np.ndarray]:
 
 def expert_output(module: Any, expert: int, x: Any) -> Any:
     """f_j(x) as section 1 of the published architecture writes it, [T, D]."""
-    torch = _torch()
+    torch = needs_torch()
     gate_up = x @ module.gate_up_proj[expert] + module.gate_up_proj_bias[expert]
     gate = gate_up[:, 0::2].clamp(max=module.limit)
     up = gate_up[:, 1::2].clamp(-module.limit, module.limit)
@@ -100,9 +100,10 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(np.asarray(ours, np.float64) - theirs).max() / np.abs(theirs).max())
 
 
-def _torch() -> Any:
+def needs_torch() -> Any:
+    """The package; the test skips where it is not installed."""
     return pytest.importorskip("torch", reason="the reference needs torch, which is not installed for this Python")
 
 
 def _row(token_ids: Sequence[int]) -> Any:
-    return _torch().tensor(np.asarray(token_ids)[None]).long()
+    return needs_torch().tensor(np.asarray(token_ids)[None]).long()

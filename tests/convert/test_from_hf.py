@@ -14,6 +14,7 @@ from convert.tensors import read_values
 from gptoss_jax.config import TINY
 from gptoss_jax.devices.mesh import by_path
 from gptoss_jax.network.source import load
+from tests.oracle import needs_torch
 
 
 @pytest.fixture(scope="module", params=["mxfp4", "bf16"])
@@ -24,7 +25,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="module")
 def theirs(folder: Path) -> dict[str, np.ndarray]:
     """The state dict of transformers in float32, into which every stored value goes exactly."""
-    import torch
+    torch = needs_torch()
     from transformers import GptOssForCausalLM
 
     model = GptOssForCausalLM.from_pretrained(folder, dtype=torch.float32)

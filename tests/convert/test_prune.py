@@ -24,6 +24,7 @@ from gptoss_jax.network import source as weights
 from gptoss_jax.selection.keep_sets import KeepSets
 from gptoss_jax.selection.origin import Origin
 from gptoss_jax.selection.ranking import Ranking
+from tests.oracle import needs_torch
 
 KEEP = 4
 RANKING = [np.random.default_rng(layer).permutation(TINY.num_experts).tolist() for layer in range(TINY.num_layers)]
@@ -44,6 +45,7 @@ def run(model: Path, out: Path, *options: str | Path) -> Path:
 
 def raw_file(file: Path) -> dict[str, Any]:
     """Every tensor of one shard, by the safetensors library."""
+    needs_torch()
     from safetensors.torch import load_file
 
     return load_file(file)
@@ -55,7 +57,7 @@ def raw(folder: Path) -> dict[str, Any]:
 
 
 def assert_same_bytes(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    import torch
+    torch = needs_torch()
 
     assert set(found) == set(expected)
     for name, tensor in expected.items():
@@ -155,7 +157,7 @@ def test_mxfp4_to_bf16_is_the_dequantised_model(sources: dict[str, Path], prune:
 
 def test_bf16_to_mxfp4_is_nearest(sources: dict[str, Path], prune: Prune) -> None:
     """No value that the block's scale offers lies closer than the one that was written."""
-    import torch
+    torch = needs_torch()
 
     expected, written = cut(raw(sources["bf16"]), KEEP_SETS), raw(prune("bf16", "mxfp4"))
     decoded = dequantised(written)
@@ -354,7 +356,7 @@ def test_the_card_takes_the_place_of_the_sources_readme(
 
 def load(folder: Path) -> Any:
     """The model by transformers in float32, which must find every tensor and no other."""
-    import torch
+    torch = needs_torch()
     from transformers import GptOssForCausalLM
 
     torch.set_num_threads(1)  # several wait for one another at each tiny product where cores are shared
@@ -365,7 +367,7 @@ def load(folder: Path) -> Any:
 
 
 def logits(model: Any) -> np.ndarray:
-    import torch
+    torch = needs_torch()
 
     with torch.no_grad():
         return model(torch.from_numpy(TOKENS).long()).logits.numpy()
@@ -373,7 +375,7 @@ def logits(model: Any) -> np.ndarray:
 
 def masked(model: Any, keep_sets: Sequence[Sequence[int]]) -> Any:
     """The full model with the router's bias of all other experts at −∞."""
-    import torch
+    torch = needs_torch()
 
     for layer, kept in zip(model.model.layers, keep_sets, strict=True):
         bias = torch.full_like(layer.mlp.router.bias, -torch.inf)

@@ -10,13 +10,14 @@ from click.testing import CliRunner
 from experiments import checkpoints, tokenizers
 from gptoss_jax.cli import cli
 from gptoss_jax.config import GPT_OSS_20B, TINY
+from tests.oracle import needs_torch
 
 CONFIG = replace(TINY, num_layers=24, num_experts=32, top_k=4, layer_types=GPT_OSS_20B.layer_types)
 
 
 @pytest.mark.parametrize("form", ["mxfp4", "bf16"])
 def test_the_real_science_ranking_makes_the_model(form: str, shared: Path, tmp_path: Path, monkeypatch):
-    import torch
+    torch = needs_torch()
     from transformers import AutoModelForCausalLM
 
     (tmp_path / "model").mkdir()

@@ -17,6 +17,7 @@ from convert import shards
 from convert.shards import DTYPES, INDEX, SINGLE, Planned, find_tensors, write_shards
 from gptoss_jax.errors import CheckpointError
 from gptoss_jax.files.atomic import let_go
+from tests.oracle import needs_torch
 
 SHAPES = {
     "a": ("BF16", (6, 4)),
@@ -60,7 +61,7 @@ def header(file: Path) -> dict[str, Any]:
 
 def read_by_library(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """dtype, shape and bytes of every tensor, as the safetensors library gives them."""
-    import torch
+    torch = needs_torch()
     from safetensors import safe_open
 
     found = {}
@@ -94,7 +95,7 @@ def test_a_checkpoint_reads_as_the_library_reads_it(tiny_mxfp4: Path) -> None:
 
 
 def test_one_file_without_index_reads(tmp_path: Path) -> None:
-    import torch
+    torch = needs_torch()
     from safetensors.torch import save_file
 
     tensors = {"x": torch.arange(12, dtype=torch.bfloat16).reshape(4, 3), "y": torch.arange(5, dtype=torch.uint8)}
