@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from convert import mxfp4
+from tests.oracle import needs_torch
 
 MAGNITUDES = [Fraction(m) for m in ("0", "1/2", "1", "3/2", "2", "3", "4", "6")]
 BIAS = 127
@@ -45,7 +46,7 @@ def codes(blocks: np.ndarray) -> np.ndarray:
 
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_every_byte_and_scale_decodes_as_in_transformers() -> None:
-    import torch
+    torch = needs_torch()
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
     blocks = np.broadcast_to(all_bytes(), (1, len(SANE_SCALES), 16, 16)).copy()
