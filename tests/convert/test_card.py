@@ -21,6 +21,7 @@ from gptoss_jax.errors import UserError
 from gptoss_jax.selection.keep_sets import KeepSets
 from gptoss_jax.selection.origin import UNKNOWN, Origin
 from gptoss_jax.selection.ranking import Ranking
+from tests.oracle import needs_torch
 
 KEEP = 4
 KEEP_SETS = KeepSets([list(range(KEEP))] * TINY.num_layers)
@@ -87,6 +88,7 @@ def test_the_folder_is_named_as_published(pruned: Path) -> None:
 
 @pytest.mark.slow
 def test_the_usage_code_runs_as_printed(pruned: Path) -> None:
+    needs_torch()
     code = usage_code((pruned / "README.md").read_text(encoding="utf-8"))
     assert TINY_NAME in code
     ran = subprocess.run(
