@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from convert.sources import NANO
+from convert.sources import NANO, open_source
 
 from ..nano import QUESTIONS
 from ..nano.families import read
@@ -47,8 +47,6 @@ def seconds(tree: Path, folder: Path, words: list[str]) -> tuple[float, float]:
 @click.option("--pairs", type=click.IntRange(1), default=5, show_default=True)
 def main(commit: str, model: str | None, pairs: int) -> None:
     """Print one row for each command: now over before, median and range."""
-    from convert.sources import open_source
-
     with tempfile.TemporaryDirectory() as name, earlier(commit, Path(name)) as before:
         folder, out = Path(name), ["--out", "out", "--overwrite"]
         write_rows(folder / "rows.jsonl", Path(str(open_source(NANO).folder)), read(QUESTIONS / "calibration.jsonl"))

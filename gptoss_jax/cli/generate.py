@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import DataError, UserError, reason
-from ..run.options import Answering, Placing, Sampling
-from .options import option_of, options_of, taken
+from ..run.options import Answering, Placing, Sampling, taken
+from .options import option_of, options_of
 
 if TYPE_CHECKING:
     from ..generation import Answer, Reply

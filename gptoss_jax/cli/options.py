@@ -11,7 +11,6 @@ import click
 from ..run.options import SWITCH, Option, Options, declared_options, flag_of, wrong
 
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T", bound=Options)
 
 
 class Value(click.ParamType):
@@ -57,11 +56,6 @@ def option_of(kind: type[Options], name: str) -> Callable[[F], F]:
     kept |= {"required": True} if declared.required else {"default": default, "show_default": not declared.otherwise}
     value = Value(declared, flag)
     return click.option(flag, name, type=value, metavar=declared.kind.metavar, help=help, **kept)
-
-
-def taken(kind: type[T], options: dict[str, Any]) -> T:
-    """The option type from a command's options, out of which its own are taken."""
-    return kind(**{name: options.pop(name) for name in declared_options(kind)})
 
 
 def command_line() -> str:

@@ -19,7 +19,7 @@ from ..network.source import Source
 from ..pods import plan as pods
 from ..run import job
 from ..run import merge as merging
-from ..run.options import Answering, Sampling, Slice, named
+from ..run.options import Answering, Sampling, Slice, named, taken
 from ..run.profile import Profile
 from .model import Model, as_model
 
@@ -139,7 +139,7 @@ def generate(model: Any, prompts: Any, *, dtype: str | None = None, **options: A
         True
     """
     opened = as_model(model)
-    answering, sampling = Answering(**_own(Answering, options)), Sampling(**_own(Sampling, options))
+    answering, sampling = taken(Answering, options), taken(Sampling, options)
     if options:
         raise OptionError(f"there is no option {min(options)!r} of generate")
     is_one = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], dict))
@@ -147,11 +147,6 @@ def generate(model: Any, prompts: Any, *, dtype: str | None = None, **options: A
     for _ in going.grow():
         pass
     return [going.reply(number) for number in range(len(going.prompts))]
-
-
-def _own(kind: type, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a type, taken out of others."""
-    return {name: options.pop(name) for name in kind.__dataclass_fields__ if name in options}  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ..config import Form
 from ..data.formats import SUFFIXES
 from ..errors import OptionError
 
+T = TypeVar("T")
 Merging = Literal["equal", "told", "free"]
 """What profiles that differ in an option become where they are merged: refused, told of in a warning, or neither."""
 
@@ -363,14 +364,16 @@ def as_dict(*options: Options) -> dict[str, Any]:
     return {name: getattr(some, name) for some in options for name in declared_options(type(some))}
 
 
+def taken(kind: type[T], values: dict[str, Any]) -> T:
+    """The option type from values by their names, out of which its own are taken."""
+    return kind(**{name: values.pop(name) for name in declared_options(kind) if name in values})
+
+
 def named(**values: Any) -> tuple[Data, Counting, Placing]:
     """The option types from values by their names; OptionError where there is no option of a name."""
-    taken: list[Any] = []
-    for kind in PROFILE:
-        taken.append(kind(**{name: values.pop(name) for name in declared_options(kind) if name in values}))
+    data, counting, placing = taken(Data, values), taken(Counting, values), taken(Placing, values)
     if values:
         known = ", ".join(name for kind in PROFILE for name in declared_options(kind))
         raise OptionError(f"there is no option {min(values)!r}: there are {known}")
-    data, counting, placing = taken
     check_together(data, counting)
     return data, counting, placing
