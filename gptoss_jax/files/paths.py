@@ -25,8 +25,10 @@ def is_local(path: AnyPath) -> TypeGuard[Path]:
     return isinstance(path, Path)
 
 
-def place(text: str) -> Any:
-    """The path that a user names; StorageError where the package of its scheme is missing."""
+def place(text: str | AnyPath) -> Any:
+    """The path that a user names, or gives; StorageError where the package of its scheme is missing."""
+    if not isinstance(text, str):
+        return text
     if not SCHEME.match(text):
         return Path(text)
     try:

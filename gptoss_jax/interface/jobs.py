@@ -62,7 +62,7 @@ def profile(
         return opened.source
 
     if out is not None:
-        target = place(out) if isinstance(out, str) else out
+        target = place(out)
         job.start(request, out=str(target), overwrite=overwrite, resume=resume)
         return _of_process(job.run(request, source, target, overwrite, resume))
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +100,7 @@ def merge(
         >>> gj.merge(parts).info["rows"]
         2
     """
-    target = place(out) if isinstance(out, str) else out
+    target = None if out is None else place(out)
     if target is not None:
         atomic.check_free(target, overwrite)
     opened = [profile if isinstance(profile, Profile) else Profile.open(profile) for profile in profiles]

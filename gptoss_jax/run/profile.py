@@ -55,7 +55,7 @@ class Profile:
     @classmethod
     def open(cls, folder: str | AnyPath) -> "Profile":
         """Read a profile's folder; ProfileError where it is none, or is damaged."""
-        path = place(folder) if isinstance(folder, str) else folder
+        path = place(folder)
         file = path / INFO
         try:
             info = json.loads(file.read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ class Profile:
 
     def save(self, out: str | AnyPath, overwrite: bool = False) -> "Profile":
         """Write all artifacts to a new folder, which appears when it is complete; OutputError where it exists."""
-        path = place(out) if isinstance(out, str) else out
+        path = place(out)
         with atomic.new_folder(path, overwrite, last=INFO) as folder:
             self.write(folder)
         return Profile(self.info, self.sums, path)
