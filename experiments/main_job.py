@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ import click
 import numpy as np
 
 from gptoss_jax.config import GPT_OSS_20B
-from gptoss_jax.data import harmony
+from gptoss_jax.data.spellings import harmony_of
+from gptoss_jax.data.template import Template
+from gptoss_jax.data.tokens import load_tokenizer, token_ids
 from gptoss_jax.files.atomic import new_folder
 
 from . import checkpoints, tokenizers
@@ -77,8 +80,9 @@ def main(data: Path, out: Path, num_rows: int) -> None:
         program("prune", model, "--ranking", ranking, "--keep", KEEP, "--out", out / domain, "--overwrite")
 
     record = json.loads(rows.read_text(encoding="utf-8").splitlines()[0])
-    tokenizer = harmony.load_tokenizer(model)
-    ids = np.array(tokenizer(harmony.render(record["messages"], tokenizer), add_special_tokens=False)["input_ids"])
+    tokenizer = load_tokenizer(model)
+    text = harmony_of(record["messages"], Template(tokenizer), warnings.warn)
+    ids = token_ids(text, tokenizer, len(tokenizer))
     mapping = json.loads((out / "science" / "expert_mapping.json").read_text(encoding="utf-8"))
     cut = transformers_logits(out / "science", ids, None)
     gc.collect()

@@ -13,7 +13,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from .config import SLIDING, Config
-from .data import harmony
+from .data import tokens as tokenizing
+from .data.conversation import Conversation
+from .data.harmony import CALL, RETURN, START, HarmonyText, Piece, messages_of
+from .data.spellings import as_seen
+from .data.template import Template
 from .devices.placement import here
 from .errors import DataError, TokenizerError
 from .files.paths import local_folder, read_json
@@ -182,18 +186,36 @@ class Answer:
     """Replies to some conversations, which grow while they are generated."""
 
     def __init__(
-        self, source: Source, conversations: Sequence[list[Any]], answering: Answering, sampling: Sampling, dtype: str
+        self,
+        source: Source,
+        conversations: Sequence[Conversation | str],
+        answering: Answering,
+        sampling: Sampling,
+        dtype: str,
+        remarks: dict[str, None],
     ):
-        """`conversations` are lists of messages. TokenizerError or DataError where one cannot be rendered."""
+        """`conversations` may be harmony text, which ends where the model is to go on. `remarks` are what a user should
+        know of how they were taken; more may come. TokenizerError or DataError where one cannot be written."""
         self.source, self.answering, self.sampling, self.dtype = source, answering, sampling, dtype
+        self.remarks = remarks
         with local_folder(source.folder) as folder:
-            self.tokenizer = harmony.load_tokenizer(folder)
+            self.tokenizer = tokenizing.load_tokenizer(folder)
             self.stop_ids = read_stop_ids(folder, self.tokenizer)
-        effort = answering.reasoning_effort
-        texts = [harmony.render(c, self.tokenizer, effort, generate=True) for c in conversations]
-        self.prompts = [harmony.token_ids(text, self.tokenizer, source.config.vocab_size) for text in texts]
+        written = [self._written(conversation) for conversation in conversations]
+        self.prompts = [tokenizing.token_ids(text, self.tokenizer, source.config.vocab_size) for text in written]
         check_room(self.prompts, source.config)
         self.token_ids: list[list[int]] = [[] for _ in conversations]
+
+    def _written(self, conversation: Conversation | str) -> HarmonyText:
+        if isinstance(conversation, str):
+            return HarmonyText(conversation)
+        say, asked = self.remarks.setdefault, conversation
+        if not self.answering.keep_reply:
+            asked = conversation.without_reply()
+        if len(asked.messages) < len(conversation.messages):
+            say("the reply with which a conversation ends is left out (--keep-reply keeps it)")
+        asked = as_seen(asked, generate=True, say=say)
+        return Template(self.tokenizer).write(asked, self.answering.reasoning_effort, generate=True)
 
     def grow(self) -> Iterator[None]:
         """Generate to the end; after each step the replies are longer."""
@@ -209,7 +231,11 @@ class Answer:
         """The reply to a conversation as it is now."""
         ids = self.token_ids[number]
         text = self.tokenizer.decode(ids)
-        return Reply(list(ids), text, harmony.reply_parts(text), bool(ids) and ids[-1] in self.stop_ids)
+        said, _ = messages_of(
+            [Piece(START, True), Piece("assistant", False), *tokenizing.written_in_ids(ids, self.tokenizer)]
+        )
+        parts = [(part.channel, part.content) for part in said]
+        return Reply(list(ids), text, parts, bool(ids) and ids[-1] in self.stop_ids)
 
 
 def check_room(prompts: Sequence[np.ndarray], config: Config) -> None:
@@ -223,14 +249,26 @@ def check_room(prompts: Sequence[np.ndarray], config: Config) -> None:
 
 
 def read_stop_ids(folder: Path, tokenizer: Any) -> list[int]:
-    """The ids that end a reply: those of generation_config.json, or where there is none the tokenizer's."""
-    file = folder / "generation_config.json"
-    raw = read_json(file) if file.exists() else {"eos_token_id": tokenizer.eos_token_id}
-    ids = raw.get("eos_token_id") if isinstance(raw, dict) else None
-    ids = ids if isinstance(ids, list) else [ids]
-    if not ids or not all(isinstance(i, int) and i >= 0 for i in ids):
-        raise TokenizerError(f"{file}: eos_token_id is {ids!r}, expected ids: copy the file of the original model")
-    return ids
+    """The ids that end a reply: harmony's own, and those that generation_config.json lists; where there is none those
+    of config.json, or the tokenizer's."""
+    for name in ("generation_config.json", "config.json"):
+        file = folder / name
+        raw = read_json(file) if file.exists() else {}
+        listed = raw.get("eos_token_id") if isinstance(raw, dict) else None
+        if listed is not None:
+            break
+    else:
+        listed = tokenizer.eos_token_id
+    ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise TokenizerError(f"{file}: eos_token_id is {listed!r}, expected ids: copy the file of the original model")
+    own = {token: number for number, token in ((n, str(t)) for n, t in tokenizer.added_tokens_decoder.items())}
+    found = dict.fromkeys([*(own[mark] for mark in (RETURN, CALL) if mark in own), *ids])
+    if not found:
+        raise TokenizerError(
+            f"{folder}: nothing says what ends a reply: copy generation_config.json of the original model"
+        )
+    return list(found)
 
 
 def _rounded(tokens: int) -> int:

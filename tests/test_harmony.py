@@ -1,9 +1,8 @@
 """Harmony text: which tokens are kept, what truncation keeps, and the published tokenizer and template."""
 
 import hashlib
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import tokenizers
-from gptoss_jax.data import harmony
+from gptoss_jax.data import harmony, tokens
 from gptoss_jax.data.batching import Document
+from gptoss_jax.data.harmony import HarmonyText
 from gptoss_jax.data.rows import Row
+from gptoss_jax.data.template import Template
 from gptoss_jax.errors import TokenizerError
 
 START, MESSAGE, CHANNEL = "<|start|>", "<|message|>", "<|channel|>"
@@ -95,7 +96,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Bytes and few merges, so that most characters beyond ASCII are several tokens."""
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizers.write_small(folder, VOCAB_SIZE)
-    return harmony.load_tokenizer(folder)
+    return tokens.load_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def encode(text: str, tokenizer: Any, vocab_size: int = VOCAB_SIZE, **options: Any) -> Document:
     options = {"max_length": None} | options
-    (document,) = harmony.encode([Row(text)], tokenizer, [""], vocab_size, **options)
+    (document,) = tokens.encode([Row(text)], tokenizer, [""], vocab_size, **options)
     return document
 
 
@@ -125,10 +126,10 @@ def kept_text(document: Document, tokenizer: Any) -> str:
 @given(conversations())
 @settings(deadline=None, max_examples=150)
 def test_kept_spans_are_the_contents_of_the_assistant(text: str) -> None:
-    spans = harmony.kept_spans(text)
-    inside = {i for start, stop, _ in spans for i in range(start, stop)}
-    assert inside == {i for i, channel in enumerate(content_channels(text)) if channel is not None}
-    assert all(weight == 1 for _, _, weight in spans)
+    cut = list(harmony.pieces(HarmonyText(text), harmony.MARKS))
+    assert "".join(piece.text for piece in cut) == text
+    each = [weight for piece, weight in zip(cut, tokens.weights_of(cut), strict=True) for _ in piece.text]
+    assert each == [float(channel is not None) for channel in content_channels(text)]
 
 
 @given(conversations())
@@ -189,16 +190,17 @@ def test_keep_all_keeps_every_token(tokenizer: Any, text: str) -> None:
 
 @pytest.mark.parametrize("keep_all", [False, True])
 def test_tokens_with_an_empty_character_range_are_never_kept(keep_all: bool) -> None:
-    text = "<|start|>assistant<|message|>xy<|end|>"
-    x = text.index("xy")
+    class Odd:
+        """Gives every text a token before it, one for each character, and one behind it."""
 
-    def tokenizer(texts: list[str], *, add_special_tokens: bool, **_: Any) -> dict[str, Any]:
-        assert not add_special_tokens
-        ranges = [(0, 0), (0, x), (x, x + 1), (x + 1, x + 1), (x + 1, x + 2), (x + 2, len(text)), (len(text),) * 2]
-        return {"input_ids": [list(range(len(ranges)))] * len(texts), "offset_mapping": [ranges] * len(texts)}
+        added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
-    expected = [0, 1, 1, 0, 1, 1, 0] if keep_all else [0, 0, 1, 0, 1, 0, 0]
-    assert encode(text, tokenizer, keep_all=keep_all).weights.tolist() == expected
+        def __call__(self, texts: list[str], *, add_special_tokens: bool, **_: Any) -> dict[str, Any]:
+            assert not add_special_tokens
+            ranges = [[(0, 0), *((i, i + 1) for i in range(len(text))), (len(text),) * 2] for text in texts]
+            return {"input_ids": [list(range(len(each))) for each in ranges], "offset_mapping": ranges}
+
+    assert encode("xy", Odd(), keep_all=keep_all).weights.tolist() == ([0, 1, 1, 0] if keep_all else [0] * 4)
 
 
 # Truncation, domains, vocabulary
@@ -231,7 +233,7 @@ def test_a_row_of_just_the_limit_is_not_truncated(tokenizer: Any, truncate: str)
 
 def test_documents_stand_in_the_order_of_rows_with_the_index_of_their_domain(tokenizer: Any) -> None:
     rows = [Row("one", domain="b"), Row("two words", domain="a"), Row("", domain="b")]
-    documents = harmony.encode(rows, tokenizer, ["a", "b"], VOCAB_SIZE, None)
+    documents = tokens.encode(rows, tokenizer, ["a", "b"], VOCAB_SIZE, None)
     assert [tokenizer.decode(d.token_ids) for d in documents] == ["one", "two words", ""]
     assert [d.domain for d in documents] == [1, 0, 1]
 
@@ -245,22 +247,13 @@ def test_a_token_beyond_the_vocabulary_is_an_error(tokenizer: Any) -> None:
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"holds no tokenizer\.json"):
-        harmony.load_tokenizer(tmp_path)
+        tokens.load_tokenizer(tmp_path)
 
 
 def test_a_tokenizer_without_a_chat_template_is_an_error(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", None)
     with pytest.raises(TokenizerError, match=r"chat_template\.jinja"):
-        harmony.render([{"role": "user", "content": "Hi"}], tokenizer)
-
-
-@pytest.mark.parametrize("template", ["\n\n{{ messages[0].content }}", {"default": "a", "tool_use": "b"}])
-def test_a_template_that_asks_no_date_renders_as_transformers_does(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, template: Any
-) -> None:
-    monkeypatch.setattr(tokenizer, "chat_template", template)
-    messages = [{"role": "user", "content": "Hi"}]
-    assert harmony.render(messages, tokenizer) == tokenizer.apply_chat_template(messages, tokenize=False)
+        Template(tokenizer)
 
 
 # The published tokenizer and chat template
@@ -273,28 +266,7 @@ def test_the_published_tokenizer_is_rebuilt_byte_for_byte(shared: Path, publishe
 
 
 def test_the_published_tokenizer_keeps_the_same_characters(published: Path) -> None:
-    tokenizer = harmony.load_tokenizer(published)
+    tokenizer = tokens.load_tokenizer(published)
     document = encode(TOOL_CONVERSATION, tokenizer, 201088)
     assert kept_text(document, tokenizer) == 'Use the tool: naïve 🧮.{"a": 1}Two 🎉.'
     assert tokenizer.convert_tokens_to_ids(["<|return|>", "<|call|>"]) == [200002, 200012]
-
-
-def test_the_published_chat_template_renders_thinking(shared: Path, tokenizer: Any, tmp_path: Path) -> None:
-    tokenizer.save_pretrained(tmp_path)
-    shutil.copyfile(shared / "data" / "gptoss20b" / "chat_template.jinja", tmp_path / "chat_template.jinja")
-    text = harmony.render(
-        [
-            {"role": "user", "content": "1 + 1?"},
-            {"role": "assistant", "content": "Two.", "thinking": "Add them.", "tool_calls": None},
-        ],
-        harmony.load_tokenizer(tmp_path),
-    )
-    assert text == (
-        "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\n"
-        "Knowledge cutoff: 2024-06\nCurrent date: 2025-08-05\n\nReasoning: medium\n\n"
-        "# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|>"
-        "<|start|>user<|message|>1 + 1?<|end|>"
-        "<|start|>assistant<|channel|>analysis<|message|>Add them.<|end|>"
-        "<|start|>assistant<|channel|>final<|message|>Two.<|return|>"
-    )
-    assert kept_text(encode(text, tokenizer), tokenizer) == "Add them.Two."

@@ -17,6 +17,9 @@ import pytest
 import gptoss_jax as gj
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
+from gptoss_jax.data.spellings import harmony_of
+from gptoss_jax.data.template import Template
+from gptoss_jax.data.tokens import token_ids
 from gptoss_jax.errors import DataError, InputError, OptionError, OutputError, ProfileError, RankingError
 from gptoss_jax.run.options import Answering, Options, Sampling, Slice, Writing, declared_options
 
@@ -64,15 +67,14 @@ def test_shapes(out: gj.Forward) -> None:
 
 def test_a_text_messages_and_ids_are_one(model: gj.Model) -> None:
     messages = [{"role": "user", "content": "What is 1 plus 1?"}]
-    from gptoss_jax.data import harmony
-
-    text = harmony.render(messages, model.tokenizer, generate=True)
-    ids = harmony.token_ids(text, model.tokenizer, V)
+    template = Template(model.tokenizer)
+    written = harmony_of(messages, template, str, generate=True)
+    text, ids = written.text, token_ids(written, model.tokenizer, V)
     for one in (text, messages, ids, ids.tolist(), [text], [messages], [ids]):
         np.testing.assert_array_equal(model.token_ids(one)[0], ids)
     assert [len(row) for row in model.token_ids([text, ids[:3]])] == [len(ids), 3]
     answered = [*messages, {"role": "assistant", "content": "2"}]
-    whole = harmony.token_ids(harmony.render(answered, model.tokenizer), model.tokenizer, V)
+    whole = token_ids(harmony_of(answered, template, str), model.tokenizer, V)
     np.testing.assert_array_equal(model.token_ids(answered)[0], whole)
 
 

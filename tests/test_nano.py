@@ -26,8 +26,11 @@ from experiments.nano.evaluate import Score
 from experiments.nano.families import ENGLISH, FAMILIES, SPLITS, draw
 from experiments.nano.network import Recipe
 from gptoss_jax.config import TINY
-from gptoss_jax.data import batching, harmony
+from gptoss_jax.data import batching
 from gptoss_jax.data.batching import Document
+from gptoss_jax.data.harmony import MARKS, START, HarmonyText, messages_of, pieces
+from gptoss_jax.data.template import FIXED_DATE
+from gptoss_jax.data.tokens import load_tokenizer
 from gptoss_jax.devices import mesh as sharding
 from gptoss_jax.devices.placement import here
 from gptoss_jax.errors import ResumeError
@@ -111,18 +114,25 @@ def test_generations_of_a_family_agree_with_the_way_through_it() -> None:
             assert int(generation[one]) == int(generation[other]) + steps[relation], example
 
 
+def channels(reply: str) -> list[tuple[str, str]]:
+    parts, stray = messages_of(list(pieces(HarmonyText(f"{START}assistant{reply}"), MARKS)))
+    assert not stray
+    return [(part.channel, part.content) for part in parts]
+
+
 def test_the_template_renders_what_training_reads(tokenizer: Path) -> None:
     """Both ways: the prompt of generation is the head of the training text, and its reply is read back in channels."""
-    loaded = harmony.load_tokenizer(tokenizer)
+    loaded = load_tokenizer(tokenizer)
     for example in islice(draw(random.Random(5), "train", ALL), 40):
         prompt, reply = prompt_and_reply(example, loaded)
-        assert prompt + reply == harmony.render(example.messages(), loaded)
+        template = FIXED_DATE + loaded.get_chat_template()
+        assert prompt + reply == loaded.apply_chat_template(example.messages(), chat_template=template, tokenize=False)
         assert prompt.endswith("<|start|>assistant") and "Reasoning: medium" in prompt
         expected = [("analysis", example.thinking)] * bool(example.thinking) + [("final", example.answer)]
-        assert harmony.reply_parts(reply) == expected
+        assert channels(reply) == expected
         assert evaluate.final(reply) == example.answer
         low, short = prompt_and_reply(example, loaded, "low")
-        assert "Reasoning: low" in low and harmony.reply_parts(short) == expected[-1:]
+        assert "Reasoning: low" in low and channels(short) == expected[-1:]
 
 
 def test_a_step_has_the_same_batch_again_and_whole_conversations(tokenizer: Path) -> None:

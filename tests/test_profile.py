@@ -12,8 +12,11 @@ from click.testing import CliRunner
 
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
-from gptoss_jax.data import harmony
-from gptoss_jax.data.rows import ColumnNames, prompts_hash, read_rows
+from gptoss_jax.data import tokens
+from gptoss_jax.data.formats import records
+from gptoss_jax.data.remarks import Remarks
+from gptoss_jax.data.rows import ColumnNames, Reading, prompts_hash, read_rows
+from gptoss_jax.data.template import Template
 from gptoss_jax.statistics.tables import read_columns
 from tests import oracle
 from tests.bad_input import read_shard, shard_of, write_shard
@@ -31,10 +34,11 @@ def run_profile(model: Path, data: Path, out: Path, *options: str) -> Path:
 
 
 def rows_and_documents(model: Path, data: Path):
-    tokenizer = harmony.load_tokenizer(model)
-    rows = list(read_rows(str(data), "train", ColumnNames(domain="domain"), lambda m: ""))
+    tokenizer = tokens.load_tokenizer(model)
+    reading = Reading(ColumnNames(domain="domain"), lambda: Template(tokenizer), Remarks())
+    rows = list(read_rows(records(str(data), "train"), reading))
     domains = sorted({row.domain for row in rows})
-    return rows, harmony.encode(rows, tokenizer, domains, TINY.vocab_size, None)
+    return rows, tokens.encode(rows, tokenizer, domains, TINY.vocab_size, None)
 
 
 def oracle_columns(model: Path, documents) -> dict[str, np.ndarray]:

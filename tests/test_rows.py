@@ -13,19 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import tokenizers
-from gptoss_jax.data import harmony
-from gptoss_jax.data.rows import ColumnNames, Row, prompts_hash, read_rows, sample
+from gptoss_jax.data import tokens
+from gptoss_jax.data.formats import records
+from gptoss_jax.data.remarks import Remarks
+from gptoss_jax.data.rows import ColumnNames, Reading, Row, prompts_hash, read_rows, sample
+from gptoss_jax.data.template import Template
 from gptoss_jax.errors import DataError
 
 MESSAGES = [
     [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "Hi", "thinking": "Easy."}],
     [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}],
 ]
-DATED_TEMPLATE = '{{ strftime_now("%Y-%m-%d") }}{% for m in messages %} {{ m.role }}: {{ m.content }}{% endfor %}'
-# As published templates do, it asks whether a field is there, at every depth.
-CALL_TEMPLATE = (
-    "{% for m in messages %}{% for call in m.tool_calls %}{{ call.arguments | tojson }}"
-    '{{ " " + call.content_type if call.content_type is defined else " json" }}{% endfor %}{% endfor %}'
+DATED_TEMPLATE = (
+    '<|start|>system<|message|>{{ strftime_now("%Y-%m-%d") }}<|end|>'
+    "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"
 )
 
 some_rows = st.lists(
@@ -39,12 +40,13 @@ seeds = st.integers(0, 2**63)
 TEXT = ColumnNames()
 
 
-def no_render(_: Any) -> str:
+def no_template() -> Template:
     raise AssertionError("these rows hold text")
 
 
-def read(source: object, columns: ColumnNames = TEXT, render: Any = no_render, split: str = "train") -> list[Row]:
-    return list(read_rows(str(source), split, columns, render))
+def read(source: object, columns: ColumnNames = TEXT, tokenizer: Any = None, split: str = "train") -> list[Row]:
+    template = no_template if tokenizer is None else lambda: Template(tokenizer)
+    return list(read_rows(records(str(source), split), Reading(columns, template, Remarks())))
 
 
 def write_jsonl(path: Path, records: list[Any]) -> Path:
@@ -61,7 +63,7 @@ def write_parquet(path: Path, records: list[Any]) -> Path:
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizers.write_small(folder, 300)
-    return harmony.load_tokenizer(folder)
+    return tokens.load_tokenizer(folder)
 
 
 # Files
@@ -107,7 +109,7 @@ def test_rows_without_id_or_domain_have_empty_ones(tmp_path: Path) -> None:
     [
         (b'{"text": "a"}\n{"text": \n', "line 2: not valid JSON"),
         (b'{"text": "a"}\n["b"]\n', "line 2: expected a JSON object, found list"),
-        (b'{"text": "a"}\n{"id": "b"}\n', "line 2: no column 'text'"),
+        (b'{"text": "a"}\n{"id": "b"}\n', "line 2: no column is known to hold its text"),
         (b'{"text": 3}\n', "line 1: column 'text' holds int"),
         (b'{"text": "\xff"}\n', "not UTF-8"),
     ],
@@ -134,7 +136,7 @@ def test_messages_are_rendered_by_the_chat_template(tmp_path: Path, tokenizer: A
     suffix = {write_jsonl: "jsonl", write_parquet: "parquet"}[write]
     file = write(tmp_path / f"rows.{suffix}", [{"messages": messages} for messages in MESSAGES])
     system = "<|start|>system<|message|>You are a small model.\nReasoning: medium<|end|><|start|>user<|message|>"
-    texts = [row.text for row in read(file, ColumnNames("messages"), lambda m: harmony.render(m, tokenizer))]
+    texts = [row.text for row in read(file, ColumnNames("messages"), tokenizer)]
     assert texts == [
         f"{system}Grüße<|end|><|start|>assistant<|channel|>analysis<|message|>Easy.<|end|>"
         "<|start|>assistant<|channel|>final<|message|>Hi<|return|>",
@@ -142,49 +144,58 @@ def test_messages_are_rendered_by_the_chat_template(tmp_path: Path, tokenizer: A
     ]
 
 
-def test_parquet_gives_messages_the_fields_that_only_others_have(tmp_path: Path) -> None:
-    """The reason why rendering drops fields that are None."""
-    seen: list[Any] = []
-    file = write_parquet(tmp_path / "rows.parquet", [{"messages": messages} for messages in MESSAGES])
-    read(file, ColumnNames("messages"), lambda messages: seen.append(messages) or "text")
-    assert seen[1][1] == {"role": "assistant", "content": "2", "thinking": None}
-
-
-def test_tool_calls_from_parquet_render_as_from_jsonl(
-    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokenizer, "chat_template", CALL_TEMPLATE)
-    calls = [{"arguments": {"a": 1}}, {"arguments": {"b": "x"}, "content_type": "code"}]
-    records = [{"messages": [{"role": "assistant", "tool_calls": [call]}]} for call in calls]
-    files = write_jsonl(tmp_path / "rows.jsonl", records), write_parquet(tmp_path / "rows.parquet", records)
-    jsonl, parquet = (read(file, ColumnNames("messages"), lambda m: harmony.render(m, tokenizer)) for file in files)
-    assert [row.text for row in jsonl] == ['{"a": 1} json', '{"b": "x"} code']
+def test_calls_from_parquet_are_those_from_jsonl(tmp_path: Path, tokenizer: Any) -> None:
+    """A table gives every message all fields, and every call all arguments."""
+    calls = [{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {"b": "x"}}]
+    said = [[MESSAGES[0][0], {"role": "assistant", "tool_calls": [call]}] for call in calls]
+    found = [{"messages": messages} for messages in said]
+    files = write_jsonl(tmp_path / "rows.jsonl", found), write_parquet(tmp_path / "rows.parquet", found)
+    jsonl, parquet = (read(file, tokenizer=tokenizer) for file in files)
+    ends = ['functions.f<|channel|>commentary json<|message|>{"a": 1}<|call|>']
+    ends += ['functions.g<|channel|>commentary json<|message|>{"b": "x"}<|call|>']
+    assert all(row.text.endswith(end) for row, end in zip(jsonl, ends, strict=True))
     assert parquet == jsonl
 
 
-def test_the_date_in_a_conversation_is_fixed(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_null_arguments_of_jsonl_stay(tmp_path: Path, tokenizer: Any) -> None:
+    call = {"name": "f", "arguments": {"a": None}}
+    messages = [MESSAGES[0][0], {"role": "assistant", "tool_calls": [call]}]
+    (row,) = read(write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages}]), tokenizer=tokenizer)
+    assert row.text.endswith('<|message|>{"a": null}<|call|>')
+
+
+def test_the_date_in_a_conversation_is_fixed(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", DATED_TEMPLATE)
-    assert harmony.render(MESSAGES[1], tokenizer) == "2025-08-05 user: 1 + 1? assistant: 2"
+    (row,) = read(write_jsonl(tmp_path / "rows.jsonl", [{"messages": MESSAGES[1]}]), tokenizer=tokenizer)
+    assert row.text.startswith("<|start|>system<|message|>2025-08-05<|end|><|start|>user<|message|>1 + 1?<|end|>")
 
 
-def test_messages_that_the_template_refuses_are_named(tmp_path: Path, tokenizer: Any) -> None:
-    file = write_jsonl(tmp_path / "rows.jsonl", [{"messages": [{"role": "oracle", "content": "?"}]}])
-    with pytest.raises(DataError, match="line 1: the chat template refuses these messages: unknown role oracle"):
-        read(file, ColumnNames("messages"), lambda m: harmony.render(m, tokenizer))
-
-
-def test_a_list_that_holds_no_messages_is_named(tmp_path: Path, tokenizer: Any) -> None:
-    file = write_jsonl(tmp_path / "rows.jsonl", [{"messages": ["What is 1 + 1?", "2"]}])
-    with pytest.raises(DataError, match="line 1"):
-        read(file, ColumnNames("messages"), lambda m: harmony.render(m, tokenizer))
-
-
-def test_a_template_that_refuses_without_a_word_is_an_error_in_the_data(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("template", ['{{ raise_exception("") }}', "{{ 1 / 0 }}", "{% if %}"])
+def test_a_template_that_fails_is_an_error(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, template: str
 ) -> None:
-    monkeypatch.setattr(tokenizer, "chat_template", '{{ raise_exception("") }}')
-    with pytest.raises(DataError):
-        harmony.render(MESSAGES[0], tokenizer)
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    with pytest.raises(DataError, match="line 1: the chat template refuses"):
+        read(write_jsonl(tmp_path / "rows.jsonl", [{"messages": MESSAGES[0]}]), tokenizer=tokenizer)
+
+
+def bad_rows(file: Path, skip_bad_rows: bool) -> tuple[list[Row], list[str]]:
+    remarks = Remarks()
+    reading = Reading(TEXT, no_template, remarks, skip_bad_rows=skip_bad_rows)
+    return list(read_rows(records(str(file), "train"), reading)), remarks.lines()
+
+
+def test_rows_that_cannot_be_read_are_named_at_once_or_left_out(tmp_path: Path) -> None:
+    lines = [{"text": f"{n}"} if n % 3 else {"text": n} for n in range(60)]
+    file = write_jsonl(tmp_path / "rows.jsonl", lines)
+    with pytest.raises(DataError) as refused:
+        bad_rows(file, skip_bad_rows=False)
+    said = str(refused.value)
+    assert said.startswith("20 rows cannot be read") and "--skip-bad-rows" in said
+    assert [n for n in range(1, 61) if f"line {n}: column 'text' holds int" in said] == list(range(1, 31, 3))
+    rows, said = bad_rows(file, skip_bad_rows=True)
+    assert [row.text for row in rows] == [f"{n}" for n in range(60) if n % 3]
+    assert len(said) == 1 and "20 rows" in said[0] and "line 1" in said[0]
 
 
 # Hub datasets

@@ -18,7 +18,8 @@ from experiments.nano.families import FAMILIES
 from gptoss_jax import generation as generate
 from gptoss_jax.cli import cli
 from gptoss_jax.config import FULL, SLIDING
-from gptoss_jax.data import harmony
+from gptoss_jax.data.harmony import HarmonyText
+from gptoss_jax.data.tokens import load_tokenizer, token_ids
 from gptoss_jax.generation import Sampling
 from tests import oracle
 
@@ -57,7 +58,7 @@ def test_questions_are_of_their_splits() -> None:
 def test_transformers_reads_its_tokenizer_and_template() -> None:
     from transformers import AutoTokenizer
 
-    theirs, ours = AutoTokenizer.from_pretrained(FOLDER), harmony.load_tokenizer(FOLDER)
+    theirs, ours = AutoTokenizer.from_pretrained(FOLDER), load_tokenizer(FOLDER)
     assert len(theirs) == Checkpoint(FOLDER).config.vocab_size
     for example in families.read(QUESTIONS / "evaluation.jsonl")[::40]:
         prompt, reply = prompt_and_reply(example, ours)
@@ -65,18 +66,18 @@ def test_transformers_reads_its_tokenizer_and_template() -> None:
         rendered = theirs.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
         assert rendered == prompt
         ids = theirs(prompt + reply, add_special_tokens=False)["input_ids"]
-        assert ids == list(harmony.token_ids(prompt + reply, ours, len(ours)))
+        assert ids == list(token_ids(HarmonyText(prompt + reply), ours, len(ours)))
         assert theirs.decode(ids) == prompt + reply
 
 
 def test_greedy_tokens_equal_transformers() -> None:
     """128 tokens after the questions of all families at once, past every stop."""
     reference = oracle.load(FOLDER)
-    source, tokenizer = open_source(NANO), harmony.load_tokenizer(FOLDER)
+    source, tokenizer = open_source(NANO), load_tokenizer(FOLDER)
     examples = families.read(QUESTIONS / "evaluation.jsonl")
     examples = [next(e for e in examples if e.family == name) for name in FAMILIES]
     prompts = [
-        harmony.token_ids(prompt_and_reply(e, tokenizer)[0], tokenizer, source.config.vocab_size) for e in examples
+        token_ids(HarmonyText(prompt_and_reply(e, tokenizer)[0]), tokenizer, source.config.vocab_size) for e in examples
     ]
     network = generate.load(source, "float32")
     ours = np.concatenate(list(generate.generate(network, source.config, prompts, 128, GREEDY, ())), axis=1)

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -165,26 +166,29 @@ def conversations(model: Path, texts: Path | None) -> Iterator[Iterator[str]]:
     """Harmony text by source: of public question sets where their folder is given, else of Python's reference."""
     import random
 
-    from gptoss_jax.data import harmony
+    from gptoss_jax.data.spellings import harmony_of
+    from gptoss_jax.data.template import Template
+    from gptoss_jax.data.tokens import load_tokenizer
 
     from .. import real_rows
     from ..nano import corpus, families
 
-    tokenizer = harmony.load_tokenizer(model)
+    tokenizer = load_tokenizer(model)
     if texts is None:
         paragraphs = families.draw(random.Random(0), "train", [families.ENGLISH])
         yield ("".join(corpus.prompt_and_reply(paragraph, tokenizer)) for paragraph in paragraphs)
         return
+    template = Template(tokenizer)
     sources = [real_rows.maths(texts), real_rows.medicine(texts)]
     for source in [*sources, *(real_rows.multiple_choice(texts, domain) for domain in real_rows.SUBJECTS)]:
-        yield (harmony.render(row["messages"], tokenizer) for row in source)
+        yield (harmony_of(row["messages"], template, warnings.warn).text for row in source)
 
 
 def write_rows(file: Path, model: Path, texts: Path | None, num_rows: int, length: int) -> None:
     """Rows of at least `length` tokens, each joined from conversations of one source, the sources in turn."""
-    from gptoss_jax.data import harmony
+    from gptoss_jax.data.tokens import load_tokenizer
 
-    tokenizer = harmony.load_tokenizer(model)
+    tokenizer = load_tokenizer(model)
     sources = list(conversations(model, texts))
     lines = []
     for number in range(num_rows):

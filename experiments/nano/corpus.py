@@ -2,13 +2,16 @@
 one does. Letters: see `gptoss_jax.config`."""
 
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gptoss_jax.data.batching import Document, stack
-from gptoss_jax.data.harmony import load_tokenizer, render
+from gptoss_jax.data.spellings import harmony_of
+from gptoss_jax.data.template import Template
+from gptoss_jax.data.tokens import load_tokenizer
 from gptoss_jax.network.batch import Batch
 
 from .families import ENGLISH, FAMILIES, Instance, draw
@@ -22,8 +25,13 @@ def prompt_and_reply(instance: Instance, tokenizer: Any, effort: str = "medium")
     messages = instance.messages()
     if effort == "low":
         messages[-1].pop("thinking", None)
-    prompt = render(messages[:-1], tokenizer, effort, generate=True)
-    return prompt, render(messages, tokenizer, effort).removeprefix(prompt)
+    template = Template(tokenizer)
+
+    def text(count: int, generate: bool) -> str:
+        return harmony_of(messages[:count], template, warnings.warn, effort, generate).text
+
+    prompt = text(-1, generate=True)
+    return prompt, text(len(messages), generate=False).removeprefix(prompt)
 
 
 def plain_text(instance: Instance) -> str:

@@ -12,8 +12,10 @@ import numpy as np
 from convert.hf import Checkpoint
 from gptoss_jax import generation as generate
 from gptoss_jax.config import Config
-from gptoss_jax.data import batching, harmony
+from gptoss_jax.data import batching
+from gptoss_jax.data.harmony import MARKS, START, HarmonyText, messages_of, pieces
 from gptoss_jax.data.rows import Row
+from gptoss_jax.data.tokens import encode, load_tokenizer, token_ids
 from gptoss_jax.devices.placement import here
 from gptoss_jax.generation import Network, Sampling
 from gptoss_jax.network.model import GptOss
@@ -70,10 +72,10 @@ def score(folder: Path, examples: Sequence[Instance]) -> dict[str, Score]:
 
 def replies(network: Network, config: Config, folder: Path, examples: Sequence[Instance]) -> list[str]:
     """What the model says to each, greedily."""
-    tokenizer = harmony.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     stop_ids = generate.read_stop_ids(folder, tokenizer)
     texts = [prompt_and_reply(example, tokenizer)[0] for example in examples]
-    prompts = [harmony.token_ids(text, tokenizer, config.vocab_size) for text in texts]
+    prompts = [token_ids(HarmonyText(text), tokenizer, config.vocab_size) for text in texts]
     said = []
     for first in range(0, len(prompts), ROWS_AT_ONCE):
         batch = prompts[first : first + ROWS_AT_ONCE]
@@ -84,15 +86,16 @@ def replies(network: Network, config: Config, folder: Path, examples: Sequence[I
 
 def final(reply: str) -> str:
     """The answer: the content of the first final channel."""
-    return next((content for channel, content in harmony.reply_parts(reply) if channel == "final"), "")
+    parts, _ = messages_of(list(pieces(HarmonyText(f"{START}assistant{reply}"), MARKS)))
+    return next((part.content for part in parts if part.channel == "final"), "")
 
 
 def surprise(network: GptOss, folder: Path, examples: Sequence[Instance]) -> dict[str, tuple[float, int]]:
-    """`nats` and `tokens` of the right replies, by family; tokens count where `harmony` keeps them."""
+    """`nats` and `tokens` of the right replies, by family; tokens count where a profile keeps them."""
     names, config = [f for f in FAMILIES if any(e.family == f for e in examples)], network.config
-    tokenizer = harmony.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     rows = [Row("".join(prompt_and_reply(example, tokenizer)), domain=example.family) for example in examples]
-    documents = harmony.encode(rows, tokenizer, names, config.vocab_size, max_length=None)
+    documents = encode(rows, tokenizer, names, config.vocab_size, max_length=None)
     table = dict.fromkeys(names, (0.0, 0))
     for batch in batching.padded(documents, ROWS_AT_ONCE, config.max_position):
         probability = np.asarray(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 import gptoss_jax as gj
-from gptoss_jax.data import harmony
+from gptoss_jax.data.tokens import load_tokenizer
 
 from .corpus import prompt_and_reply
 from .families import FAMILIES, Instance
@@ -37,7 +37,7 @@ class Specialisation(NamedTuple):
 
 def write_rows(file: Path, model: Path, examples: Sequence[Instance]) -> None:
     """Conversations as rows: text, family, and family and half, taken in turns."""
-    tokenizer = harmony.load_tokenizer(model)
+    tokenizer = load_tokenizer(model)
     lines = []
     for number, example in enumerate(examples):
         text = "".join(prompt_and_reply(example, tokenizer))

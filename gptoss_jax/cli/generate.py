@@ -34,6 +34,8 @@ def generate(model: str, prompts: tuple[str, ...], messages: Path | None, dtype:
         raise UserError("generate takes either --prompt or --messages")
     conversations = _read(messages) if messages else list(prompts)
     answer = jobs.answer(model, conversations, answering, sampling, dtype)
+    for remark in answer.remarks:
+        click.echo(f"gptoss-jax: {remark}", err=True)
     _show(answer)
     replies = [answer.reply(number) for number in range(len(conversations))]
     unfinished = sum(not reply.ended for reply in replies)
@@ -41,17 +43,28 @@ def generate(model: str, prompts: tuple[str, ...], messages: Path | None, dtype:
         click.echo(f"{unfinished} of {len(replies)} replies did not end: see --max-new-tokens", err=True)
 
 
-def _read(file: Path) -> list[list[Any]]:
-    """The conversations of a file."""
+def _read(file: Path) -> list[Any]:
+    """The conversations of a file: one, or in JSONL one a line; each messages, or an object that holds them."""
     try:
-        text = file.read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line.strip()] if file.suffix == ".jsonl" else [text]
-        conversations: list[Any] = [json.loads(line) for line in lines]
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: no list of messages can be read: {reason(error)}") from None
-    conversations = [c.get("messages") if isinstance(c, dict) else c for c in conversations]
-    if not conversations or not all(isinstance(c, list) and c for c in conversations):
-        raise DataError(f"{file}: expected a list of messages, each an object with role and content")
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file}: {(error.strerror or str(error)).lower()}: name a file with messages") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    # No other character ends a line of JSON: some stand within texts.
+    lines = text.split("\n") if file.suffix == ".jsonl" else [text]
+    conversations = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            conversations.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}, line {number}: not valid JSON ({reason(error)}): mend or remove it") from None
+        if not isinstance(conversations[-1], list | dict):
+            raise DataError(f"{file}, line {number}: expected messages, or an object that holds them")
+    if not conversations:
+        raise DataError(f"{file}: holds no conversation")
     return conversations
 
 

@@ -11,6 +11,7 @@ from ..errors import DataError
 from ..network.batch import Batch
 from . import batching
 from .batching import Document
+from .harmony import START
 from .rows import Row, row_hashes
 
 MAX_DOMAINS = 1024  # an id column taken for domains has thousands
@@ -42,12 +43,14 @@ class Dataset:
         domains: Sequence[str],
         layout: Layout,
         share: hosts.Share,
+        remarks: Sequence[str] = (),
     ):
-        """`documents` are those of `rows` that are this process' share; packed, of all rows.
+        """`documents` are those of `rows` that are this process' share; packed, of all rows. `remarks` are lines that a
+        user should read, about rows that were not taken as they stood.
 
         DataError where no token of any process is kept."""
         self.rows, self.documents, self.domains = rows, documents, domains
-        self.layout, self.share = layout, share
+        self.layout, self.share, self.remarks = layout, share, remarks
         self.row_hashes = row_hashes(rows)
         lengths = batching.padded_lengths(documents, self._own_size, layout.length) if layout.kind == "padded" else []
         self.lengths = hosts.agree_lengths(lengths)
@@ -60,10 +63,7 @@ class Dataset:
             own[1] += int((batch.weights != 0).sum())
         self.total_tokens, self.kept, self.truncated, self.empty = np.sum(hosts.exchange(own), axis=0).tolist()
         if not self.kept:
-            raise DataError(
-                "no token is kept: no row holds harmony text by the assistant within the limits; "
-                "check --text-column and --skip-first, or use --keep all to count every token"
-            )
+            raise DataError(_why_nothing_is_kept(rows))
 
     @property
     def _own_size(self) -> int:
@@ -101,3 +101,18 @@ def domains_of(rows: Sequence[Row], column: str | None) -> list[str]:
     if len(domains) > MAX_DOMAINS:
         raise DataError(f"column {column!r} holds {len(domains)} domains, at most {MAX_DOMAINS}")
     return domains
+
+
+def _why_nothing_is_kept(rows: Sequence[Row]) -> str:
+    """What to say where no token is kept: what helps, and nothing else."""
+    if not any(row.text for row in rows):
+        return "no token is kept: all rows are empty"
+    if not any(START in row.text for row in rows):
+        return (
+            "no token is kept: rows hold plain text, and nobody speaks in it: use --keep all to count every token, or "
+            "name the column with conversations by --text-column"
+        )
+    return (
+        "no token is kept: the assistant says nothing within --max-seq-length, behind the positions of --skip-first "
+        "and in a channel that --channel-weights counts"
+    )

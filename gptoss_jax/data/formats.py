@@ -78,10 +78,22 @@ def _parquet_records(file: AnyPath) -> Records:
     start = 0
     try:
         for batch in pq.ParquetFile(file.open("rb")).iter_batches(batch_size=1024):
-            yield from ((f"{file}, row {i}", r) for i, r in enumerate(batch.to_pylist(), start + 1))
+            yield from ((f"{file}, row {i}", given(r)) for i, r in enumerate(batch.to_pylist(), start + 1))
             start += batch.num_rows
     except pa.ArrowException as error:
         raise DataError(f"{file}: not a Parquet file ({reason(error)})") from None
+
+
+def given(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A table's record without what its values hold for the sake of others: tables give every message all fields that
+    any has, and every call all arguments."""
+    return {name: _given(value) for name, value in record.items()}
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _given(x) for name, x in value.items() if x is not None}
+    return [_given(x) for x in value] if isinstance(value, list) else value
 
 
 def _text_record(file: AnyPath) -> Records:
@@ -95,7 +107,7 @@ def _hub_records(name: str, split: str) -> Records:
 
     try:
         for number, record in enumerate(datasets.load_dataset(name, split=split, streaming=True), 1):
-            yield f"{name} split {split}, row {number}", record
+            yield f"{name} split {split}, row {number}", given(record)
     # The library raises anything from ValueError to connection errors of several packages.
     except Exception as error:
         raise DataError(f"{name}: no local file, and the hub dataset cannot be read: {reason(error)}") from error

@@ -1,152 +1,136 @@
-"""Harmony text → tokens and what each of them counts.
+"""Harmony, GPT-OSS's conversation format: `<|start|>role<|channel|>c<|message|>content<|end|>`.
 
-Harmony is GPT-OSS's conversation format: `<|start|>role<|channel|>c<|message|>content<|end|>`. A token
-is kept when its characters overlap the content of a message by `assistant`, in any channel.
+Its marks are tokens of their own. Whoever writes text remembers where something only looks like a mark: that is never
+taken for one, neither where messages are told apart nor by the tokenizer.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
-from ..errors import DataError, TokenizerError, reason
-from .batching import Document
-from .rows import Row
-
-MESSAGE = re.compile(
-    r"<\|start\|>(?P<header>(?:(?!<\|start\|>|<\|message\|>).)*)<\|message\|>"
-    r"(?P<content>.*?)(?=<\|end\|>|<\|call\|>|<\|return\|>|\Z)",
-    re.DOTALL,
-)
-CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
-ROWS_AT_ONCE = 256  # the tokenizer gives offsets as Python tuples, some 300 bytes a token
-# The chat template states the current date; a fixed one makes equal rows equal text on any day.
-# It is the day on which the models were published.
-CONVERSATION_DATE = "2025-08-05"
-# Stands before the template, whose own calls then find this macro and not the clock.
-FIXED_DATE = "{% macro strftime_now(format) %}" + CONVERSATION_DATE + "{% endmacro %}{{ '' }}"
+START, MESSAGE, CHANNEL = "<|start|>", "<|message|>", "<|channel|>"
+END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
+ENDS = (END, CALL, RETURN)
+CONSTRAIN = "<|constrain|>"
+MARKS = re.compile("|".join(map(re.escape, (START, MESSAGE, CHANNEL, *ENDS, CONSTRAIN))))
+IN_HEADER = re.compile(re.escape(CHANNEL) + r"\s*(\w+)")
+RECIPIENT = re.compile(r"(?:^|\s)to=([^\s<]+)")
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The checkpoint's own tokenizer, as transformers reads it."""
-    from transformers import PreTrainedTokenizerFast  # GPT-OSS's class; to find a class out would load PyTorch
+class HarmonyText(NamedTuple):
+    """Text with harmony's marks."""
 
-    if not (folder / "tokenizer.json").exists():
-        raise TokenizerError(f"{folder}: holds no tokenizer.json: copy the tokenizer of the original model there")
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    except Exception as error:
-        raise TokenizerError(f"{folder}: the tokenizer cannot be read: {reason(error)}") from error
-    if "auto_map" in tokenizer.init_kwargs:
-        raise TokenizerError(f"{folder}: the tokenizer has code of its own, which is never run: copy the original's")
-    return tokenizer
+    text: str
+    literals: tuple[int, ...] = ()
+    """Where something begins that looks like a mark and is text, in ascending order."""
 
 
-def render(messages: list[Any], tokenizer: Any, effort: str = "medium", generate: bool = False) -> str:
-    """Harmony text of a list of messages by the tokenizer's chat template; DataError where it fails.
+class Piece(NamedTuple):
+    """A mark, or what stands between two."""
 
-    `effort` is the reasoning's; with `generate` the text ends where the assistant is to speak.
+    text: str
+    is_mark: bool
+
+
+class Part(NamedTuple):
+    """A message of harmony text."""
+
+    header: str
+    content: str
+    end: str
+    """The mark that ends it; empty where the text ends first."""
+
+    @property
+    def role(self) -> str:
+        """Who speaks."""
+        return role_of(self.header)
+
+    @property
+    def channel(self) -> str:
+        """Its channel; empty where the header names none."""
+        return channel_of(self.header)
+
+
+def marks_of(tokenizer: Any) -> re.Pattern[str]:
+    """Finds what is a mark: all special tokens of the tokenizer."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    # Of two that begin alike the longer one; a tokenizer without any gets a pattern that matches nowhere.
+    return re.compile("|".join(map(re.escape, sorted(special, key=lambda mark: (-len(mark), mark)))) or r"(?!)")
+
+
+def pieces(written: HarmonyText, marks: re.Pattern[str]) -> Iterator[Piece]:
+    """The text, cut at its marks; what stands between two is never empty."""
+    text, literals = written.text, frozenset(written.literals)
+    last = 0
+    for mark in marks.finditer(text):
+        if mark.start() in literals:
+            continue
+        if mark.start() > last:
+            yield Piece(text[last : mark.start()], False)
+        yield Piece(mark[0], True)
+        last = mark.end()
+    if last < len(text):
+        yield Piece(text[last:], False)
+
+
+Standing = Literal["outside", "header", "begin", "content", "end"]
+
+
+def standings(pieces: Iterable[Piece]) -> Iterator[tuple[Standing, str]]:
+    """For each piece: where it stands, and from the begin of a content to its end the message's header.
+
+    A content runs from behind `<|message|>`, its begin, to the first mark that ends a message, whatever marks stand
+    between.
     """
-    if not tokenizer.chat_template:
-        raise TokenizerError("the tokenizer has no chat template: add chat_template.jinja to the model's folder")
-    if not all(isinstance(message, dict) for message in messages):
-        raise DataError("expected a list of messages, each an object with role and content")
-    messages = [_without_absent(message) for message in messages]
-    try:
-        template = FIXED_DATE + tokenizer.get_chat_template()
-        return tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, reasoning_effort=effort, add_generation_prompt=generate
-        )
-    # Templates are programs of the checkpoint: whatever they raise is about these messages.
-    except Exception as error:
-        raise DataError(f"the chat template refuses these messages: {reason(error)}") from None
+    words: list[str] | None = None  # of the header, from behind <|start|>
+    header: str | None = None  # of the message in whose content this is
+    for text, is_mark in pieces:
+        if header is not None:
+            ends = is_mark and text in ENDS
+            yield "end" if ends else "content", header
+            header = None if ends else header
+        elif is_mark and text == START:
+            words = []
+            yield "header", ""
+        elif is_mark and text == MESSAGE and words is not None:
+            header, words = "".join(words), None
+            yield "begin", header
+        elif words is not None:
+            words.append(text)
+            yield "header", ""
+        else:
+            yield "outside", ""
 
 
-def _without_absent(value: Any) -> Any:
-    """Tables give every message every field, and every tool call every argument; templates ask what is there."""
-    if isinstance(value, dict):
-        present = {name: x for name, x in value.items() if x is not None and not (name == "tool_calls" and x == [])}
-        return {name: _without_absent(x) for name, x in present.items()}
-    return [_without_absent(x) for x in value] if isinstance(value, list) else value
+def messages_of(pieces: Sequence[Piece]) -> tuple[list[Part], str]:
+    """The messages of a text, and what of it is part of none."""
+    found: list[Part] = []
+    rest: list[str] = []  # since the last message
+    stray: list[str] = []
+    content: list[str] = []
+    for (text, _), (standing, header) in zip(pieces, standings(pieces), strict=True):
+        if standing == "begin":
+            # The header that stood here belongs to this message: what stands before its mark is stray.
+            stray += rest[: max((n for n, word in enumerate(rest) if word == START), default=0)]
+            found.append(Part(header, "", ""))
+            content, rest = [], []
+        elif standing == "content":
+            content.append(text)
+        elif standing == "end":
+            found[-1] = Part(header, "".join(content), text)
+        else:
+            rest.append(text)
+    if content and not found[-1].end:
+        found[-1] = found[-1]._replace(content="".join(content))
+    return found, "".join(stray + rest)
 
 
-def reply_parts(text: str) -> list[tuple[str, str]]:
-    """Channel and content of each message of a reply, which goes on where its prompt ends; the last may be a part."""
-    messages = MESSAGE.finditer("<|start|>assistant" + text)
-    return [(_channel(match["header"]), match["content"]) for match in messages]
+def role_of(header: str) -> str:
+    """Who speaks, by a message's header."""
+    return re.split(r"[\s<]", header, maxsplit=1)[0]
 
 
-def kept_spans(text: str, channel_weights: Mapping[str, float] | None = None) -> list[tuple[int, int, float]]:
-    """Character ranges of the assistant's contents, with the weight of their channel (1 if not given)."""
-    spans = []
-    for match in MESSAGE.finditer(text):
-        header = match["header"]
-        role = re.split(r"[\s<]", header, maxsplit=1)[0]
-        if role == "assistant":
-            weight = 1.0 if channel_weights is None else channel_weights.get(_channel(header), 0.0)
-            spans.append((*match.span("content"), weight))
-    return spans
-
-
-def _channel(header: str) -> str:
+def channel_of(header: str) -> str:
     """The channel that a message's header names; empty where it names none."""
-    channel = CHANNEL.search(header)
+    channel = IN_HEADER.search(header)
     return channel[1] if channel else ""
-
-
-def encode(
-    rows: Sequence[Row],
-    tokenizer: Any,
-    domains: Sequence[str],
-    vocab_size: int,
-    max_length: int | None,
-    truncate: str = "left",
-    keep_all: bool = False,
-    channel_weights: Mapping[str, float] | None = None,
-) -> list[Document]:
-    """Tokens and weights of each row; no special tokens are added.
-
-    A row longer than `max_length` tokens loses its head (truncate "left", so that the tail, where the
-    assistant speaks, stays) or its tail ("right"). A token with an empty character range is never kept.
-    """
-    documents = []
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        some = rows[first : first + ROWS_AT_ONCE]
-        encoded = tokenizer(
-            [row.text for row in some], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        for row, token_ids, offsets in zip(some, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            ids = _checked(token_ids, vocab_size)
-            spans = [(0, len(row.text), 1.0)] if keep_all else kept_spans(row.text, channel_weights)
-            weights = _weights(np.array(offsets, np.int64).reshape(-1, 2), spans)
-            part = slice(None)
-            if max_length is not None and len(ids) > max_length:
-                part = slice(-max_length, None) if truncate == "left" else slice(max_length)
-            truncated = part != slice(None)
-            documents.append(Document(ids[part].copy(), weights[part].copy(), domains.index(row.domain), truncated))
-    return documents
-
-
-def token_ids(text: str, tokenizer: Any, vocab_size: int) -> np.ndarray:
-    """Tokens of a text, int32; no special tokens are added."""
-    return _checked(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], vocab_size)
-
-
-def _checked(token_ids: Sequence[int], vocab_size: int) -> np.ndarray:
-    ids = np.array(token_ids, np.int32)
-    if ids.max(initial=0) >= vocab_size:
-        raise TokenizerError(
-            f"the tokenizer gives token {ids.max()}, the model's vocab_size is {vocab_size}: "
-            "tokenizer and model do not belong together"
-        )
-    return ids
-
-
-def _weights(offsets: np.ndarray, spans: Sequence[tuple[int, int, float]]) -> np.ndarray:
-    starts, ends = offsets[:, 0], offsets[:, 1]
-    weights = np.zeros(len(offsets), np.float32)
-    for first, last, weight in spans:
-        weights[(starts < last) & (ends > first) & (ends > starts)] = weight
-    return weights

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .formats import records
+from .formats import Records
+from .harmony import HarmonyText
+from .remarks import Remarks
+from .spellings import as_seen, conversation_of
+from .template import Template
 
-Render = Callable[[list[Any]], str]
-"""Turns a `messages` list into harmony text: the chat template."""
+NAMED = 10  # of the rows that cannot be read so many are named
+LONGEST = 200  # characters that each of them gets
 
 
 @dataclass(frozen=True)
@@ -22,24 +26,55 @@ class Row:
     text: str
     id: str = ""
     domain: str = ""
+    literals: tuple[int, ...] = ()
+    """As `HarmonyText` has them."""
+
+    @property
+    def harmony(self) -> HarmonyText:
+        """Its text, and what of it only looks like marks."""
+        return HarmonyText(self.text, self.literals)
 
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Which columns of the data are read; `id` may be absent."""
+    """Which columns of the data are read: without `text` those that hold a conversation; `id` may be absent."""
 
-    text: str = "text"
+    text: str | None = None
     domain: str | None = None
     id: str = "id"
 
 
-def read_rows(source: Any, split: str, columns: ColumnNames, render: Render) -> Iterator[Row]:
-    """The rows of what `formats.records` reads. Where the text column holds lists of messages, `render` makes the text.
+@dataclass(frozen=True)
+class Reading:
+    """How records become rows."""
 
-    DataError names file and line of a row that cannot be read.
-    """
-    for where, record in records(source, split):
-        yield _row(record, where, columns, render)
+    columns: ColumnNames
+    template: Callable[[], Template]
+    """Makes the chat template, which rows of text do without."""
+    remarks: Remarks
+    keep_thinking: bool = False
+    skip_bad_rows: bool = False
+
+
+def read_rows(records: Records, reading: Reading) -> Iterator[Row]:
+    """The rows of what `formats.records` reads; conversations become text by the chat template.
+
+    DataError names the rows that cannot be read, all at once at the end; with `skip_bad_rows` they are left out, and
+    remarked."""
+    bad: list[str] = []
+    for where, record in records:
+        try:
+            yield _row(record, where, reading)
+        except DataError as error:
+            if reading.skip_bad_rows:
+                reading.remarks.say("left out, as they cannot be read", f"{where}: {error}")
+            else:
+                bad.append(f"{where}: {error}" if len(bad) < NAMED else "")
+    if len(bad) == 1:
+        raise DataError(bad[0])
+    if bad:
+        named = "; ".join(line[:LONGEST] for line in bad[:NAMED])
+        raise DataError(f"{len(bad):,} rows cannot be read: mend them, or leave them out with --skip-bad-rows: {named}")
 
 
 def sample(rows: Iterable[Row], domains: tuple[str, ...], num_rows: int | None, seed: int) -> list[Row]:
@@ -87,28 +122,29 @@ def _hash(*lines: str) -> bytes:
     return hashlib.sha256("\n".join(lines).encode()).digest()[:8]
 
 
-def _row(record: Mapping[str, Any], where: str, columns: ColumnNames, render: Render) -> Row:
-    def column(name: str) -> Any:
-        if name not in record:
-            raise DataError(f"{where}: no column {name!r}: there are {', '.join(sorted(record))}")
-        return record[name]
-
-    value = column(columns.text)
-    if isinstance(value, list):
-        try:
-            value = render(value)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
-    if not isinstance(value, str):
-        raise DataError(
-            f"{where}: column {columns.text!r} holds {type(value).__name__}, expected text or a list of messages"
-        )
-    domain = column(columns.domain) if columns.domain else ""
-    row_id = record.get(columns.id)
-    row = Row(value, "" if row_id is None else str(row_id), "" if domain is None else str(domain))
-    for name, text in ((columns.text, row.text), (columns.id, row.id), (columns.domain, row.domain)):
+def _row(record: Mapping[str, Any] | DataError, where: str, reading: Reading) -> Row:
+    if isinstance(record, DataError):
+        raise record
+    columns, said = reading.columns, set[str]()
+    found = conversation_of(record, columns.text, (columns.domain, columns.id), said.add)
+    if isinstance(found, str):
+        written = HarmonyText(found)
+    else:
+        seen = found if reading.keep_thinking else as_seen(found, generate=False, say=said.add)
+        written = reading.template().write(seen)
+    if columns.domain and columns.domain not in record:
+        raise DataError(f"no column {columns.domain!r}: there are {', '.join(sorted(record))}")
+    domain, row_id = record.get(columns.domain or "") if columns.domain else None, record.get(columns.id)
+    row = Row(written.text, _as_text(row_id), _as_text(domain), written.literals)
+    for name, text in (("its text", row.text), (f"column {columns.id!r}", row.id), ("its domain", row.domain)):
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise DataError(f"{where}: column {name!r} holds half of a surrogate pair, which is no text") from None
+            raise DataError(f"{name} holds half of a surrogate pair, which is no text") from None
+    for remark in sorted(said):
+        reading.remarks.say(remark, where)
     return row
+
+
+def _as_text(value: Any) -> str:
+    return "" if value is None else str(value)

@@ -1,7 +1,7 @@
 """The jobs of the command line as functions, with the same names and defaults. Letters: see `config`."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,9 @@ from typing import Any
 from convert.sources import NANO, locate
 
 from ..config import PRESETS, Config
+from ..data.conversation import Conversation, Message
+from ..data.messages import Say
+from ..data.spellings import of_value
 from ..devices import mesh as sharding
 from ..devices import topologies
 from ..errors import InputError, MeshError, OptionError, ProfileError
@@ -117,8 +120,17 @@ def answer(
     """What `generate` runs, for whoever wants to see replies while they grow."""
     if not prompts:
         raise InputError("the list of prompts is empty: give what the user says, messages, or a list of either")
-    conversations = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
-    return Answer(as_model(model).source, conversations, answering, sampling, dtype)
+    said: dict[str, None] = {}
+    asked = [_asked(prompt, number, said.setdefault) for number, prompt in enumerate(prompts, 1)]
+    return Answer(as_model(model).source, asked, answering, sampling, dtype, said)
+
+
+def _asked(prompt: Any, number: int, say: Say) -> Conversation | str:
+    """What one prompt asks: words of the user, messages, or a record that holds them."""
+    if isinstance(prompt, str):
+        return Conversation((Message("user", prompt),))
+    value = prompt if isinstance(prompt, Mapping) else list(prompt)
+    return of_value(value, f"prompt {number}", {}, say)
 
 
 def generate(model: Any, prompts: Any, *, dtype: str | None = None, **options: Any) -> list[Reply]:

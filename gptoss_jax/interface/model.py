@@ -1,5 +1,6 @@
 """A model that is open: forwards of prompts as arrays. Letters: see `config`."""
 
+import warnings
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,11 @@ import numpy as np
 from convert.sources import open_source
 
 from ..config import Config, Form
-from ..data import harmony
+from ..data import tokens
 from ..data.batching import Document, padded_lengths, stack
+from ..data.harmony import HarmonyText
+from ..data.spellings import harmony_of
+from ..data.template import Template
 from ..devices.placement import Placement, here
 from ..errors import InputError, OptionError
 from ..files.paths import AnyPath, local_folder
@@ -56,14 +60,14 @@ class Model:
     def tokenizer(self) -> Any:
         """The checkpoint's own, as transformers reads it."""
         with local_folder(self.source.folder) as folder:
-            return harmony.load_tokenizer(Path(folder))
+            return tokens.load_tokenizer(Path(folder))
 
     def token_ids(self, inputs: Any) -> list[np.ndarray]:
         """The token ids of a text, of messages, of ids, or of a list of these: int32 [length] of each.
 
         A text is taken as it stands, with harmony's marks where it has some, as in a profile's text column. Messages,
-        which are objects with role and content, go through the chat template; where the last one is not the
-        assistant's, the marks follow with which its reply begins.
+        which are objects with role and content, are written as a profile's rows are; where the
+        last one is not the assistant's, the marks follow with which its reply begins.
         """
         rows = inputs if _is_list(inputs) else [inputs]
         if not rows:
@@ -72,9 +76,12 @@ class Model:
 
     def _ids(self, row: Any, number: int) -> np.ndarray:
         if _is_messages(row):
-            row = harmony.render(list(row), self.tokenizer, generate=row[-1].get("role") != "assistant")
+            generate = row[-1].get("role") != "assistant"
+            row = harmony_of(row, Template(self.tokenizer), warnings.warn, generate=generate)
         if isinstance(row, str):
-            ids = harmony.token_ids(row, self.tokenizer, self.config.vocab_size)
+            row = HarmonyText(row)
+        if isinstance(row, HarmonyText):
+            ids = tokens.token_ids(row, self.tokenizer, self.config.vocab_size)
         else:
             array = np.asarray(row)
             if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):

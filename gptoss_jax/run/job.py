@@ -5,15 +5,19 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from ..config import Config
-from ..data import harmony
+from ..data import tokens
 from ..data.dataset import Dataset, Layout, domains_of
-from ..data.rows import ColumnNames, Row, prompts_hash, read_rows, sample
+from ..data.formats import records
+from ..data.remarks import Remarks
+from ..data.rows import ColumnNames, Reading, Row, prompts_hash, read_rows, sample
+from ..data.template import Template
 from ..devices import hosts
 from ..errors import OptionError, OutputError, ResumeError, TokenizerError, UserError
 from ..files import atomic
@@ -216,13 +220,14 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
     if data.max_seq_length > source.config.max_position:
         raise OptionError(f"--max-seq-length is above the model's context of {source.config.max_position}")
     with local_folder(source.folder) as folder:
-        tokenizer = harmony.load_tokenizer(folder)
-    columns = ColumnNames(data.text_column, data.domain_column, data.id_column)
-    stream = read_rows(data.data, data.split, columns, lambda messages: harmony.render(messages, tokenizer))
-    rows = sample(stream, data.domain, data.num_rows, data.seed)
+        tokenizer = tokens.load_tokenizer(folder)
+    columns, remarks = ColumnNames(data.text_column, data.domain_column, data.id_column), Remarks()
+    template = cache(lambda: Template(tokenizer))
+    reading = Reading(columns, template, remarks, data.keep_thinking, data.skip_bad_rows)
+    rows = sample(read_rows(records(data.data, data.split), reading), data.domain, data.num_rows, data.seed)
     domains = domains_of(rows, data.domain_column)
     eos = _eos(tokenizer, source.config) if data.pack else 0
-    documents = harmony.encode(
+    documents = tokens.encode(
         # What a packed block holds depends on all rows before it.
         rows if data.pack else rows[share.number :: share.of],
         tokenizer,
@@ -241,7 +246,7 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
         cross_document=data.cross_document,
         skip_first=counting.skip_first,
     )
-    return Dataset(rows, documents, domains, layout, share)
+    return Dataset(rows, documents, domains, layout, share, remarks.lines())
 
 
 def _eos(tokenizer: Any, config: Config) -> int:
@@ -272,7 +277,7 @@ def _info(request: Request, fingerprint: str, dataset: Dataset, given: Place, ch
         "truncated_rows": dataset.truncated,
         "empty_rows": dataset.empty,
         "prompts_hash": prompts_hash(rows),
-        "warnings": artifacts.data_warnings(len(rows), dataset.truncated, dataset.empty),
+        "warnings": [*dataset.remarks, *artifacts.data_warnings(len(rows), dataset.truncated, dataset.empty)],
     }
 
 

@@ -197,7 +197,13 @@ class Data(Options):
         resumed=False,
     )
     split: str = option("train", TEXT, "The split of a hub dataset.", merging="free")
-    text_column: str = option("text", TEXT, "The column with harmony text, or with a list of messages.", merging="free")
+    text_column: str | None = option(
+        None,
+        TEXT,
+        "The column with harmony text, or with a conversation.",
+        otherwise="that of the conversation, in whichever form",
+        merging="free",
+    )
     id_column: str = option("id", TEXT, "The column with the row's id; it may be absent.", merging="free")
     domain_column: str | None = option(
         None, TEXT, "The column with the row's domain: statistics are then also kept by domain.", merging="free"
@@ -205,6 +211,10 @@ class Data(Options):
     domain: tuple[str, ...] = option(
         (), TEXT, "Takes only rows of this domain; may be given several times.", several=0, merging="free"
     )
+    keep_thinking: bool = option(
+        False, SWITCH, "Keeps the reasoning of earlier turns, which chat templates leave out.", merging="told"
+    )
+    skip_bad_rows: bool = option(False, SWITCH, "Leaves out rows that cannot be read, and counts them.", merging="free")
     num_rows: int | None = option(
         None, whole(1), "Takes a sample of this many rows by their hashes.", otherwise="all", merging="free"
     )
@@ -327,6 +337,9 @@ class Answering(Options):
 
     reasoning_effort: str = option("medium", one_of("low", "medium", "high"), "For the chat template.")
     max_new_tokens: int = option(512, whole(1), "The most tokens that a reply has.")
+    keep_reply: bool = option(
+        False, SWITCH, "Keeps the reply with which a conversation ends, and asks for what comes after it."
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,127 @@
+"""Harmony text → tokens and what each of them counts, by a checkpoint's own tokenizer.
+
+A token is kept when it is part of the content of a message by `assistant`, in any channel.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import TokenizerError, reason
+from .batching import Document
+from .harmony import HarmonyText, Piece, channel_of, marks_of, pieces, role_of, standings
+from .rows import Row
+
+ROWS_AT_ONCE = 256  # the tokenizer gives offsets as Python tuples, some 300 bytes a token
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The checkpoint's own tokenizer, as transformers reads it."""
+    from transformers import PreTrainedTokenizerFast  # GPT-OSS's class; to find a class out would load PyTorch
+
+    if not (folder / "tokenizer.json").exists():
+        raise TokenizerError(f"{folder}: holds no tokenizer.json: copy the tokenizer of the original model there")
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:
+        raise TokenizerError(f"{folder}: the tokenizer cannot be read: {reason(error)}") from error
+    if "auto_map" in tokenizer.init_kwargs:
+        raise TokenizerError(f"{folder}: the tokenizer has code of its own, which is never run: copy the original's")
+    return tokenizer
+
+
+def written_in_ids(token_ids: Sequence[int], tokenizer: Any) -> list[Piece]:
+    """The pieces of what a model wrote: its marks are known by their ids, whatever text looks like one."""
+    marks = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    found: list[Piece] = []
+    for is_mark, ids in groupby(token_ids, key=marks.__contains__):
+        run = list(ids)
+        if is_mark:
+            found += (Piece(tokenizer.convert_ids_to_tokens(number), True) for number in run)
+        else:
+            found.append(Piece(tokenizer.decode(run), False))
+    return found
+
+
+def encode(
+    rows: Sequence[Row],
+    tokenizer: Any,
+    domains: Sequence[str],
+    vocab_size: int,
+    max_length: int | None,
+    truncate: str = "left",
+    keep_all: bool = False,
+    channel_weights: Mapping[str, float] | None = None,
+) -> list[Document]:
+    """Tokens and weights of each row; no special tokens are added.
+
+    A row longer than `max_length` tokens loses its head (truncate "left", so that the tail, where the
+    assistant speaks, stays) or its tail ("right"). A token with an empty character range is never kept.
+    """
+    marks, numbers = marks_of(tokenizer), {name: number for number, name in enumerate(domains)}
+    documents = []
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[first : first + ROWS_AT_ONCE]
+        cut = [list(pieces(row.harmony, marks)) for row in some]
+        for row, run, tokens in zip(some, cut, _tokens(cut, tokenizer), strict=True):
+            each = [1.0] * len(run) if keep_all else weights_of(run, channel_weights)
+            ids = np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in tokens)])
+            kept = [np.where(empty, 0, weight) for (_, empty), weight in zip(tokens, each, strict=True)]
+            weights = np.concatenate([np.zeros(0), *kept]).astype(np.float32)
+            part = slice(None)
+            if max_length is not None and len(ids) > max_length:
+                part = slice(-max_length, None) if truncate == "left" else slice(max_length)
+            truncated = part != slice(None)
+            _check(ids, vocab_size)
+            documents.append(Document(ids[part].copy(), weights[part].copy(), numbers[row.domain], truncated))
+    return documents
+
+
+def weights_of(pieces: Sequence[Piece], channel_weights: Mapping[str, float] | None = None) -> list[float]:
+    """What the tokens of each piece count: those of the assistant's contents the weight of their channel, which is 1
+    if none are given."""
+    weights = []
+    for standing, header in standings(pieces):
+        kept = standing == "content" and role_of(header) == "assistant"
+        weight = 1.0 if channel_weights is None else channel_weights.get(channel_of(header), 0.0)
+        weights.append(weight if kept else 0.0)
+    return weights
+
+
+def token_ids(written: HarmonyText, tokenizer: Any, vocab_size: int) -> np.ndarray:
+    """Tokens of a text, int32; no special tokens are added."""
+    (tokens,) = _tokens([list(pieces(written, marks_of(tokenizer)))], tokenizer)
+    ids = np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in tokens)])
+    _check(ids, vocab_size)
+    return ids
+
+
+def _tokens(cut: Sequence[Sequence[Piece]], tokenizer: Any) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """For each piece of each text its token ids, int32, and which of them have an empty character range."""
+    texts = [piece.text for run in cut for piece in run if not piece.is_mark]
+    # What is text stays text, whatever it looks like.
+    encoded: Any = {"input_ids": [], "offset_mapping": []}
+    if texts:
+        encoded = tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+    ids, offsets = iter(encoded["input_ids"]), iter(encoded["offset_mapping"])
+
+    def tokens(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+        if piece.is_mark:
+            return np.array([tokenizer.convert_tokens_to_ids(piece.text)], np.int32), np.zeros(1, bool)
+        ranges = np.array(next(offsets), np.int64).reshape(-1, 2)
+        return np.array(next(ids), np.int32), ranges[:, 0] == ranges[:, 1]
+
+    return [[tokens(piece) for piece in run] for run in cut]
+
+
+def _check(ids: np.ndarray, vocab_size: int) -> None:
+    if ids.max(initial=0) >= vocab_size:
+        raise TokenizerError(
+            f"the tokenizer gives token {ids.max()}, the model's vocab_size is {vocab_size}: "
+            "tokenizer and model do not belong together"
+        )
