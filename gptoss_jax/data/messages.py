@@ -4,6 +4,7 @@ Nothing is passed over: what cannot be written in harmony is refused by name, an
 """
 
 import json
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,36 @@ OF_ASSISTANTS = {*THINKING, "channel", "recipient", "content_type", "tool_calls"
 OF_TOOLS = {"name", "tool_call_id"}
 
 
+class Waiting:
+    """Calls without a result, which are found by their id, by their tool, or in their order, each in constant time."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[str, str]] = []  # id and tool
+        self._found: set[int] = set()
+        self._by: dict[tuple[str, str], deque[int]] = {}  # a key's kind and value: the calls that have it
+
+    def add(self, identity: str, tool: str) -> None:
+        """Remember a call."""
+        for key in (("id", identity), ("tool", tool), ("any", "")):
+            self._by.setdefault(key, deque()).append(len(self._calls))
+        self._calls.append((identity, tool))
+
+    def take(self, identity: str, tools: Sequence[str]) -> str:
+        """The tool of the first call of an id, or of some tool, or of all; empty where there is none.
+
+        A call without an id may be the one that is meant, where none has the id.
+        """
+        of_tools = [("tool", tool) for tool in tools] or [("any", "")]
+        for key in [("id", identity), ("id", "")] if identity else of_tools:
+            queue = self._by.get(key, deque())
+            while queue and queue[0] in self._found:
+                queue.popleft()
+            if queue:
+                self._found.add(queue[0])
+                return self._calls[queue.popleft()][1]
+        return ""
+
+
 def read_messages(values: Sequence[Any], say: Say) -> list[Message]:
     """The messages of a list; DataError names the first that cannot be taken whole.
 
@@ -44,7 +75,7 @@ def read_messages(values: Sequence[Any], say: Say) -> list[Message]:
     """
     if not values:
         raise DataError("the list of messages is empty")
-    waiting: list[tuple[str, str]] = []  # id and tool of the calls without a result
+    waiting = Waiting()
     found: list[Message] = []
     for number, value in enumerate(values, 1):
         try:
@@ -74,7 +105,7 @@ def _as_openai(value: Any, say: Say) -> dict[str, Any]:
     return {**message, "role": ROLES[role]}
 
 
-def _message(message: dict[str, Any], waiting: list[tuple[str, str]], say: Say) -> list[Message]:
+def _message(message: dict[str, Any], waiting: Waiting, say: Say) -> list[Message]:
     role = message["role"]
     read = OF_ALL | (OF_ASSISTANTS if role == "assistant" else OF_TOOLS if role == "tool" else set())
     for key in sorted(message.keys() - read):
@@ -95,7 +126,7 @@ def _message(message: dict[str, Any], waiting: list[tuple[str, str]], say: Say) 
     return [Message("tool", content, channel="commentary", author=tool)]
 
 
-def _assistant(message: dict[str, Any], waiting: list[tuple[str, str]], say: Say) -> list[Message]:
+def _assistant(message: dict[str, Any], waiting: Waiting, say: Say) -> list[Message]:
     """Reasoning, what the user reads, and calls, in this order: each is a message of harmony."""
     content, thinking = _content(message.get("content", message.get("refusal", "")))
     given = [thinking, *(_text(message[key], key) for key in THINKING if key in message)]
@@ -118,8 +149,11 @@ def _assistant(message: dict[str, Any], waiting: list[tuple[str, str]], say: Say
         if "content" not in message and "refusal" not in message:
             raise DataError("its role is assistant, and it has neither content nor calls")
         found.append(Message("assistant", content, "final"))
-    waiting += ((name, call.recipient) for name, call in calls)
-    waiting += (("", sent.recipient) for sent in found if sent.recipient)
+    for sent in found:
+        if sent.recipient:
+            waiting.add("", sent.recipient)
+    for identity, call in calls:
+        waiting.add(identity, call.recipient)
     return found + [call for _, call in calls]
 
 
@@ -179,18 +213,13 @@ def _call(call: Any) -> tuple[str, Message]:
     return str(call.get("id") or ""), Message("assistant", text, "commentary", recipient, content_type=kind)
 
 
-def _answered(message: Mapping[str, Any], waiting: list[tuple[str, str]]) -> str:
+def _answered(message: Mapping[str, Any], waiting: Waiting) -> str:
     """The tool whose result this is; its call waits no longer."""
     identity, name = str(message.get("tool_call_id") or ""), str(message.get("name") or "")
-    full = name if not name or name.startswith(FUNCTIONS) else FUNCTIONS + name
-    # A call without an id may be the one that is meant, where none has that id.
-    of_id = [call for call in waiting if call[0] == identity] or [call for call in waiting if not call[0]]
-    chosen = next((call for call in (of_id if identity else waiting) if not full or call[1] in (full, name)), None)
-    if chosen:
-        waiting.remove(chosen)
-        return chosen[1]
-    if full:
-        return full
+    names = (FUNCTIONS + name.removeprefix(FUNCTIONS), name) if name else ()
+    tool = waiting.take(identity, names)
+    if tool or names:
+        return tool or names[0]
     raise DataError(f"its role is tool, and it answers no call{f' of id {_short(identity)}' if identity else ''}")
 
 

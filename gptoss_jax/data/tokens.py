@@ -101,10 +101,12 @@ def token_ids(written: HarmonyText, tokenizer: Any, vocab_size: int) -> np.ndarr
 
 def _tokens(cut: Sequence[Sequence[Piece]], tokenizer: Any) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     """For each piece of each text its token ids, int32, and which of them have an empty character range."""
-    texts = [piece.text for run in cut for piece in run if not piece.is_mark]
-    # What is text stays text, whatever it looks like.
+    # Headers are few and come again and again: each text is tokenised once.
+    distinct = dict.fromkeys(piece for run in cut for piece in run)
+    texts = [piece.text for piece in distinct if not piece.is_mark]
     encoded: Any = {"input_ids": [], "offset_mapping": []}
     if texts:
+        # What is text stays text, whatever it looks like.
         encoded = tokenizer(
             texts, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )
@@ -116,7 +118,8 @@ def _tokens(cut: Sequence[Sequence[Piece]], tokenizer: Any) -> list[list[tuple[n
         ranges = np.array(next(offsets), np.int64).reshape(-1, 2)
         return np.array(next(ids), np.int32), ranges[:, 0] == ranges[:, 1]
 
-    return [[tokens(piece) for piece in run] for run in cut]
+    known = {piece: tokens(piece) for piece in distinct}
+    return [[known[piece] for piece in run] for run in cut]
 
 
 def _check(ids: np.ndarray, vocab_size: int) -> None:
