@@ -201,12 +201,12 @@ class Answer:
         with local_folder(source.folder) as folder:
             self.tokenizer = tokenizing.load_tokenizer(folder)
             self.stop_ids = read_stop_ids(folder, self.tokenizer)
-        written = [self._written(conversation) for conversation in conversations]
+        written = [self._written(conversation, number) for number, conversation in enumerate(conversations, 1)]
         self.prompts = [tokenizing.token_ids(text, self.tokenizer, source.config.vocab_size) for text in written]
         check_room(self.prompts, source.config)
         self.token_ids: list[list[int]] = [[] for _ in conversations]
 
-    def _written(self, conversation: Conversation | str) -> HarmonyText:
+    def _written(self, conversation: Conversation | str, number: int) -> HarmonyText:
         if isinstance(conversation, str):
             return HarmonyText(conversation)
         say, asked = self.remarks.setdefault, conversation
@@ -215,7 +215,10 @@ class Answer:
         if len(asked.messages) < len(conversation.messages):
             say("the reply with which a conversation ends is left out (--keep-reply keeps it)")
         asked = as_seen(asked, generate=True, say=say)
-        return Template(self.tokenizer).write(asked, self.answering.reasoning_effort, generate=True)
+        try:
+            return Template(self.tokenizer).write(asked, self.answering.reasoning_effort, generate=True)
+        except DataError as error:
+            raise DataError(f"prompt {number}: {error}") from None
 
     def grow(self) -> Iterator[None]:
         """Generate to the end; after each step the replies are longer."""

@@ -14,7 +14,7 @@ from ..data.messages import Say
 from ..data.spellings import of_value
 from ..devices import mesh as sharding
 from ..devices import topologies
-from ..errors import InputError, MeshError, OptionError, ProfileError
+from ..errors import DataError, InputError, MeshError, OptionError, ProfileError
 from ..files import atomic
 from ..files.paths import AnyPath, place, read_json
 from ..generation import Answer, Reply
@@ -129,8 +129,10 @@ def _asked(prompt: Any, number: int, say: Say) -> Conversation | str:
     """What one prompt asks: words of the user, messages, or a record that holds them."""
     if isinstance(prompt, str):
         return Conversation((Message("user", prompt),))
-    value = prompt if isinstance(prompt, Mapping) else list(prompt)
-    return of_value(value, f"prompt {number}", {}, say)
+    try:
+        return of_value(prompt if isinstance(prompt, Mapping) else list(prompt), "it", {}, say)
+    except DataError as error:
+        raise DataError(f"prompt {number}: {error}") from None
 
 
 def generate(model: Any, prompts: Any, *, dtype: str | None = None, **options: Any) -> list[Reply]:
