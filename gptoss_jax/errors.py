@@ -9,6 +9,13 @@ def reason(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+def plain(text: str, most: int = 200) -> str:
+    """What stands in a file, or names one, for a message: on one line, without what would steer a terminal, and cut
+    behind `most` characters."""
+    shown = "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
+    return shown + "…" * (len(text) > most)
+
+
 class UserError(Exception):
     """Something that the user can mend. The program exits with status 2."""
 
