@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from gptoss_jax.data import harmony
-from gptoss_jax.data.rows import ColumnNames, prompts_hash, read_rows
+from gptoss_jax.data.rows import ColumnNames, prompts_hash, read_rows, sample
 from gptoss_jax.statistics.tables import read_columns
 from tests import oracle
 from tests.bad_input import read_shard, shard_of, write_shard
@@ -139,7 +139,7 @@ def test_profile_json_says_what_was_run(tiny_mxfp4: Path, rows_jsonl: Path, tmp_
     chosen = [(r, d) for r, d in zip(rows, documents, strict=True) if r.domain == "a"]
     assert (info["num_layers"], info["num_experts"]) == (L, E)
     assert info["top_k"] == K and info["engine"] == "resident" and info["rows"] == 6
-    assert info["prompts_hash"] == prompts_hash([row for row, _ in chosen])
+    assert info["prompts_hash"] == prompts_hash(sample(rows, ("a",), None, 0))
     assert info["total_tokens"] == sum(min(64, len(d.token_ids)) for _, d in chosen)
     assert info["truncated_rows"] == sum(len(d.token_ids) > 64 for _, d in chosen) > 0
     assert info["kept_tokens"] == sum(int((d.weights[-64:][1:] > 0).sum()) for _, d in chosen)

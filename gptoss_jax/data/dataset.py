@@ -42,12 +42,14 @@ class Dataset:
         domains: Sequence[str],
         layout: Layout,
         share: hosts.Share,
+        remarks: Sequence[str] = (),
     ):
-        """`documents` are those of `rows` that are this process' share; packed, of all rows.
+        """`documents` are those of `rows` that are this process' share; packed, of all rows. `remarks` say what of the
+        data was not taken as it stands.
 
         DataError where no token of any process is kept."""
         self.rows, self.documents, self.domains = rows, documents, domains
-        self.layout, self.share = layout, share
+        self.layout, self.share, self.remarks = layout, share, remarks
         self.row_hashes = row_hashes(rows)
         lengths = batching.padded_lengths(documents, self._own_size, layout.length) if layout.kind == "padded" else []
         self.lengths = hosts.agree_lengths(lengths)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .formats import records
+from .remarks import Remarks
+from .sources import records
 
 Render = Callable[[list[Any]], str]
 """Turns a `messages` list into harmony text: the chat template."""
@@ -33,20 +34,28 @@ class ColumnNames:
     id: str = "id"
 
 
-def read_rows(source: Any, split: str, columns: ColumnNames, render: Render) -> Iterator[Row]:
-    """The rows of what `formats.records` reads. Where the text column holds lists of messages, `render` makes the text.
+def read_rows(
+    source: Any,
+    split: str,
+    columns: ColumnNames,
+    render: Render,
+    subset: str | None = None,
+    remarks: Remarks | None = None,
+) -> Iterator[Row]:
+    """The rows of what `sources.records` reads. Where the text column holds lists of messages, `render` makes the text.
 
-    DataError names file and line of a row that cannot be read.
+    What is left out is told to `remarks`. DataError names file and line of a row that cannot be read.
     """
-    for where, record in records(source, split):
+    for where, record in records(source, split, subset, remarks or Remarks()):
+        if isinstance(record, DataError):
+            raise record
         yield _row(record, where, columns, render)
 
 
 def sample(rows: Iterable[Row], domains: tuple[str, ...], num_rows: int | None, seed: int) -> list[Row]:
-    """Rows of `domains` (all if empty); with `num_rows`, a sample that does not depend on their order.
+    """Rows of `domains` (all if empty), or a sample of `num_rows`, in one order, whatever the order in which they come.
 
-    The sample is the `num_rows` rows with the smallest first 8 bytes of SHA-256 of "seed\\nid\\ntext",
-    smallest first.
+    They stand in order of the first 8 bytes of SHA-256 of "seed\\nid\\ntext", and a sample is the first of them.
     """
     seen: set[str] = set()
 
@@ -56,11 +65,11 @@ def sample(rows: Iterable[Row], domains: tuple[str, ...], num_rows: int | None, 
             if not domains or row.domain in domains:
                 yield row
 
-    def key(row: Row) -> tuple[bytes, str]:
-        # Bytes compare as the big-endian number that they are; rows that differ by domain alone tie.
-        return _hash(str(seed), row.id, row.text), row.domain
+    def key(row: Row) -> tuple[bytes, str, str, str]:
+        # Bytes compare as the big-endian number that they are. What follows decides where hashes are equal.
+        return _hash(str(seed), row.id, row.text), row.domain, row.id, row.text
 
-    kept = list(chosen()) if num_rows is None else heapq.nsmallest(num_rows, chosen(), key=key)
+    kept = sorted(chosen(), key=key) if num_rows is None else heapq.nsmallest(num_rows, chosen(), key=key)
     if not seen:
         raise DataError("the data holds no row")
     absent = set(domains) - seen

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import jax
 from ..config import Config
 from ..data import harmony
 from ..data.dataset import Dataset, Layout, domains_of
+from ..data.remarks import Remarks
 from ..data.rows import ColumnNames, Row, prompts_hash, read_rows, sample
 from ..devices import hosts
 from ..errors import OptionError, OutputError, ResumeError, TokenizerError, UserError
@@ -115,6 +117,9 @@ def run(
     given = choose.place(source, choice.engine, request.placing, request.data.max_seq_length)
     request = replace(request, placing=given.placing)
     dataset = make_dataset(request, source, choice.engine, given)
+    if writes:
+        for remark in dataset.remarks:
+            print(f"gptoss-jax: {remark}", file=sys.stderr)
     info = _info(request, source.fingerprint(), dataset, given, choice)
     settings = _computed(info, request, dataset.rows)
     hosts.agree(settings)
@@ -218,7 +223,10 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
     with local_folder(source.folder) as folder:
         tokenizer = harmony.load_tokenizer(folder)
     columns = ColumnNames(data.text_column, data.domain_column, data.id_column)
-    stream = read_rows(data.data, data.split, columns, lambda messages: harmony.render(messages, tokenizer))
+    remarks = Remarks()
+    stream = read_rows(
+        data.data, data.split, columns, lambda messages: harmony.render(messages, tokenizer), data.subset, remarks
+    )
     rows = sample(stream, data.domain, data.num_rows, data.seed)
     domains = domains_of(rows, data.domain_column)
     eos = _eos(tokenizer, source.config) if data.pack else 0
@@ -241,7 +249,7 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
         cross_document=data.cross_document,
         skip_first=counting.skip_first,
     )
-    return Dataset(rows, documents, domains, layout, share)
+    return Dataset(rows, documents, domains, layout, share, remarks.lines())
 
 
 def _eos(tokenizer: Any, config: Config) -> int:
@@ -272,7 +280,7 @@ def _info(request: Request, fingerprint: str, dataset: Dataset, given: Place, ch
         "truncated_rows": dataset.truncated,
         "empty_rows": dataset.empty,
         "prompts_hash": prompts_hash(rows),
-        "warnings": artifacts.data_warnings(len(rows), dataset.truncated, dataset.empty),
+        "warnings": [*dataset.remarks, *artifacts.data_warnings(len(rows), dataset.truncated, dataset.empty)],
     }
 
 
