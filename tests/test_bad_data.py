@@ -1,5 +1,6 @@
 """Rows and options that cannot be used are refused with file and line, and nothing is written."""
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -42,9 +43,18 @@ ROWS = [
     case("row is a list", ("r.jsonl", f"{GOOD}\n[1]\n"), "r.jsonl, line 2", "list"),
     case("row is text", ("r.jsonl", '"text"'), "r.jsonl, line 1", "str"),
     case("row is null", ("r.jsonl", "null"), "r.jsonl, line 1", "NoneType"),
-    case("byte order mark", ("r.jsonl", b"\xef\xbb\xbf" + GOOD.encode()), "r.jsonl, line 1", "BOM"),
     case("no UTF-8", ("r.jsonl", b'{"text": "\xff"}'), "r.jsonl", "not UTF-8"),
-    case("UTF-16", ("r.jsonl", GOOD.encode("utf-16")), "r.jsonl", "not UTF-8"),
+    case("UTF-16", ("r.jsonl", GOOD.encode("utf-16")), "r.jsonl", "UTF-16", "convert"),
+    case("key twice", ("r.jsonl", '{"text": "a", "text": "b"}'), "r.jsonl, line 1", "'text' stands twice"),
+    case("cut list", ("r.json", f"[{GOOD},"), "r.json", "not valid JSON", "line 1"),
+    case("list of texts", ("r.json", '["a"]'), "r.json, record 1", "str"),
+    case("CSV without header", ("r.csv", "a,b\nc,d\n"), "r.csv, line 2", "'text'", "a, b"),
+    case("CSV with too many fields", ("r.csv", "text\na,b\n"), "r.csv, line 2", "fields"),
+    case("CSV with an open quote", ("r.csv", 'text\n"a\n'), "r.csv", "line 2", "not valid CSV"),
+    case("no gzip", ("r.jsonl.gz", GOOD), "r.jsonl.gz", "no sound .gz file"),
+    case("cut gzip", ("r.jsonl.gz", gzip.compress(GOOD.encode())[:-9]), "r.jsonl.gz", "no sound .gz file"),
+    case("no Arrow", ("r.arrow", "no Arrow"), "r.arrow"),
+    case("Git LFS", ("r.parquet", "version https://git-lfs.github.com/spec/v1\n"), "r.parquet", "git lfs pull"),
     case(
         "no column text",
         ("r.jsonl", '{"txt": "a", "b": "c", "id": 1}'),
@@ -61,10 +71,10 @@ ROWS = [
     case("no kept token", ("r.jsonl", json.dumps({"text": SILENT})), "no token is kept", "assistant says nothing"),
     case("plain text", ("r.txt", "no harmony here"), "no token is kept", "--keep all"),
     case("empty text", ("r.txt", ""), "no token is kept"),
-    case("text is no UTF-8", ("r.txt", b"\xff\xfe"), "r.txt", "not UTF-8"),
-    case("no Parquet", ("r.parquet", "no Parquet"), "r.parquet", "not a Parquet file"),
-    case("empty Parquet", ("r.parquet", ""), "r.parquet", "not a Parquet file"),
-    case("cut Parquet", ("r.parquet", parquet(text=[TEXT])[:-9]), "r.parquet", "not a Parquet file"),
+    case("text is no UTF-8", ("r.txt", b"a\xff\xfe"), "r.txt", "not UTF-8"),
+    case("no Parquet", ("r.parquet", "no Parquet"), "r.parquet", "no sound Parquet file"),
+    case("empty Parquet", ("r.parquet", ""), "r.parquet", "no sound Parquet file"),
+    case("cut Parquet", ("r.parquet", parquet(text=[TEXT])[:-9]), "r.parquet", "no sound Parquet file"),
     case("broken Parquet page", ("r.parquet", broken_page()), "r.parquet", "cannot be read"),
     case("Parquet without rows", ("r.parquet", parquet(text=pa.array([], pa.string()))), "no row"),
     case(
@@ -76,7 +86,7 @@ ROWS = [
     ),
     case("Parquet of numbers", ("r.parquet", parquet(text=[1.5])), "r.parquet, row 1", "float"),
     case("Parquet of bytes", ("r.parquet", parquet(text=[b"a"])), "r.parquet, row 1", "bytes"),
-    case("other kind of file", ("r.csv", "text\na"), "r.csv", ".jsonl, .parquet, .txt"),
+    case("other kind of file", ("r.tsv", "text\na"), "r.tsv", ".jsonl, .json, .parquet, .arrow, .csv, .txt", ".zst"),
     case(
         "domain not there", ("r.jsonl", GOOD, "--domain-column", "domain", "--domain", "b"), "domain b", "there are a"
     ),
@@ -98,7 +108,8 @@ ROWS = [
         ("r.jsonl", r'{"text": "\ud800"}', "--num-rows", "1"),
         "line 1",
     ),
-    case("nested too deep", ("r.jsonl", "[" * 200_000), "line 1"),
+    case("nested too deep", ("r.jsonl", '{"text": ' + "[" * 200_000), "line 1", "recursion"),
+    case("list nested too deep", ("r.jsonl", "[" * 200_000), "record 1", "recursion"),
     case("endless number", ("r.jsonl", '{"text": ' + "9" * 5000 + "}"), "line 1"),
 ]
 
@@ -115,6 +126,7 @@ def test_no_data(tiny_mxfp4: Path, tmp_path: Path, refused: Refused) -> None:
     refused("profile", tiny_mxfp4, "--data", "empty", says=("empty", ".jsonl"))
     refused("profile", tiny_mxfp4, "--data", "missing.jsonl", says=("missing.jsonl", "no such file"))
     refused("profile", tiny_mxfp4, "--data", tmp_path / "missing", says=("missing", "no such file"))
+    refused("profile", tiny_mxfp4, "--data", "empty/*.jsonl", says=("empty/*.jsonl", "matches none"))
 
 
 def test_nothing_for_a_path(tiny_mxfp4: Path, rows_jsonl: Path, tmp_path: Path, refused: Refused) -> None:

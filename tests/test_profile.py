@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from gptoss_jax.data import tokens
-from gptoss_jax.data.formats import records
 from gptoss_jax.data.remarks import Remarks
-from gptoss_jax.data.rows import ColumnNames, Reading, prompts_hash, read_rows
+from gptoss_jax.data.rows import ColumnNames, Reading, prompts_hash, read_rows, sample
+from gptoss_jax.data.sources import records
 from gptoss_jax.data.template import Template
 from gptoss_jax.statistics.tables import read_columns
 from tests import oracle
@@ -36,7 +36,7 @@ def run_profile(model: Path, data: Path, out: Path, *options: str) -> Path:
 def rows_and_documents(model: Path, data: Path):
     tokenizer = tokens.load_tokenizer(model)
     reading = Reading(ColumnNames(domain="domain"), lambda: Template(tokenizer), Remarks())
-    rows = list(read_rows(records(str(data), "train"), reading))
+    rows = list(read_rows(records(str(data), "train", None, Remarks()), reading))
     domains = sorted({row.domain for row in rows})
     return rows, tokens.encode(rows, tokenizer, domains, TINY.vocab_size, None)
 
@@ -143,7 +143,7 @@ def test_profile_json_says_what_was_run(tiny_mxfp4: Path, rows_jsonl: Path, tmp_
     chosen = [(r, d) for r, d in zip(rows, documents, strict=True) if r.domain == "a"]
     assert (info["num_layers"], info["num_experts"]) == (L, E)
     assert info["top_k"] == K and info["engine"] == "resident" and info["rows"] == 6
-    assert info["prompts_hash"] == prompts_hash([row for row, _ in chosen])
+    assert info["prompts_hash"] == prompts_hash(sample(rows, ("a",), None, 0))
     assert info["total_tokens"] == sum(min(64, len(d.token_ids)) for _, d in chosen)
     assert info["truncated_rows"] == sum(len(d.token_ids) > 64 for _, d in chosen) > 0
     assert info["kept_tokens"] == sum(int((d.weights[-64:][1:] > 0).sum()) for _, d in chosen)

@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import random
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import tokenizers
-from gptoss_jax.data import tokens
-from gptoss_jax.data.formats import records
+from gptoss_jax.data import batching, tokens
 from gptoss_jax.data.remarks import Remarks
 from gptoss_jax.data.rows import ColumnNames, Reading, Row, prompts_hash, read_rows, sample
+from gptoss_jax.data.sources import records
 from gptoss_jax.data.template import Template
 from gptoss_jax.errors import DataError
 
@@ -46,7 +50,7 @@ def no_template() -> Template:
 
 def read(source: object, columns: ColumnNames = TEXT, tokenizer: Any = None, split: str = "train") -> list[Row]:
     template = no_template if tokenizer is None else lambda: Template(tokenizer)
-    return list(read_rows(records(str(source), split), Reading(columns, template, Remarks())))
+    return list(read_rows(records(str(source), split, None, Remarks()), Reading(columns, template, Remarks())))
 
 
 def write_jsonl(path: Path, records: list[Any]) -> Path:
@@ -182,7 +186,7 @@ def test_a_template_that_fails_is_an_error(
 def bad_rows(file: Path, skip_bad_rows: bool) -> tuple[list[Row], list[str]]:
     remarks = Remarks()
     reading = Reading(TEXT, no_template, remarks, skip_bad_rows=skip_bad_rows)
-    return list(read_rows(records(str(file), "train"), reading)), remarks.lines()
+    return list(read_rows(records(str(file), "train", None, remarks), reading)), remarks.lines()
 
 
 def test_rows_that_cannot_be_read_are_named_at_once_or_left_out(tmp_path: Path) -> None:
@@ -208,14 +212,14 @@ def test_a_hub_id_is_streamed_with_its_split(tmp_path: Path, monkeypatch: pytest
     files = {split: str(write_jsonl(tmp_path / f"{split}.jsonl", rows)) for split, rows in records.items()}
     load, asked = datasets.load_dataset, []
 
-    def local(name: str, **options: Any) -> Any:
-        asked.append((name, options))
+    def local(name: str, subset: str | None, **options: Any) -> Any:
+        asked.append((name, subset, options))
         return load("json", data_files=files, cache_dir=str(tmp_path / "cache"), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", local)
     rows = read("some-owner/some.name", split="held_out")
     assert rows == [Row(f"held_out {i}", str(i)) for i in range(3)]
-    assert asked == [("some-owner/some.name", {"split": "held_out", "streaming": True})]
+    assert asked == [("some-owner/some.name", None, {"split": "held_out", "streaming": True})]
 
 
 def test_a_hub_dataset_that_cannot_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,18 +250,19 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(source: str) -> None:
 
 
 @given(some_rows, st.sets(st.sampled_from("abc"), min_size=1))
-def test_domains_filter_rows_and_leave_their_order(rows: list[Row], domains: set[str]) -> None:
+def test_domains_filter_rows(rows: list[Row], domains: set[str]) -> None:
     expected = [row for row in rows if row.domain in domains]
     if domains <= {row.domain for row in rows}:
-        assert sample(rows, tuple(domains), None, 0) == expected
+        assert Counter(sample(rows, tuple(domains), None, 0)) == Counter(expected)
     else:
         with pytest.raises(DataError, match="no row is of domain"):
             sample(rows, tuple(domains), None, 0)
 
 
-@given(some_rows)
-def test_without_domains_and_number_all_rows_stay(rows: list[Row]) -> None:
-    assert sample(rows, (), None, 0) == rows
+@given(some_rows, seeds)
+def test_without_domains_and_number_all_rows_stay_in_the_order_of_a_sample(rows: list[Row], seed: int) -> None:
+    assert sample(rows + rows, (), None, seed) == sample(rows + rows, (), 2 * len(rows), seed)
+    assert Counter(sample(rows + rows, (), None, seed)) == Counter(rows + rows)
 
 
 def test_no_row_at_all_is_an_error() -> None:
@@ -274,12 +279,41 @@ def test_a_sample_is_the_rows_with_the_smallest_hashes(rows: list[Row], number: 
     assert sample(rows, (), number, seed) == sorted(rows, key=key)[:number]
 
 
-@given(some_rows.flatmap(lambda rows: st.tuples(st.just(rows), st.permutations(rows))), st.integers(1, 20), seeds)
-def test_a_sample_does_not_depend_on_the_order_of_rows(
-    orders: tuple[list[Row], list[Row]], number: int, seed: int
+@given(
+    some_rows.flatmap(lambda rows: st.tuples(st.just(rows), st.permutations(rows))),
+    st.none() | st.integers(1, 20),
+    seeds,
+)
+def test_no_sample_and_no_hash_depends_on_the_order_of_rows(
+    orders: tuple[list[Row], list[Row]], number: int | None, seed: int
 ) -> None:
-    rows, shuffled = orders
-    assert sample(rows, (), number, seed) == sample(shuffled, (), number, seed)
+    one, other = (sample(rows, (), number, seed) for rows in orders)
+    assert one == other
+    assert prompts_hash(one) == prompts_hash(other)
+
+
+def test_packed_blocks_do_not_depend_on_the_order_of_rows_or_the_files_that_hold_them(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    records = [{"text": f"{'word ' * (i % 7)}{i}", "id": str(i), "kind": "ab"[i % 2]} for i in range(40)]
+    random.Random(0).shuffle(records)
+    (tmp_path / "parts").mkdir()
+    write_parquet(tmp_path / "parts" / "a.parquet", records[30:])
+    write_jsonl(tmp_path / "parts" / "b.jsonl", records[:11])
+    (tmp_path / "parts" / "c.json").write_text(json.dumps(records[11:30]), encoding="utf-8")
+    whole = write_jsonl(tmp_path / "whole.jsonl", sorted(records, key=lambda record: int(record["id"])))
+
+    def blocks(data: Path, number: int | None) -> list[Any]:
+        rows = sample(read(data, ColumnNames(domain="kind")), (), number, 0)
+        documents = tokens.encode(rows, tokenizer, ["a", "b"], 300, None, keep_all=True)
+        batches = batching.packed(documents, 2, 16, eos_token_id=1, num_groups=2)
+        return [prompts_hash(rows), *(leaf for batch in batches for leaf in jax.tree.leaves(batch))]
+
+    for number in (None, 25):
+        one, other = blocks(whole, number), blocks(tmp_path / "parts", number)
+        assert len(one) == len(other) > 10 and one[0] == other[0]
+        for mine, theirs in zip(one[1:], other[1:], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_sample_looks_beyond_the_first_four_bytes_of_a_hash() -> None:
@@ -299,9 +333,12 @@ def test_other_domains_do_not_change_a_sample(rows: list[Row], number: int, seed
     assert sample(rows, (rows[0].domain,), number, seed) == sample(alone, (), number, seed)
 
 
-def test_a_sample_of_rows_with_equal_hashes_does_not_depend_on_their_order() -> None:
-    rows = [Row("text", "id", "a"), Row("text", "id", "b")]
-    assert sample(rows, (), 1, 0) == sample(rows[::-1], (), 1, 0)
+@pytest.mark.parametrize(
+    "rows", [[Row("text", "id", "a"), Row("text", "id", "b")], [Row("b\nc", "a", "d"), Row("c", "a\nb", "d")]]
+)
+def test_a_sample_of_rows_with_equal_hashes_does_not_depend_on_their_order(rows: list[Row]) -> None:
+    for number in (1, None):
+        assert sample(rows, (), number, 0) == sample(rows[::-1], (), number, 0)
 
 
 # The prompts hash

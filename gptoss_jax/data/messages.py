@@ -216,7 +216,7 @@ def _call(call: Any) -> tuple[str, Message]:
 def _answered(message: Mapping[str, Any], waiting: Waiting) -> str:
     """The tool whose result this is; its call waits no longer."""
     identity, name = str(message.get("tool_call_id") or ""), str(message.get("name") or "")
-    names = (FUNCTIONS + name.removeprefix(FUNCTIONS), name) if name else ()
+    names = [FUNCTIONS + name.removeprefix(FUNCTIONS), name] if name else []
     tool = waiting.take(identity, names)
     if tool or names:
         return tool or names[0]

@@ -57,19 +57,24 @@ class Reading:
 
 
 def read_rows(records: Records, reading: Reading) -> Iterator[Row]:
-    """The rows of what `formats.records` reads; conversations become text by the chat template.
+    """The rows of what `sources.records` reads; conversations become text by the chat template.
 
     DataError names the rows that cannot be read, all at once at the end; with `skip_bad_rows` they are left out, and
     remarked."""
     bad: list[str] = []
     for where, record in records:
         try:
-            yield _row(record, where, reading)
+            if isinstance(record, DataError):
+                raise record
+            row = _row(record, where, reading)
         except DataError as error:
+            why = str(error) if error is record else f"{where}: {error}"
             if reading.skip_bad_rows:
-                reading.remarks.say("left out, as they cannot be read", f"{where}: {error}")
+                reading.remarks.say("left out, as they cannot be read", why)
             else:
-                bad.append(f"{where}: {error}" if len(bad) < NAMED else "")
+                bad.append(why if len(bad) < NAMED else "")
+        else:
+            yield row
     if len(bad) == 1:
         raise DataError(bad[0])
     if bad:
@@ -78,10 +83,9 @@ def read_rows(records: Records, reading: Reading) -> Iterator[Row]:
 
 
 def sample(rows: Iterable[Row], domains: tuple[str, ...], num_rows: int | None, seed: int) -> list[Row]:
-    """Rows of `domains` (all if empty); with `num_rows`, a sample that does not depend on their order.
+    """Rows of `domains` (all if empty), or a sample of `num_rows`, in one order, whatever the order in which they come.
 
-    The sample is the `num_rows` rows with the smallest first 8 bytes of SHA-256 of "seed\\nid\\ntext",
-    smallest first.
+    They stand in order of the first 8 bytes of SHA-256 of "seed\\nid\\ntext", and a sample is the first of them.
     """
     seen: set[str] = set()
 
@@ -91,11 +95,11 @@ def sample(rows: Iterable[Row], domains: tuple[str, ...], num_rows: int | None, 
             if not domains or row.domain in domains:
                 yield row
 
-    def key(row: Row) -> tuple[bytes, str]:
-        # Bytes compare as the big-endian number that they are; rows that differ by domain alone tie.
-        return _hash(str(seed), row.id, row.text), row.domain
+    def key(row: Row) -> tuple[bytes, str, str, str]:
+        # Bytes compare as the big-endian number that they are. What follows decides where hashes are equal.
+        return _hash(str(seed), row.id, row.text), row.domain, row.id, row.text
 
-    kept = list(chosen()) if num_rows is None else heapq.nsmallest(num_rows, chosen(), key=key)
+    kept = sorted(chosen(), key=key) if num_rows is None else heapq.nsmallest(num_rows, chosen(), key=key)
     if not seen:
         raise DataError("the data holds no row")
     absent = set(domains) - seen
@@ -122,9 +126,7 @@ def _hash(*lines: str) -> bytes:
     return hashlib.sha256("\n".join(lines).encode()).digest()[:8]
 
 
-def _row(record: Mapping[str, Any] | DataError, where: str, reading: Reading) -> Row:
-    if isinstance(record, DataError):
-        raise record
+def _row(record: Mapping[str, Any], where: str, reading: Reading) -> Row:
     columns, said = reading.columns, set[str]()
     found = conversation_of(record, columns.text, (columns.domain, columns.id), said.add)
     if isinstance(found, str):

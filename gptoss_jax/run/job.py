@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,9 +15,9 @@ import jax
 from ..config import Config
 from ..data import tokens
 from ..data.dataset import Dataset, Layout, domains_of
-from ..data.formats import records
 from ..data.remarks import Remarks
 from ..data.rows import ColumnNames, Reading, Row, prompts_hash, read_rows, sample
+from ..data.sources import records
 from ..data.template import Template
 from ..devices import hosts
 from ..errors import OptionError, OutputError, ResumeError, TokenizerError, UserError
@@ -119,6 +120,9 @@ def run(
     given = choose.place(source, choice.engine, request.placing, request.data.max_seq_length)
     request = replace(request, placing=given.placing)
     dataset = make_dataset(request, source, choice.engine, given)
+    if writes:
+        for remark in dataset.remarks:
+            print(f"gptoss-jax: {remark}", file=sys.stderr)
     info = _info(request, source.fingerprint(), dataset, given, choice)
     settings = _computed(info, request, dataset.rows)
     hosts.agree(settings)
@@ -224,7 +228,8 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
     columns, remarks = ColumnNames(data.text_column, data.domain_column, data.id_column), Remarks()
     template = cache(lambda: Template(tokenizer))
     reading = Reading(columns, template, remarks, data.keep_thinking, data.skip_bad_rows)
-    rows = sample(read_rows(records(data.data, data.split), reading), data.domain, data.num_rows, data.seed)
+    stream = read_rows(records(data.data, data.split, data.subset, remarks), reading)
+    rows = sample(stream, data.domain, data.num_rows, data.seed)
     domains = domains_of(rows, data.domain_column)
     eos = _eos(tokenizer, source.config) if data.pack else 0
     documents = tokens.encode(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..config import Form
-from ..data.formats import SUFFIXES
+from ..data.formats import KINDS
 from ..errors import OptionError
 
 T = TypeVar("T")
@@ -191,12 +191,18 @@ class Data(Options):
     data: Any = option(
         "",
         ROWS,
-        f"A file ({', '.join(SUFFIXES)}), a folder of these, or a hub id.",
+        f"A file: {KINDS}; a folder of these, a pattern as data/*.jsonl, or a hub id.",
         required=True,
         merging="free",
         resumed=False,
     )
-    split: str = option("train", TEXT, "The split of a hub dataset.", merging="free")
+    split: str = option(
+        "train",
+        TEXT,
+        "The split of a hub dataset, or of a folder with files or folders of such names.",
+        merging="free",
+    )
+    subset: str | None = option(None, TEXT, "The subset of a hub dataset that has several.", merging="free")
     text_column: str | None = option(
         None,
         TEXT,
