@@ -313,7 +313,8 @@ def test_tables_keep_their_types() -> None:
         {"text": None, "n": 2, "messages": []},
     ]
     for data, form in ((as_parquet(records), ".parquet"), (as_arrow(records, False), ".arrow")):
-        assert read(data, "r" + form) == records
+        # What is null within a value is there for the sake of other rows.
+        assert read(data, "r" + form) == [{**records[0], "messages": [{"role": "user"}]}, records[1]]
         assert places(data, "r" + form) == [f"r{form}, row 1", f"r{form}, row 2"]
 
 
