@@ -61,7 +61,14 @@ def words(argv: list[Any], parameter: click.Parameter, tmp_path: Path) -> list[A
     if parameter.name == "messages":
         messages = dump(tmp_path / "messages.json", [{"role": "user", "content": "1 + 1"}])
         argv = ["generate", argv[1], "--messages", messages, "--max-new-tokens", 4]
+    if argv[0] == "plan":
+        argv = [*argv, "--mesh", "data=2,expert=4"]  # compiles nothing: the model has 7 experts
     return [*argv, "--out", tmp_path / "made"] if argv[0] in WRITERS else argv
+
+
+def done(status: int, error: str) -> bool:
+    """Whether the command did what it can do."""
+    return status == 0 or (status == 2 and "7 experts" in error)
 
 
 def with_path(words: list[Any], parameter: click.Parameter, path: str) -> list[Any]:
@@ -101,7 +108,7 @@ def test_a_remote_path_is_taken(
     local = path_of(words, parameter)
     remote = storage / "made" if parameter.name == "out" else copied(local, storage)
     status, error = program(*with_path(words, parameter, str(remote)))
-    assert status == 0, error
+    assert done(status, error), error
     assert remote.exists() and (parameter.name != "out" or not local.exists()) and not schemes_in(tmp_path)
 
 
@@ -112,7 +119,7 @@ def test_a_file_address_is_taken(
 ) -> None:
     local = path_of(words, parameter)
     status, error = program(*with_path(words, parameter, local.as_uri()))
-    assert status == 0, error
+    assert done(status, error), error
     assert local.exists() and not schemes_in(tmp_path)
 
 

@@ -4,12 +4,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
+from upath.registry import register_implementation
 
 import gptoss_jax as gj
 from gptoss_jax.errors import OutputError, StorageError
@@ -137,6 +138,12 @@ class Failing(MemoryFileSystem):
     """A storage that fails as packages of storages do, with an exception of its own, at files of some names."""
 
     protocol = "failing"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> str:
+        return str(super()._strip_protocol(str(path).removeprefix("failing:/")))
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         if "unlucky" in path:
@@ -144,9 +151,14 @@ class Failing(MemoryFileSystem):
         return super()._open(path, mode, **options)
 
 
+class FailingPath(UPath):
+    """Its paths, as of any storage that has no class of its own there."""
+
+
 @pytest.fixture
 def failing() -> Iterator[UPath]:
     fsspec.register_implementation("failing", Failing, clobber=True)
+    register_implementation("failing", FailingPath, clobber=True)
     root = UPath("failing://bucket")
     yield root
     if root.exists():
@@ -171,26 +183,25 @@ def test_an_output_that_did_not_arrive_whole_is_known(
 def test_a_storage_that_fails_is_one_line(
     failing: UPath, refused: Refused, model: Path, profile: Path, ranking: Path, rows_jsonl: Path, tmp_path: Path
 ) -> None:
-    unlucky = failing / "unlucky"
     for path in (model, profile, ranking):
         for file in [path] if path.is_file() else path.iterdir():
-            copy = unlucky / path.name / file.name if path.is_dir() else unlucky / path.name
-            copy.fs.pipe_file(copy.path, file.read_bytes())
-    keep = ["--ranking", ranking, "--keep", 4]
+            copy = failing / "unlucky" / (f"{path.name}/{file.name}" if path.is_dir() else path.name)
+            MemoryFileSystem._open(copy.fs, copy.path, "wb", data=file.read_bytes())
+    url, keep = "failing://bucket/unlucky", ["--ranking", ranking, "--keep", 4]
     for argv in (
-        ["profile", unlucky / "model", "--data", rows_jsonl],
-        ["profile", model, "--data", rows_jsonl, "--out", unlucky / "out"],
-        ["prune", unlucky / "model", *keep],
-        ["prune", model, "--ranking", unlucky / "ranking.json", "--keep", 4],
-        ["prune", model, *keep, "--out", unlucky / "out"],
-        ["convert", model, "--to", "hf", "--out", unlucky / "out"],
-        ["rank", unlucky / "profile"],
-        ["rank", profile, "--out", unlucky / "out.json"],
-        ["merge", unlucky / "profile", unlucky / "profile"],
-        ["generate", model, "--messages", unlucky / "ranking.json"],
-        ["plan", unlucky / "model", "--topology", "v5e:2x4"],
+        ["profile", f"{url}/model", "--data", rows_jsonl, "--out", "made"],
+        ["profile", model, "--data", rows_jsonl, "--out", f"{url}/out"],
+        ["prune", f"{url}/model", *keep],
+        ["prune", model, "--ranking", f"{url}/ranking.json", "--keep", 4],
+        ["prune", model, *keep, "--out", f"{url}/out"],
+        ["convert", model, "--to", "hf", "--out", f"{url}/out"],
+        ["rank", f"{url}/profile", "--out", "made"],
+        ["rank", profile, "--out", f"{url}/out.json"],
+        ["merge", f"{url}/profile", f"{url}/profile", "--out", "made"],
+        ["generate", model, "--messages", f"{url}/ranking.json"],
+        ["plan", f"{url}/model", "--topology", "v5e:2x4"],
     ):
-        refused(*argv, says=("failing://bucket/unlucky", "the server hung up"))
+        refused(*argv, says=("bucket/unlucky", "the server hung up"))
 
 
 def test_no_space_for_the_copy_says_where(bucket: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

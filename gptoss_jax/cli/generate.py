@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import DataError, UserError, reason
+from ..files.paths import AnyPath, storage_errors
 from ..run.options import Answering, Placing, Sampling, taken
 from .options import MODEL, PATH, option_of, options_of, tell
 
 if TYPE_CHECKING:
-    from ..files.paths import AnyPath
     from ..generation import Answer, Reply
 
 
@@ -41,10 +41,12 @@ def generate(model: str, prompts: tuple[str, ...], messages: Any, dtype: str, **
         tell(f"{unfinished} of {len(replies)} replies did not end: see --max-new-tokens", err=True)
 
 
-def _read(file: "AnyPath") -> list[list[Any]]:
+def _read(file: AnyPath) -> list[list[Any]]:
     """The conversations of a file."""
     try:
-        text = file.read_text(encoding="utf-8")
+        with storage_errors(file):
+            data = file.read_bytes()
+        text = data.decode("utf-8")
         lines = [line for line in text.splitlines() if line.strip()] if file.suffix == ".jsonl" else [text]
         conversations: list[Any] = [json.loads(line) for line in lines]
     except (OSError, ValueError, RecursionError) as error:

@@ -59,7 +59,8 @@ def write_sums(file: Path, sums: Sums) -> None:
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     # One key alone: several would come in any order.
     about = {"version": VERSION, "domains": list(sums.domains)}
-    safetensors.numpy.save_file(contiguous, file, {"store": json.dumps(about)})
+    # The library's own files are for their owner alone to read, whatever the umask is.
+    file.write_bytes(safetensors.numpy.save(contiguous, {"store": json.dumps(about)}))
 
 
 def read_sums(file: AnyPath) -> Sums:
