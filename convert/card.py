@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from gptoss_jax.config import FULL, HUB_ID, Config
 from gptoss_jax.errors import UserError
+from gptoss_jax.files.paths import is_local, place
 from gptoss_jax.selection.keep_sets import KeepSets
 from gptoss_jax.selection.origin import Origin, quoted
 
@@ -55,10 +55,11 @@ def card(
     name = model_name(config, n, domain)
     title = domain.replace("_", " ").title()
     # A path says nothing to whoever reads the card, nor does a name of this project; a hub id does.
-    is_local = Path(model).exists() or not HUB_ID.fullmatch(model)
-    base = Path(model).resolve().name if is_local else model
+    where = place(model)
+    is_on_hub = bool(HUB_ID.fullmatch(model)) and not where.exists()
+    base = model if is_on_hub else (where.resolve() if is_local(where) else where).name
     sections = [
-        _front_matter(domain, None if is_local else base),
+        _front_matter(domain, base if is_on_hub else None),
         f"# {title} GPT-OSS Model ({n} Experts)\n\n"
         f"`{name}` is `{base}` reduced from {config.num_experts} to {n} experts per layer, without "
         "retraining. Its quality has not been measured: try it on your task before you rely on it.",

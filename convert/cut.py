@@ -13,10 +13,11 @@ import numpy as np
 from gptoss_jax.config import Config
 from gptoss_jax.errors import CheckpointError, OutputError, RankingError
 from gptoss_jax.files.atomic import check_apart, new_folder
+from gptoss_jax.files.paths import AnyPath
 from gptoss_jax.selection import keep_sets as select
 
 from . import card, checksums, mxfp4
-from .folder import pruned_config, write_checkpoint
+from .folder import CONFIG, pruned_config, write_checkpoint
 from .mapping import MXFP4_BLOCK, Named, Tensor, all_tensors
 from .shards import Planned, Rows
 from .tensors import AnyCheckpoint, check_finite, read_values
@@ -38,7 +39,7 @@ def silent(total: int, unit: str) -> AbstractContextManager[Callable[[int], Any]
 class Pruned:
     """A checkpoint that `prune` wrote, and may stand where its folder's path may."""
 
-    folder: Path
+    folder: AnyPath
     name: str
     num_kept: int
     warnings: tuple[str, ...]
@@ -50,7 +51,7 @@ class Pruned:
 def prune(
     source: AnyCheckpoint,
     keep_sets: select.KeepSets,
-    out: Path | None = None,
+    out: AnyPath | None = None,
     *,
     model: str | None = None,
     domain: str | None = None,
@@ -89,7 +90,7 @@ def prune(
     quantize = source.quantized if format == "same" else format == "mxfp4"
     warnings = _doubts(source, keep_sets)
     text = card.card(source, keep_sets, domain, model or str(source.folder), quantize, warnings)
-    with new_folder(out, overwrite) as folder:
+    with new_folder(out, overwrite, last=CONFIG) as folder:
         (folder / "README.md").write_text(text, encoding="utf-8")
         groups = plan(source, keep_sets.layers, quantize)
         with progress(sum(t.nbytes for group in groups for t in group), "B") as advance:

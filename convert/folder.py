@@ -1,14 +1,13 @@
 """The folder of a checkpoint: shards, config.json, and the files that are copied."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gptoss_jax.config import Config
-from gptoss_jax.errors import CheckpointError
+from gptoss_jax.errors import CheckpointError, refusal
 from gptoss_jax.files.paths import WEIGHT_SUFFIXES, AnyPath, parse_json, read_file
 
 from . import checksums
@@ -78,7 +77,7 @@ def _copy(source: AnyPath, target: Path) -> None:
     except OSError as error:
         if str(error.filename) != str(source):  # it is the target's that has no space
             raise
-        raise CheckpointError(f"{source}: cannot be read: {os.strerror(error.errno or 0).lower()}") from error
+        raise CheckpointError(f"{source}: cannot be read: {refusal(error)}") from error
 
 
 def pruned_config(config: dict[str, Any], num_kept: int, quantize: bool) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from gptoss_jax.errors import CheckpointError, reason
+from gptoss_jax.errors import CheckpointError, reason, refusal
 from gptoss_jax.files.atomic import let_go
-from gptoss_jax.files.paths import AnyPath
+from gptoss_jax.files.paths import AnyPath, storage_errors
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -124,7 +124,7 @@ class Stored(Entry):
         parts = array.reshape(len(starts), -1).view(np.uint8)
         try:
             file: Any  # fsspec's files have readinto too
-            with self.file.open("rb") as file:
+            with storage_errors(self.file), self.file.open("rb") as file:
                 for start, part in zip(starts, parts, strict=True):
                     file.seek(start)
                     if file.readinto(part.data) != part.nbytes:
@@ -132,7 +132,7 @@ class Stored(Entry):
                 if _version(file) != self.version:
                     raise CheckpointError(f"{self.file}: changed while it was read: try again when it is complete")
         except OSError as error:
-            raise CheckpointError(f"{self.file}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(f"{self.file}: cannot be read: {refusal(error)}") from error
 
 
 def find_tensors(folder: AnyPath) -> dict[str, Stored]:
@@ -166,7 +166,7 @@ def find_tensors(folder: AnyPath) -> dict[str, Stored]:
 
 def read_index(file: AnyPath) -> dict[str, str]:
     """The shard of each tensor, by the index; CheckpointError where it is not sound."""
-    with sound(str(file), *UNUSABLE):
+    with sound(str(file), *UNUSABLE), storage_errors(file):
         return parse_index(file.read_bytes(), str(file))
 
 
@@ -185,7 +185,7 @@ def parse_index(data: bytes, where: str = INDEX) -> dict[str, str]:
 def read_header(file: AnyPath) -> list[Stored]:
     """The tensors of one shard; CheckpointError where the file is truncated or its header is not sound."""
     stream: Any
-    with sound(str(file), *UNSOUND_HEADER), file.open("rb") as stream:
+    with sound(str(file), *UNSOUND_HEADER), storage_errors(file), file.open("rb") as stream:
         version = _version(stream)
         stream.seek(0)
         start = stream.read(LENGTH_BYTES)

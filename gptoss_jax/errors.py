@@ -3,6 +3,8 @@
 Every message is one line that says what is wrong, where, and what to do about it.
 """
 
+import os
+
 
 def reason(error: BaseException) -> str:
     """The first line of another library's message; its class where it has none."""
@@ -14,6 +16,13 @@ def plain(text: str, most: int = 200) -> str:
     behind `most` characters."""
     shown = "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
     return shown + "…" * (len(text) > most)
+
+
+def refusal(error: OSError) -> str:
+    """Why the system refused, in its words. Remote storages raise the same classes, often without a number."""
+    if error.errno:
+        return os.strerror(error.errno).lower()
+    return "no such file or directory" if isinstance(error, FileNotFoundError) else reason(error)
 
 
 class UserError(Exception):
@@ -81,4 +90,4 @@ class HostsError(UserError):
 
 
 class StorageError(UserError):
-    """A path of a remote storage cannot be reached or written."""
+    """A path is none that a file system takes, or is of a remote storage that cannot be reached or written."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from experiments.bench.kills import FIGURES, THROUGHPUT
 from gptoss_jax.errors import ResumeError
@@ -202,6 +203,47 @@ def test_saving_takes_a_small_part_of_the_time(tmp_path: Path, monkeypatch: pyte
     assert kept == [100.0, 110.5, 121.0]
     progress.save(State(), always=True)
     assert len(kept) == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"1",
+        b"{}",
+        b'{"--dtype": "float32"}',  # as those of before have it
+        b'{"version": 2, "settings": {}}',
+        b'{"version": 1}',
+        b'{"version": 1, "settings": []}',
+        b"\xff",
+        b"[" * 10**5,
+    ],
+)
+def test_settings_of_another_version_are_one_line(tmp_path: Path, content: bytes) -> None:
+    progress = Progress(tmp_path / "out")
+    progress.write("state", state_of(0).to_bytes())
+    progress.write("run", content)
+    with pytest.raises(ResumeError, match=r"out\.progress: another version of this program .* remove that folder"):
+        progress.begin({}, resume=True)
+
+
+@pytest.mark.parametrize("change", ["numbers", "statistic", "weighting", "more"])
+def test_a_state_of_another_version_is_one_line(tmp_path: Path, change: str) -> None:
+    progress = Progress(tmp_path / "out")
+    arrays = safetensors.numpy.load(state_of(0).to_bytes())
+    numbers = {"weighting": "eaft", "units": 1, "tokens": 1.0, "seconds": 1.0, "compile_seconds": 1.0}
+    if change == "numbers":
+        del numbers["units"]
+    elif change == "statistic":
+        del arrays["count"]
+    elif change == "weighting":
+        arrays["weighted/unknown"] = arrays.pop("weighted/eaft")
+    else:
+        arrays["a_newer_statistic"] = arrays["count"]
+    progress.write("state", safetensors.numpy.save(arrays, {"numbers": json.dumps(numbers)}))
+    with pytest.raises(ResumeError, match=r"out\.progress: another version of this program keeps"):
+        progress.state()
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

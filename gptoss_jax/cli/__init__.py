@@ -4,6 +4,7 @@ JAX and the other large packages are imported inside the commands, so that --hel
 """
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -15,7 +16,8 @@ from typing import Any, NoReturn
 import click
 
 from .. import PUBLIC, __version__
-from ..errors import UserError
+from ..errors import UserError, refusal
+from .options import give_up, tell
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
@@ -23,7 +25,10 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_con
 @click.group(context_settings=CONTEXT)
 @click.version_option(__version__)
 def cli() -> None:
-    """Profile, understand and prune the experts of GPT-OSS in JAX."""
+    """Profile, understand and prune the experts of GPT-OSS in JAX.
+
+    Every path may be one of this machine, or one that fsspec knows, as gs://BUCKET/FOLDER with the package gcsfs.
+    """
 
 
 # A command has the name of a function of the Python interface, and is in the module of this folder with that name.
@@ -34,6 +39,7 @@ for name in PUBLIC:
 
 def main() -> None:
     """Entry point: exit status 0 done, 2 for what the user can mend, 1 for a fault of the program."""
+    _hold_streams()
     # Standard error is for our own line: transformers remarks that PyTorch is missing, the hub on retries.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -54,6 +60,9 @@ def main() -> None:
     except SystemExit as stop:
         _exit(stop.code)
     except Exception as error:
+        if isinstance(error, OSError) and _is_of_standard_output(error):
+            give_up(1)
+            _fail(f"standard output cannot be written: {refusal(error)}: what was asked for is not all there")
         # JAX has a class of its own for memory that it cannot get; to import it here would load JAX.
         if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
             _fail("not enough memory: give a smaller --batch-size or --max-seq-length")
@@ -65,8 +74,29 @@ def main() -> None:
         _exit(0)
 
 
+def _hold_streams() -> None:
+    """Make standard streams that are closed ones that refuse, and have those that are open refuse no character.
+
+    The next file to be opened would take the number of a closed one, and get what libraries print there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # this takes the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or io.StringIO()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may hold bytes that are no text
+
+
+def _is_of_standard_output(error: OSError) -> bool:
+    """Whether what the program was asked for could not be printed: all that is printed goes through click.echo."""
+    return traceback.extract_tb(error.__traceback__)[-1].name == click.echo.__name__
+
+
 def _fail(message: str) -> NoReturn:
-    click.echo(f"gptoss-jax: {' '.join(message.split())}", err=True)
+    tell(f"gptoss-jax: {' '.join(message.split())}", err=True)
     _exit(2)
 
 

@@ -1,22 +1,21 @@
 """The command `convert`."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ..run.options import Placing, Writing
-from .options import option_of, options_of
+from .options import MODEL, PATH, option_of, options_of, tell
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--to", type=click.Choice(["orbax", "hf"]), required=True, help="Orbax, or Hugging Face form.")
 @options_of(Writing)
 @option_of(Placing, "mesh")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder for the checkpoint.")
+@click.option("--out", type=PATH, required=True, help="The folder for the checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replaces an existing output folder, at the end.")
-def convert(model: str, to: str, out: Path, **options: Any) -> None:
+def convert(model: str, to: str, out: Any, **options: Any) -> None:
     """Write MODEL as an Orbax checkpoint or in Hugging Face form.
 
     MODEL is a folder in Hugging Face form, an Orbax checkpoint of this project, a hub id, or nano, the small model
@@ -29,4 +28,4 @@ def convert(model: str, to: str, out: Path, **options: Any) -> None:
 
     converted = checkpoints.convert(model, to, out, progress=bar, **options)
     experts = f"{converted.num_experts} {'MXFP4' if converted.quantized else 'BF16'} experts"
-    click.echo(f"{converted.num_layers} layers of {experts} for {'Orbax' if to == 'orbax' else 'Hugging Face'}: {out}")
+    tell(f"{converted.num_layers} layers of {experts} for {'Orbax' if to == 'orbax' else 'Hugging Face'}: {out}")

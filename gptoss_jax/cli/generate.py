@@ -1,26 +1,26 @@
 """The command `generate`."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import DataError, UserError, reason
+from ..errors import DataError, UserError, reason, refusal
+from ..files.paths import AnyPath, storage_errors
 from ..run.options import Answering, Placing, Sampling, taken
-from .options import option_of, options_of
+from .options import MODEL, PATH, option_of, options_of, tell
 
 if TYPE_CHECKING:
     from ..generation import Answer, Reply
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--prompt", "prompts", multiple=True, help="What the user says; given several times, a batch.")
-@click.option("--messages", type=click.Path(path_type=Path), help="A JSON list of messages, or JSONL of such lists.")
+@click.option("--messages", type=PATH, help="A JSON list of messages, or JSONL of such lists.")
 @options_of(Answering, Sampling)
 @option_of(Placing, "dtype")
-def generate(model: str, prompts: tuple[str, ...], messages: Path | None, dtype: str, **options: Any) -> None:
+def generate(model: str, prompts: tuple[str, ...], messages: Any, dtype: str, **options: Any) -> None:
     """Answer with MODEL, channel by channel.
 
     MODEL is a folder in Hugging Face form, an Orbax checkpoint, a hub id, or nano, the small model that ships with the
@@ -40,15 +40,16 @@ def generate(model: str, prompts: tuple[str, ...], messages: Path | None, dtype:
     replies = [answer.reply(number) for number in range(len(conversations))]
     unfinished = sum(not reply.ended for reply in replies)
     if unfinished:
-        click.echo(f"{unfinished} of {len(replies)} replies did not end: see --max-new-tokens", err=True)
+        tell(f"{unfinished} of {len(replies)} replies did not end: see --max-new-tokens", err=True)
 
 
-def _read(file: Path) -> list[Any]:
+def _read(file: AnyPath) -> list[Any]:
     """The conversations of a file: one, or in JSONL one a line; each messages, or an object that holds them."""
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        with storage_errors(file):
+            text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise DataError(f"{file}: {(error.strerror or str(error)).lower()}: name a file with messages") from None
+        raise DataError(f"{file}: {refusal(error)}: name a file with messages") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     # No other character ends a line of JSON: some stand within texts.

@@ -1,5 +1,6 @@
-"""What several commands share: options from their declarations, values of options, and what was called."""
+"""What several commands share: options from their declarations, values of options, what was called, and last words."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -8,9 +9,40 @@ from typing import Any, TypeVar
 
 import click
 
+from ..errors import UserError
+from ..files.paths import place
 from ..run.options import SWITCH, Option, Options, declared_options, flag_of, wrong
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Place(click.ParamType):
+    """A path of this machine or of a remote storage. Every option that takes a path has this type."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; the line that refuses it names the option."""
+        try:
+            return place(value)
+        except UserError as error:
+            named = param.opts[0] if isinstance(param, click.Option) else getattr(param, "human_readable_name", "")
+            raise type(error)(f"{named} {error}") from error
+
+
+class ModelName(Place):
+    """A path as well, or the name of a model; it stays as it was given, since reports and cards have it so."""
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name; one that is no path, as a hub id, is found when it is opened."""
+        if value:
+            super().convert(value, param, ctx)
+        return value
+
+
+PATH, MODEL = Place(), ModelName()
 
 
 class Value(click.ParamType):
@@ -56,6 +88,19 @@ def option_of(kind: type[Options], name: str) -> Callable[[F], F]:
     kept |= {"required": True} if declared.required else {"default": default, "show_default": not declared.otherwise}
     value = Value(declared, flag)
     return click.option(flag, name, type=value, metavar=declared.kind.metavar, help=help, **kept)
+
+
+def tell(line: str, err: bool = False) -> None:
+    """Say what an output is that stands already, or what comes beside one: nothing fails where nobody listens."""
+    try:
+        click.echo(line, err=err)
+    except OSError:
+        give_up(2 if err else 1)
+
+
+def give_up(stream: int) -> None:
+    """Write no more to a standard stream: what it still holds would be tried again, and fail, when the program ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def command_line() -> str:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..run.options import Slice
-from .options import options_of
+from .options import MODEL, options_of, tell
 
 if TYPE_CHECKING:
     from ..pods.plan import Case
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @options_of(Slice)
 @click.option("--tokens", type=click.IntRange(1), default=100_000_000, help="The tokens to estimate hours for.")
 @click.option("--json", "as_json", is_flag=True, help="Prints one JSON object in place of the table.")
@@ -29,7 +29,7 @@ def plan(model: str, tokens: int, as_json: bool, **options: Any) -> None:
     from ..pods import plan as pods
 
     def told(case: "Case") -> None:
-        click.echo(f"compiling {case.batch} × {case.seq_len} tokens for {case.topology}", err=True)
+        tell(f"compiling {case.batch} × {case.seq_len} tokens for {case.topology}", err=True)
 
     planned = jobs.plan(model, progress=told, **options)
     if as_json:

@@ -5,18 +5,16 @@ from typing import Any
 import click
 
 from ..run.options import Counting, Data, Placing, named
-from .options import command_line, options_of
+from .options import MODEL, PATH, command_line, options_of, tell
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @options_of(Data, Counting, Placing)
-@click.option(
-    "--out", default="profile", help="The folder for the artifacts; it may be gs:// or another that fsspec knows."
-)
+@click.option("--out", type=PATH, default="profile", help="The folder for the artifacts.")
 @click.option("--overwrite", is_flag=True, help="Replaces an existing output folder, at the end.")
 @click.option("--resume", is_flag=True, help="Goes on with the unfinished run beside --out, if there is one.")
-def profile(model: str, out: str, overwrite: bool, resume: bool, **options: Any) -> None:
+def profile(model: str, out: Any, overwrite: bool, resume: bool, **options: Any) -> None:
     """Run rows through MODEL and write the statistics of its experts.
 
     MODEL is a folder in Hugging Face form, an Orbax checkpoint of this project, a hub id, or nano, the small model
@@ -27,12 +25,10 @@ def profile(model: str, out: str, overwrite: bool, resume: bool, **options: Any)
     chosen = named(**options)
     from convert.sources import open_source
 
-    from ..files.paths import place
     from ..run import job
 
     request = job.Request(model, *chosen, command=command_line())
-    target = place(out)
-    job.start(request, out=out, overwrite=overwrite, resume=resume)
-    finished = job.run(request, open_source, target, overwrite, resume)
+    job.start(request, out=str(out), overwrite=overwrite, resume=resume)
+    finished = job.run(request, open_source, out, overwrite, resume)
     if finished.said:
-        click.echo(finished.said)
+        tell(finished.said)

@@ -1,30 +1,33 @@
 """The command `prune`."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import UserError
 from ..run.options import Writing
-from .options import options_of
+from .options import MODEL, PATH, options_of, tell
 
 
 @click.command()
-@click.argument("model")
-@click.option("--ranking", type=click.Path(path_type=Path), help="A ranking's JSON file; it goes with --keep.")
+@click.argument("model", type=MODEL)
+@click.option("--ranking", type=PATH, help="A ranking's JSON file; it goes with --keep.")
 @click.option("--keep", type=int, help="How many experts to keep in each layer.")
-@click.option("--keep-sets", type=click.Path(path_type=Path), help="A keep.json, in place of ranking and number.")
+@click.option("--keep-sets", type=PATH, help="A keep.json, in place of ranking and number.")
 @options_of(Writing)
 @click.option(
     "--domain",
     help="What the model is specialised in, for its name and card.  [default: the domain that was ranked, or general]",
 )
 @click.option("--lower-top-k", is_flag=True, help="Allows fewer experts than each token uses now.")
-@click.option("--out", type=click.Path(path_type=Path), help="The folder for the checkpoint.  [default: its name]")
+@click.option("--out", type=PATH, help="The folder for the checkpoint.  [default: its name]")
 @click.option("--overwrite", is_flag=True, help="Replaces an existing output folder, at the end.")
-@click.option("--verify", is_flag=True, help="Reads the files again from the disk before they get their final name.")
-def prune(model: str, ranking: Path | None, keep: int | None, keep_sets: Path | None, **options: Any) -> None:
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Reads the files again from the disk before they get their final name, or are copied to a storage.",
+)
+def prune(model: str, ranking: Any, keep: int | None, keep_sets: Any, **options: Any) -> None:
     """Write MODEL with only the best experts of each layer.
 
     MODEL is a folder in Hugging Face form, an Orbax checkpoint of this project, a hub id, or nano, the small model
@@ -41,6 +44,6 @@ def prune(model: str, ranking: Path | None, keep: int | None, keep_sets: Path | 
     kept = checkpoints.read_choice(opened, ranking, keep, keep_sets)
     pruned = checkpoints.prune(opened, kept, progress=bar, **options)
     for warning in pruned.warnings:
-        click.echo(f"gptoss-jax: warning: {warning}", err=True)
+        tell(f"gptoss-jax: warning: {warning}", err=True)
     experts = f"{pruned.num_kept} of {opened.config.num_experts} experts a layer"
-    click.echo(f"{pruned.name}: {experts} {kept.origin}: {pruned.folder}")
+    tell(f"{pruned.name}: {experts} {kept.origin}: {pruned.folder}")

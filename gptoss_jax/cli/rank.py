@@ -1,11 +1,11 @@
 """The command `rank`."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ..selection.criteria import CRITERIA, LETTERS
+from .options import PATH, tell
 
 CRITERION_HELP = "\n".join(
     [
@@ -16,13 +16,13 @@ CRITERION_HELP = "\n".join(
 
 
 @click.command()
-@click.argument("profile", type=click.Path(path_type=Path))
+@click.argument("profile", type=PATH)
 @click.option("--criterion", type=click.Choice([*CRITERIA]), default="reap", help=CRITERION_HELP)
 @click.option("--domain", help="Ranks by the statistics of this domain alone.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="The seed of criteria that draw.")
-@click.option("--out", type=click.Path(path_type=Path), default="ranking.json", help="The file for the ranking.")
+@click.option("--out", type=PATH, default="ranking.json", help="The file for the ranking.")
 @click.option("--overwrite", is_flag=True, help="Replaces an existing file.")
-def rank(profile: Path, out: Path, **options: Any) -> None:
+def rank(profile: Any, out: Any, **options: Any) -> None:
     """Rank the experts of each layer, best first.
 
     PROFILE is a profile's folder or a saliency.parquet. The file says by which criterion and over which data it ranks.
@@ -30,4 +30,4 @@ def rank(profile: Path, out: Path, **options: Any) -> None:
     from ..interface import choosing
 
     ranking = choosing.rank(profile, out=out, **options)
-    click.echo(f"{len(ranking.layers)} layers of {len(ranking.layers[0])} experts {ranking.origin}: {out}")
+    tell(f"{len(ranking.layers)} layers of {len(ranking.layers[0])} experts {ranking.origin}: {out}")

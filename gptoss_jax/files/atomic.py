@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import OutputError, StorageError, UserError, reason, refusal
 from .paths import AnyPath, is_local, upload
 
 OLD = "old"  # in a workplace: what stood at the path before
@@ -22,14 +22,12 @@ def new_folder(path: AnyPath, overwrite: bool = False, last: str = "") -> Iterat
 
     An existing `path` is refused before anything is written; with `overwrite` it is replaced, at the
     end. If the block fails the temporary folder is removed, and `path` is as it was; if the process is killed, the
-    next run that writes `path` sees to that. A remote `path` cannot be renamed to: its files are copied, `last`
-    after all others.
+    next run that writes `path` sees to that. A remote `path` cannot be renamed to: its files are made in the system's
+    temporary folder and copied, `last` after all others, so that without it they are known to be incomplete.
     """
     if not is_local(path):
-        check_free(path, overwrite)
-        with tempfile.TemporaryDirectory() as name:
-            yield Path(name)
-            upload(Path(name), path, last)
+        with _copied(path, overwrite, last) as folder:
+            yield folder
         return
     _end_killed(path)
     check_free(path, overwrite)
@@ -44,6 +42,27 @@ def new_folder(path: AnyPath, overwrite: bool = False, last: str = "") -> Iterat
         if path.exists():
             path.rename(workplace / OLD)  # a folder with content cannot be replaced in one step
         partial.rename(path)
+
+
+@contextmanager
+def _copied(path: AnyPath, overwrite: bool, last: str) -> Iterator[Path]:
+    """`new_folder` for a remote path."""
+    check_free(path, overwrite, last)
+    with _errors_of(path):
+        # That it cannot be written is said before hours of work.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial = path.parent / f".{path.name}.partial"
+        replace_file(trial, [])
+        with suppress(Exception):  # to write may be allowed, and to remove not
+            trial.unlink()
+    with tempfile.TemporaryDirectory(prefix="gptoss-jax-") as name:
+        try:
+            yield Path(name)
+        except OSError as error:
+            what = f"{path}: {refusal(error)} in {name}, where it is made before it is copied"
+            raise OutputError(f"{what}: set TMPDIR to a folder with enough space; nothing was written") from error
+        check_free(path, overwrite, last)
+        upload(Path(name), path, last)
 
 
 @contextmanager
@@ -92,9 +111,16 @@ def try_folder(path: AnyPath, overwrite: bool = False) -> None:
         raise Undone
 
 
-def write_file(path: Path, text: str, overwrite: bool = False) -> None:
-    """Write a text file under a temporary name, then rename it."""
+def write_file(path: AnyPath, text: str, overwrite: bool = False) -> None:
+    """Write a text file, whole or not at all: under a temporary name, to be renamed, where it is of this machine."""
     check_free(path, overwrite)
+    if not is_local(path):
+        with _errors_of(path):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, [text.encode()])
+        return
     with _new_parents(path), _errors_of(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
         partial = Path(name)
@@ -109,13 +135,22 @@ def write_file(path: Path, text: str, overwrite: bool = False) -> None:
             partial.unlink(missing_ok=True)
 
 
-def check_free(path: AnyPath, overwrite: bool) -> None:
-    """OutputError where `path` exists and may not be replaced."""
+def check_free(path: AnyPath, overwrite: bool, last: str = "") -> None:
+    """OutputError where `path` exists and may not be replaced. A remote folder without its file `last` is one that a
+    killed run left."""
     with _errors_of(path):
+        if not is_local(path) and not path.name:
+            raise OutputError(f"{path}: is a whole bucket: name a folder in it")
         if is_local(path) and Path.cwd().is_relative_to(path.resolve()):
             raise OutputError(f"{path}: is the current folder or holds it: give another --out")
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path}: exists already: give another --out, or --overwrite to replace it at the end")
+        if not path.exists():
+            return
+        if is_local(path) and not path.is_file() and not path.is_dir():
+            raise OutputError(f"{path}: is a device or a pipe: give another --out")
+        if not overwrite:
+            is_whole = is_local(path) or not last or (path / last).exists()
+            what = "exists already" if is_whole else f"exists already, and is not complete: it lacks {last}"
+            raise OutputError(f"{path}: {what}: give another --out, or --overwrite to replace it at the end")
 
 
 def check_apart(path: AnyPath, *inputs: AnyPath, or_inside: bool = False) -> None:
@@ -136,9 +171,12 @@ def _errors_of(path: AnyPath) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = "no space left on the device: free some, or give another --out; nothing was written"
         else:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            message = f"{reason.lower()}: give an --out that can be written"
+            message = f"{refusal(error)}: give an --out that can be written"
         raise OutputError(f"{path}: {message}") from error
+    except Exception as error:
+        if is_local(path) or isinstance(error, UserError):
+            raise
+        raise StorageError(f"{path}: cannot be written ({reason(error)}): give another --out") from error
 
 
 @contextmanager
@@ -146,7 +184,10 @@ def _new_parents(path: Path) -> Iterator[None]:
     """Make the folders above `path`; if the block fails, remove those that were made."""
     with _errors_of(path):
         missing = [parent for parent in path.absolute().parents if not parent.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:  # and it is no folder
+            raise NotADirectoryError(errno.ENOTDIR, "") from error
     try:
         yield
     except BaseException:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,18 +9,20 @@ import jax
 from convert import cut, published
 from convert import folder as folders
 from convert.cut import Bar, Pruned, silent
+from convert.folder import CONFIG
 from convert.tensors import AnyCheckpoint
 
 from ..devices import mesh as sharding
 from ..errors import CheckpointError, InputError, OptionError, RankingError
 from ..files import atomic
+from ..files.paths import AnyPath, place
 from ..run.options import Writing
 from ..selection.keep_sets import KeepSets
 from ..selection.ranking import Ranking
 from .model import Model, as_model
 
 
-def read_choice(model: Model, ranking: Path | None, keep: int | None, keep_sets: Path | None) -> KeepSets:
+def read_choice(model: Model, ranking: AnyPath | None, keep: int | None, keep_sets: AnyPath | None) -> KeepSets:
     """The keep-sets of a file, or the best `keep` of a ranking's; RankingError where they do not fit the model."""
     if keep_sets is not None:
         return KeepSets.read(keep_sets, model.config)
@@ -35,7 +36,7 @@ def prune(
     keep_sets: Any,
     domain: str | None = None,
     *,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
     format: str = "same",
     max_shard_size: int = 5 * 10**9,
     lower_top_k: bool = False,
@@ -69,7 +70,7 @@ def prune(
     return cut.prune(
         _checkpoint(opened),
         _as_keep_sets(keep_sets),
-        None if out is None else Path(out),
+        None if out is None else place(out),
         model=opened.name,
         domain=domain,
         format=writing.format,  # type: ignore[arg-type]
@@ -101,7 +102,7 @@ def _checkpoint(model: Model) -> AnyCheckpoint:
 class Converted:
     """A checkpoint that `convert` wrote."""
 
-    folder: Path
+    folder: AnyPath
     num_layers: int
     num_experts: int
     quantized: bool
@@ -110,7 +111,7 @@ class Converted:
 def convert(
     model: Any,
     to: str,
-    out: str | Path,
+    out: str | AnyPath,
     *,
     format: str = "same",
     max_shard_size: int = 5 * 10**9,
@@ -130,12 +131,12 @@ def convert(
     """
     from convert import orbax  # slow to import, and needed for its own checkpoints only
 
-    writing, folder_out = Writing(format=format, max_shard_size=max_shard_size), Path(out)
+    writing, folder_out = Writing(format=format, max_shard_size=max_shard_size), place(out)
     if to not in ("orbax", "hf"):
         raise OptionError(f"--to is {to!r}: give one of orbax, hf")
     if mesh and to == "hf":
         raise OptionError("--mesh goes with --to orbax: files in Hugging Face form are written by one process")
-    atomic.check_free(folder_out, overwrite)
+    atomic.check_free(folder_out, overwrite, last=CONFIG)
     opened = as_model(model)
     source = _checkpoint(opened)
     atomic.check_apart(folder_out, source.folder, or_inside=True)
@@ -146,7 +147,7 @@ def convert(
     devices = (
         sharding.make(config, *(mesh or sharding.default_sizes(config, jax.device_count()))) if to == "orbax" else None
     )
-    with atomic.new_folder(folder_out, overwrite) as folder:
+    with atomic.new_folder(folder_out, overwrite, last=CONFIG) as folder:
         if devices is not None:
             wanted = orbax.plan(config, devices, "mxfp4" if quantize else "bf16")
             with progress(sum(map(orbax.nbytes, wanted.values())), "B") as advance:

@@ -2,11 +2,11 @@
 
 They import no JAX where they read a saliency table: a ranking takes less time than that would."""
 
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..files import atomic
+from ..files.paths import AnyPath, is_path, place
 from ..selection import ranking as rankings
 from ..selection.keep_sets import KeepSets
 from ..selection.origin import profile_origin
@@ -20,7 +20,7 @@ def rank(
     domain: str | None = None,
     seed: int = 0,
     *,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
     overwrite: bool = False,
 ) -> Ranking:
     """Rank the experts of each layer, best first, by a criterion over all rows of a profile or one domain.
@@ -34,11 +34,11 @@ def rank(
         >>> len(gj.rank(profile, "frequency").layers)
         6
     """
-    target = None if out is None else Path(out)
+    target = None if out is None else place(out)
     if target is not None:
         atomic.check_free(target, overwrite)
-    if isinstance(profile, str | Path):
-        path = Path(profile)
+    if is_path(profile):
+        path = place(profile)
         if target is not None:
             atomic.check_apart(target, path)
         ranking = rankings.rank(read_columns(path, domain), criterion, seed, profile_origin(path, domain))

@@ -16,7 +16,7 @@ from ..devices import mesh as sharding
 from ..devices import topologies
 from ..errors import DataError, InputError, MeshError, OptionError, ProfileError
 from ..files import atomic
-from ..files.paths import AnyPath, place, read_json
+from ..files.paths import AnyPath, is_path, place, read_json
 from ..generation import Answer, Reply
 from ..network.source import Source
 from ..pods import plan as pods
@@ -56,6 +56,7 @@ def profile(
         (6, 16)
     """
     opened = as_model(model)
+    data = str(data) if is_path(data) else data
     if isinstance(model, Model):
         options = {"dtype": opened.dtype, "weights": opened.weights} | options
     chosen = named(data=data, **options)
@@ -81,7 +82,7 @@ def _of_process(finished: job.Finished) -> Profile:
 
 def _call(model: str, data: Any, options: dict[str, Any]) -> str:
     """What makes the profile again, for its report."""
-    shown = repr(str(data)) if isinstance(data, str | Path) else "records"
+    shown = repr(data) if isinstance(data, str) else "records"
     return f"gptoss_jax.profile({', '.join([repr(model), shown, *(f'{n}={v!r}' for n, v in options.items())])})"
 
 
@@ -211,5 +212,5 @@ def plan(
 def _config(model: str) -> Config:
     if model in PRESETS:
         return PRESETS[model]
-    path = (locate(model) if model == NANO else Path(model)) / "config.json"
+    path = (locate(model) if model == NANO else place(model)) / "config.json"
     return Config.from_json(read_json(path), str(path))

@@ -20,7 +20,7 @@ from ..data.spellings import harmony_of
 from ..data.template import Template
 from ..devices.placement import Placement, here
 from ..errors import InputError, OptionError
-from ..files.paths import AnyPath, local_folder
+from ..files.paths import AnyPath, is_path, local_folder
 from ..network.model import GptOss, Interventions
 from ..network.source import Masked, Source, load
 from ..run.forward import Forward, forward
@@ -207,7 +207,7 @@ def open(model: str | AnyPath, dtype: str = "bfloat16", weights: Form = "bf16") 
 
 def as_model(model: Any) -> Model:
     """What a function takes as a model: an open one, or the name of one."""
-    if isinstance(model, str | Path):
+    if is_path(model):
         return open(model)
     if isinstance(model, Model):
         return model

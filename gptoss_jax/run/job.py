@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from ..data.template import Template
 from ..devices import hosts
 from ..errors import OptionError, OutputError, ResumeError, TokenizerError, UserError
 from ..files import atomic
-from ..files.paths import AnyPath, local_folder, place
+from ..files.paths import AnyPath, is_local, is_path, local_folder, place, storage_errors
 from ..network.source import Source
 from ..statistics.eaft import EaftOptions
 from . import artifacts, choose
@@ -51,7 +50,7 @@ class Request:
 
     def __post_init__(self) -> None:
         check_together(self.data, self.counting)
-        if not isinstance(self.data.data, str | Path) and not len(self.data.data):
+        if not is_path(self.data.data) and not len(self.data.data):
             raise OptionError("--data is empty: name a file, a folder or a hub id")
 
     @property
@@ -62,9 +61,9 @@ class Request:
     def values(self) -> dict[str, Any]:
         """All options by their names, as profile.json has them."""
         values = as_dict(*self.options)
-        if not isinstance(self.data.data, str):
-            is_path = isinstance(self.data.data, Path)
-            values["data"] = str(self.data.data) if is_path else f"{len(self.data.data)} records given in Python"
+        data = self.data.data
+        if not isinstance(data, str):
+            values["data"] = str(data) if is_path(data) else f"{len(data)} records given in Python"
         return values
 
     def by_flag(self, resumed: bool) -> dict[str, Any]:
@@ -110,7 +109,7 @@ def run(
     standing = hosts.exchange(_standing(target) if resume and writes else {})[0]
     began = hosts.exchange((kept.begun() or (not overwrite and standing)) if resume and writes else {})[0]
     # Files of a remote output come one after the other, the one that is asked for here last.
-    overwrite = overwrite or bool(began and not standing and not isinstance(target, Path))
+    overwrite = overwrite or bool(began and not standing and not is_local(target))
     if writes and (overwrite or not standing):
         atomic.try_folder(target, overwrite)
     source = open_source(request.model)
@@ -176,14 +175,16 @@ def _measured(
 
 def _check_apart(target: AnyPath, source: Source, data: Any) -> None:
     atomic.check_apart(target, source.folder, or_inside=True)
-    if data and isinstance(data, str | Path):
+    if data and is_path(data):
         atomic.check_apart(target, place(str(data)))
 
 
 def _standing(target: AnyPath) -> dict[str, Any]:
     """What is taken from the finished profile that stands there: the hash of its settings, and what `_adopt` needs."""
     try:
-        info = json.loads((target / INFO).read_text(encoding="utf-8"))
+        with storage_errors(target):
+            data = (target / INFO).read_bytes()
+        info = json.loads(data.decode("utf-8"))
         own = {"--engine": info["engine"], "--batch-size": info["options"]["batch_size"], REASON: info[REASON]}
         return {"settings_hash": info["settings_hash"], **own}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

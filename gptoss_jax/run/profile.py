@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ProfileError, reason
 from ..files import atomic
-from ..files.paths import AnyPath, place
+from ..files.paths import AnyPath, place, storage_errors
 from ..selection.origin import Origin, profile_origin
 from ..selection.ranking import Ranking, rank
 from ..statistics.store import LARGEST_COUNT, STORE, Sums, read_sums
@@ -58,7 +58,9 @@ class Profile:
         path = place(folder)
         file = path / INFO
         try:
-            info = json.loads(file.read_text(encoding="utf-8"))
+            with storage_errors(path):
+                data = file.read_bytes()
+            info = json.loads(data.decode("utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise ProfileError(f"{path}: is no finished profile: it holds no {INFO}") from None
         except (OSError, ValueError, RecursionError) as error:
@@ -93,7 +95,7 @@ class Profile:
 
         ProfileError where there is no such criterion or domain, or the profile lacks what the criterion needs.
         """
-        if isinstance(self.folder, Path):
+        if self.folder is not None:
             origin = profile_origin(self.folder, domain)
         else:
             fingerprint = self.info["model_fingerprint"]

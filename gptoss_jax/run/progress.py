@@ -20,6 +20,7 @@ from ..statistics.weightings import WEIGHTINGS
 from .engine import Unit
 
 SUFFIX = ".progress"
+VERSION = 1  # of the files' content: what older programs kept has none
 RUN, STATE = "run", "state"
 DIGEST_BYTES = hashlib.sha256().digest_size  # at the head of each file
 SHARE = 20  # saving may take at most one twentieth of the run
@@ -58,7 +59,7 @@ class Progress:
         try:
             if first:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._put(RUN, json.dumps(self.settings).encode())
+                self._put(RUN, json.dumps({"version": VERSION, "settings": self.settings}).encode())
             self._put(name, data)
         except Exception as error:  # remote storages have classes of their own
             if first:
@@ -109,8 +110,8 @@ class Progress:
         data = hosts.from_first(b"" if kept is None else kept.tobytes())
         try:
             return State.from_bytes(data) if data else State()
-        except Exception as error:  # of several packages; the digest is right, so another version wrote it
-            raise self.damaged(STATE) from error
+        except Exception as error:  # of several packages; the digest is right
+            raise self._foreign() from error
 
     def remove(self) -> None:
         """The output is complete. The settings go last: where they are missing, nothing is of a run."""
@@ -127,7 +128,20 @@ class Progress:
     def begun(self) -> dict[str, Any] | None:
         """The settings of the unfinished run, where there is one."""
         kept = self.read(RUN)
-        return None if kept is None else json.loads(kept.tobytes())
+        if kept is None:
+            return None
+        try:
+            found = json.loads(kept.tobytes())
+            settings: dict[str, Any] = found["settings"]
+            if found["version"] == VERSION and isinstance(settings, dict):
+                return settings
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass  # the digest is right
+        raise self._foreign()
+
+    def _foreign(self) -> ResumeError:
+        what = "another version of this program keeps an unfinished run there"
+        return ResumeError(f"{self.folder}: {what}: go on with that one, or remove that folder to begin anew")
 
 
 @dataclass
@@ -179,6 +193,8 @@ class State:
         arrays = safetensors.numpy.load(data)
         length = int.from_bytes(data[:8], "little")
         numbers = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["numbers"])
+        if {*numbers} != {*NUMBERS}:
+            raise ValueError("other numbers are kept")
         scores = [arrays.pop(f"scores/{i}") for i in range(sum(name.startswith("scores/") for name in arrays))]
         weighted = {name: arrays.pop(f"weighted/{name}") for name in WEIGHTINGS if f"weighted/{name}" in arrays}
         return cls(**numbers, statistics=Statistics(**arrays) if arrays else None, weighted=weighted, scores=scores)

@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ..config import Config
-from ..errors import RankingError, reason
+from ..errors import RankingError, reason, refusal
 from ..files.atomic import write_file
+from ..files.paths import AnyPath, place, storage_errors
 from .origin import UNKNOWN, Origin
 
 Kind = TypeVar("Kind", bound="ByLayer")
@@ -53,20 +53,22 @@ class ByLayer:
         head = {"kind": self.kind, "version": VERSION, "layers": self.layers}
         return json.dumps({**head, **origin, "counts": self.counts, "reasons": self.reasons}) + "\n"
 
-    def write(self, file: Path, overwrite: bool = False) -> None:
+    def write(self, file: str | AnyPath, overwrite: bool = False) -> None:
         """Write the file, whole or not at all; OutputError where it exists or cannot be written."""
-        write_file(file, self.to_json(), overwrite)
+        write_file(place(file), self.to_json(), overwrite)
 
     @classmethod
-    def read(cls: type[Kind], file: Path, config: Config) -> Kind:
+    def read(cls: type[Kind], file: str | AnyPath, config: Config) -> Kind:
         """The file's content, checked against the model; RankingError where it cannot be used."""
+        path = place(file)
         try:
-            data = file.read_bytes()
+            with storage_errors(path):
+                data = path.read_bytes()
         except FileNotFoundError:
-            raise RankingError(f"{file}: no such file: `gptoss-jax rank` writes one") from None
+            raise RankingError(f"{path}: no such file: `gptoss-jax rank` writes one") from None
         except OSError as error:
-            raise RankingError(f"{file}: not a JSON file ({reason(error)})") from None
-        return cls.parse(data, config, str(file))
+            raise RankingError(f"{path}: not a JSON file ({refusal(error)})") from None
+        return cls.parse(data, config, str(path))
 
     @classmethod
     def parse(cls: type[Kind], data: bytes, config: Config, where: str) -> Kind:

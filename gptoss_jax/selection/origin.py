@@ -3,9 +3,10 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from ..errors import ProfileError, reason
+from ..files.paths import AnyPath, storage_errors
 from ..statistics.tables import SALIENCY
 
 INFO = "profile.json"
@@ -62,25 +63,27 @@ def quoted(text: str) -> str:
     return f"`{''.join(c if c.isprintable() and c != '`' else ' ' for c in text)}`"
 
 
-def profile_origin(profile: Path, domain: str | None = None) -> Origin:
+def profile_origin(profile: AnyPath, domain: str | None = None) -> Origin:
     """What a profile's folder, or a saliency table alone, says of a ranking of all its rows or of one domain.
 
     Its hash is that of the bytes of saliency.parquet. ProfileError where profile.json is no JSON.
     """
-    table = profile / SALIENCY if profile.is_dir() else profile
-    return Origin(
-        domains={} if domain is None else {domain: 1.0},
-        profile_hash=_digest(table) if table.exists() else None,
-        model_fingerprint=_fingerprint(profile / INFO) if profile.is_dir() else None,
-    )
+    with storage_errors(profile):
+        table = profile / SALIENCY if profile.is_dir() else profile
+        return Origin(
+            domains={} if domain is None else {domain: 1.0},
+            profile_hash=_digest(table) if table.exists() else None,
+            model_fingerprint=_fingerprint(profile / INFO) if profile.is_dir() else None,
+        )
 
 
-def _digest(file: Path) -> str:
+def _digest(file: AnyPath) -> str:
+    stream: Any  # those of fsspec can be read into a buffer too
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _fingerprint(info: Path) -> str | None:
+def _fingerprint(info: AnyPath) -> str | None:
     try:
         said = json.loads(info.read_text(encoding="utf-8"))
     except FileNotFoundError:

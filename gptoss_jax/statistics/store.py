@@ -11,7 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from ..errors import ProfileError, reason
-from ..files.paths import AnyPath
+from ..files.paths import AnyPath, storage_errors
 from .sums import DECLARED, GATE_BINS, Statistic, Statistics
 from .weightings import WEIGHTINGS, column
 
@@ -59,7 +59,8 @@ def write_sums(file: Path, sums: Sums) -> None:
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     # One key alone: several would come in any order.
     about = {"version": VERSION, "domains": list(sums.domains)}
-    safetensors.numpy.save_file(contiguous, file, {"store": json.dumps(about)})
+    # The library's own files are for their owner alone to read, whatever the umask is.
+    file.write_bytes(safetensors.numpy.save(contiguous, {"store": json.dumps(about)}))
 
 
 def read_sums(file: AnyPath) -> Sums:
@@ -68,7 +69,9 @@ def read_sums(file: AnyPath) -> Sums:
     Statistics that a store of an older version does not have yet are None.
     """
     try:
-        return parse_sums(file.read_bytes())
+        with storage_errors(file):
+            data = file.read_bytes()
+        return parse_sums(data)
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ProfileError(f"{file}: not the sums of a profile ({reason(error)}): profile its rows again") from None
 

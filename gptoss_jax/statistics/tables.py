@@ -1,7 +1,6 @@
 """The tables of a profile: saliency by expert, and usage. Letters: see `config`."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ProfileError, reason
+from ..files.paths import AnyPath, storage_errors
 from .weightings import column
 
 if TYPE_CHECKING:  # with the sums comes JAX, without which a table is read
@@ -81,8 +81,13 @@ def usage_table(total: "Statistics") -> pa.Table:
     )
 
 
-def read_columns(profile: Path, domain: str | None = None) -> Columns:
+def read_columns(profile: AnyPath, domain: str | None = None) -> Columns:
     """The saliency table of a profile's folder, or of a Parquet file; of one domain if given."""
+    with storage_errors(profile):
+        return _read_columns(profile, domain)
+
+
+def _read_columns(profile: AnyPath, domain: str | None) -> Columns:
     file = profile
     if profile.is_dir():
         file = profile / (SALIENCY if domain is None else SALIENCY_BY_DOMAIN)
@@ -90,12 +95,13 @@ def read_columns(profile: Path, domain: str | None = None) -> Columns:
         what = "was made without --domain-column" if profile.is_dir() and domain is not None else "is no profile"
         raise ProfileError(f"{file}: no such file: {profile} {what}")
     try:
-        return _columns(pq.read_table(file), file, domain)
+        with file.open("rb") as stream:
+            return _columns(pq.read_table(stream), file, domain)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise ProfileError(f"{file}: not a saliency table: {reason(error)}") from None
 
 
-def _columns(table: pa.Table, file: Path, domain: str | None) -> Columns:
+def _columns(table: pa.Table, file: AnyPath, domain: str | None) -> Columns:
     if domain is not None:
         known = sorted(set(map(str, table["domain"].to_pylist())))
         if domain not in known:
