@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 
 import click
 
-from .. import PUBLIC, __version__
+from .. import PUBLIC, __version__, hindrance
 from ..errors import UserError
+from . import terminal
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
@@ -32,14 +33,21 @@ for name in PUBLIC:
         cli.add_command(getattr(import_module(f".{name}", __name__), name))
 
 
+class Stopped(SystemExit):
+    """A signal ends the program. An exit lets temporary folders be removed, where the signal's own way would not."""
+
+
 def main() -> None:
     """Entry point: exit status 0 done, 2 for what the user can mend, 1 for a fault of the program."""
+    terminal.begin()
+    if why := hindrance():
+        _fail(why)
     # Standard error is for our own line: transformers remarks that PyTorch is missing, the hub on retries.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    # An exit lets temporary folders be removed, where the signal's own way would leave them.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _stop)
     try:
         cli.main(prog_name="gptoss-jax", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError:
@@ -49,8 +57,10 @@ def main() -> None:
         _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
     except UserError as error:
         _fail(str(error))
-    except (click.Abort, KeyboardInterrupt):
-        _exit(128 + signal.SIGINT)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        _stopped(stop.__cause__ or stop, 128 + signal.SIGINT)  # click turns Ctrl-C into an error of its own
+    except Stopped as stop:
+        _stopped(stop, stop.code)
     except SystemExit as stop:
         _exit(stop.code)
     except Exception as error:
@@ -59,14 +69,24 @@ def main() -> None:
             _fail("not enough memory: give a smaller --batch-size or --max-seq-length")
         if hosts := sys.modules.get("gptoss_jax.devices.hosts"):
             hosts.settle(error)
-        traceback.print_exc()
+        click.echo(terminal.cleaned(traceback.format_exc(), most=10 * terminal.MOST), err=True)
         _exit(1)
     else:
         _exit(0)
 
 
+def _stop(received: int, _: Any) -> NoReturn:
+    raise Stopped(128 + received)
+
+
+def _stopped(stop: BaseException, status: Any) -> NoReturn:
+    """End by a signal. What is kept stands in notes of the exception, from where it is known."""
+    terminal.complain(f"stopped; {'; '.join(getattr(stop, '__notes__', ())) or 'nothing was written'}")
+    _exit(status)
+
+
 def _fail(message: str) -> NoReturn:
-    click.echo(f"gptoss-jax: {' '.join(message.split())}", err=True)
+    terminal.complain(message)
     _exit(2)
 
 

@@ -2,6 +2,7 @@
 
 import click
 
+from . import terminal
 from .options import command_line
 
 
@@ -19,4 +20,4 @@ def merge(profiles: tuple[str, ...], out: str, overwrite: bool) -> None:
 
     merged = jobs.merge(profiles, out=out, overwrite=overwrite, command=command_line())
     tokens, rows = (merged.info[name] for name in ("total_tokens", "rows"))
-    click.echo(f"{len(profiles)} profiles: {tokens:,} tokens of {rows:,} rows; report: {place(out) / 'report.md'}")
+    terminal.report(f"{len(profiles)} profiles: {tokens:,} tokens of {rows:,} rows; report: {place(out) / 'report.md'}")

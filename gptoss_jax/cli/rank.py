@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ..selection.criteria import CRITERIA, LETTERS
+from . import terminal
 
 CRITERION_HELP = "\n".join(
     [
@@ -30,4 +31,4 @@ def rank(profile: Path, out: Path, **options: Any) -> None:
     from ..interface import choosing
 
     ranking = choosing.rank(profile, out=out, **options)
-    click.echo(f"{len(ranking.layers)} layers of {len(ranking.layers[0])} experts {ranking.origin}: {out}")
+    terminal.report(f"{len(ranking.layers)} layers of {len(ranking.layers[0])} experts {ranking.origin}: {out}")
