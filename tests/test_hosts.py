@@ -29,7 +29,7 @@ from gptoss_jax.devices import hosts
 from gptoss_jax.errors import HostsError
 from gptoss_jax.run.progress import Progress
 
-from .bad_input import Refused, poke, tree
+from .bad_input import Refused, poke, tree, without_told
 from .conftest import conversation
 from .test_profile import run_profile
 from .test_resume import made
@@ -102,6 +102,7 @@ class Process:
     def refused(self, timeout: float = PATIENCE) -> str:
         """The one line of a process that stops with status 2."""
         status, error = self.end(timeout)
+        error = without_told(error)
         assert (status, error.count("\n"), error.startswith("gptoss-jax: ")) == (2, 1, True), error
         return error
 

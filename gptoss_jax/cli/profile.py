@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from ..run.options import Counting, Data, Placing, named
+from . import terminal
 from .options import command_line, options_of
 
 
@@ -29,10 +30,16 @@ def profile(model: str, out: str, overwrite: bool, resume: bool, **options: Any)
 
     from ..files.paths import place
     from ..run import job
+    from ..run.progress import Progress
 
     request = job.Request(model, *chosen, command=command_line())
     target = place(out)
     job.start(request, out=out, overwrite=overwrite, resume=resume)
-    finished = job.run(request, open_source, target, overwrite, resume)
+    try:
+        finished = job.run(request, open_source, target, overwrite, resume, terminal.complain)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if Progress(target).exists():
+            stop.add_note("what is finished is kept: the same command with --resume goes on")
+        raise
     if finished.said:
-        click.echo(finished.said)
+        terminal.report(finished.said)
