@@ -15,7 +15,7 @@ from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY
 from gptoss_jax.devices import topologies
 from gptoss_jax.errors import CompilerError, MeshError
 from gptoss_jax.kernels import splash
-from gptoss_jax.pods import hlo, plan
+from gptoss_jax.pods import hlo, plan, words
 
 from .bad_input import Refused
 
@@ -248,20 +248,20 @@ def test_what_is_extrapolated_is_said():
     assert found.how().endswith(f"rows: none fits; {found.batch} are extrapolated, not compiled")
     said = plan.figures(found.tried[0], found)
     assert said["largest_batch"] == found.batch and said["largest_batch_compiled"] is False
-    assert f"--batch {found.batch} should fit, which is extrapolated" in str(plan.refusal(found.tried[0], found))
+    assert f"--batch-size {found.batch} should fit, which is extrapolated" in str(words.refusal(found.tried[0], found))
 
 
 def test_a_step_that_does_not_fit_says_by_how_much_and_what_would():
     over = plan.Compiled(CASE, 3 << 30, 2 << 30, 0.0)
     eight = plan.Compiled(replace(CASE, batch=8), 1 << 30, 2 << 30, 0.0, program=hlo.Program())
-    assert "3.00 GiB of 2.00 on each chip of v5e:2x4, 1.00 too much: --batch 8 fits" in str(
-        plan.refusal(over, plan.Largest((over, eight)))
+    assert "3.00 GiB of 2.00 on each chip of v5e:2x4, 1.00 too much: --batch-size 8 fits" in str(
+        words.refusal(over, plan.Largest((over, eight)))
     )
     none = plan.Largest((over, replace(over, case=replace(CASE, batch=2))))
-    message = str(plan.refusal(over, none))
+    message = str(words.refusal(over, none))
     assert "--weights mxfp4" in message and "--mesh data=1,expert=8" in message and "more chips" in message
     widest = replace(over, case=replace(CASE, data=1, expert=8, weights="mxfp4", batch=1))
-    assert str(plan.refusal(widest, plan.Largest((widest,)))).endswith("too much: a slice with more chips holds more")
+    assert str(words.refusal(widest, plan.Largest((widest,)))).endswith("too much: a slice with more chips holds more")
 
 
 libtpu = pytest.mark.skipif(not topologies.has_compiler(), reason="needs libtpu, of the extra tpu")
@@ -319,10 +319,10 @@ def test_what_cannot_be_planned_is_said_in_one_line(refused: Refused, tmp_path: 
     assert "v5e:2x2, 2x4" in refused("plan", "gpt-oss-20b", "--topology", "v5e:3x3")
     assert "8 places" in refused("plan", "gpt-oss-20b", "--topology", "v5e:2x2", "--mesh", "data=2,expert=4")
     assert "does not divide" in refused("plan", str(tmp_path), "--topology", "v5e:4x4", "--mesh", "data=1,expert=16")
-    assert "--batch" in refused(
-        "plan", str(tmp_path), "--topology", "v5e:2x4", "--mesh", "data=8,expert=1", "--batch", "3"
+    assert "--batch-size" in refused(
+        "plan", str(tmp_path), "--topology", "v5e:2x4", "--mesh", "data=8,expert=1", "--batch-size", "3"
     )
-    assert "context" in refused("plan", "gpt-oss-20b", "--topology", "v5e:2x2", "--seq-len", "200000")
+    assert "context" in refused("plan", "gpt-oss-20b", "--topology", "v5e:2x2", "--max-seq-length", "200000")
 
 
 def test_the_error_of_a_full_device_is_read():
