@@ -17,7 +17,7 @@ import pytest
 
 from gptoss_jax.cli import terminal
 
-from .bad_input import RANKING, SHORT, Program, dump, without_told
+from .bad_input import INDEX, RANKING, SHORT, Program, dump, without_told
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = [sys.executable, "-m", "gptoss_jax"]
@@ -285,6 +285,20 @@ def test_bars_of_bytes_have_one_unit(model: Path, tmp_path: Path) -> None:
         "prune", model, "--ranking", "ranking.json", "--keep", "75%", "--out", "cut", cwd=tmp_path
     )
     assert status == 0 and re.search(r"100%.*\| (\d+) of \1 MB \[.* MB/s\]", drawn), drawn
+
+
+@pytest.mark.slow
+def test_prune_says_what_a_per_cent_is_and_what_it_saves(model: Path, tmp_path: Path) -> None:
+    dump(tmp_path / "ranking.json", RANKING)
+    line = ["prune", model, "--ranking", "ranking.json", "--keep", "75%", "--out", "cut"]
+    done = run(*line, cwd=tmp_path, stdout=subprocess.PIPE)
+    sizes = [json.loads((folder / INDEX).read_text())["metadata"]["total_size"] for folder in (model, tmp_path / "cut")]
+    before, now = (f"{size / 1e6:,.1f} MB" for size in sizes)
+    assert (
+        f": 5 of 7 experts a layer (75% of 7: 5) of unknown origin; weights {before} before, {now} now: cut"
+        in done.stdout
+    )
+    assert (done.returncode, done.stderr, before == now) == (0, "", False)
 
 
 # What needs no device asks for none.

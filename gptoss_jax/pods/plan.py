@@ -33,7 +33,10 @@ AIMED_AT = 0.9
 # What a token takes of memory, in hidden states of its own: seven for 120b on v5e. It says only where to look.
 HIDDEN_STATES = 8
 GIB = 1 << 30
-MOST_BYTES = 8 * 96 * GIB  # eight times what the largest chip's core has: what needs more is not compiled
+# What is larger is not compiled: eight times the memory of the largest device, and tokens of a device's rows of which
+# the hidden states of 20b alone would fill that memory.
+MOST_BYTES = 8 * 96 * GIB
+MOST_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,12 @@ class Case:
         return mesh
 
     def _check_size(self) -> None:
+        if self.tokens // self.data > MOST_TOKENS:
+            raise MeshError(
+                f"a step of {self.batch} × {self.seq_len} tokens has {self.tokens // self.data:,} on each of data="
+                f"{self.data}, and more than {MOST_TOKENS:,} are not compiled: make --batch-size or --max-seq-length "
+                "smaller"
+            )
         for what, size, advice in (
             ("weights", self.least_weight_bytes, "take a slice with more chips, or a smaller model"),
             ("tokens", self.least_token_bytes, "make --batch-size or --max-seq-length smaller"),
@@ -75,7 +84,7 @@ class Case:
                 much = f"{size / GIB:,.0f}" if size < 1 << 80 else "more than a million million"
                 raise MeshError(
                     f"a step of {self.batch} × {self.seq_len} tokens on {self.topology} needs {much} GiB for {what} on "
-                    f"each chip, and no chip has more than {MOST_BYTES / 8 / GIB:.0f}: {advice}"
+                    f"each chip, which none has by far: {advice}"
                 )
 
     @property
