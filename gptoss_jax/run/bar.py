@@ -11,7 +11,7 @@ FORM = "{l_bar}{bar}| {done} of {whole} {unit} [{elapsed}<{remaining}, {speed} {
 
 
 @contextmanager
-def bar(total: int, unit: str, shown: bool = True, done: float = 0) -> Iterator[Callable[..., Any]]:
+def bar(total: int, unit: str, shown: bool = True, done: float | int = 0) -> Iterator[Callable[..., Any]]:
     """A bar with rate and time left; it shows nothing where standard error is no terminal.
 
     What it yields is called with the amount that was finished since the last call, which may be a part of one, and
@@ -33,7 +33,7 @@ def bar(total: int, unit: str, shown: bool = True, done: float = 0) -> Iterator[
     words = {"unit": "MB" if unit == "B" else unit, "bar_format": FORM, "dynamic_ncols": True}
     with Bar(total=total, initial=round(done), disable=None if shown else True, **words) as drawn:
 
-        def advance(amount: float, saying: str = "") -> None:
+        def advance(amount: float | int, saying: str = "") -> None:
             nonlocal exact
             exact += amount
             if saying:
