@@ -43,6 +43,10 @@ class Pruned:
     name: str
     num_kept: int
     warnings: tuple[str, ...]
+    source_bytes: int
+    """Of the weights that the source has."""
+    weight_bytes: int
+    """Of the weights that were written."""
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -93,14 +97,16 @@ def prune(
     with new_folder(out, overwrite, last=CONFIG) as folder:
         (folder / "README.md").write_text(text, encoding="utf-8")
         groups = plan(source, keep_sets.layers, quantize)
-        with progress(sum(t.nbytes for group in groups for t in group), "B") as advance:
+        weight_bytes = sum(t.nbytes for group in groups for t in group)
+        with progress(weight_bytes, "B") as advance:
             write(source, keep_sets.layers, folder, groups, quantize, max_shard_bytes, advance)
         if verify:
             with progress(sum(file.stat().st_size for file in folder.iterdir()), "B") as advance:
                 changed = checksums.differing(folder, advance)
             if changed:
                 raise OutputError(f"{out / changed[0]}: reads back otherwise than it was written: try another disk")
-    return Pruned(out, name, num_kept, warnings)
+    source_bytes = sum(stored.nbytes for stored in source.tensors.values())
+    return Pruned(out, name, num_kept, warnings, source_bytes, weight_bytes)
 
 
 def _checked(keep_sets: select.KeepSets, config: Config, lower_top_k: bool) -> int:

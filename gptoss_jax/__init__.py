@@ -11,7 +11,10 @@ the package `convert` reads and writes checkpoints; `interface` holds what is na
 Importing this package imports no JAX, so that the command line answers at once.
 """
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -56,9 +59,24 @@ __all__ = [
 ]
 
 
+def hindrance() -> str | None:
+    """Why nothing of this can run here, and what to do, in one line; None where it can."""
+    if sys.platform == "win32":
+        return "runs on Linux and macOS, and not on Windows: install it in WSL"
+    beside = Path(__file__).resolve().parents[1] / "convert"
+    found = find_spec("convert")
+    if found is None or found.origin is None:
+        return f"the package `convert`, which belongs beside it, is missing at {beside}: install gptoss-jax again"
+    if Path(found.origin).resolve().parent != beside:
+        return f"{found.origin} hides this program's own package `convert`: rename it, or work in another folder"
+    return None
+
+
 def __getattr__(name: str) -> Any:
     if name not in PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if why := hindrance():
+        raise ImportError(f"gptoss-jax: {why}")
     return getattr(import_module(f".{PUBLIC[name]}", __name__), name)
 
 

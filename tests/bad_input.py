@@ -1,6 +1,7 @@
 """What the tests of bad input share: rows of tables, and broken checkpoints. The fixtures are in conftest."""
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,11 @@ SHORT = ("--max-seq-length", "64", "--num-rows", "4")  # one shape to compile, a
 
 Program = Callable[..., tuple[int, str]]
 Refused = Callable[..., str]
+
+
+def without_told(error: str) -> str:
+    """Standard error without the line that `profile` says before its first step."""
+    return re.sub(r"^gptoss-jax: [\d,]+ rows: .*\n", "", error, flags=re.MULTILINE)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

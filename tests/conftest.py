@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptoss_jax.cli import cli, main
-from tests.bad_input import RANKING, SHORT, Program, Refused, dump, table, tree
+from tests.bad_input import RANKING, SHORT, Program, Refused, dump, table, tree, without_told
 from tests.made_up import Finished, write_profile
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -120,7 +120,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Program:
-    """Calls the entry point in `tmp_path`; gives exit status and standard error."""
+    """Calls the entry point in `tmp_path`; gives exit status, and standard error without what is no error."""
 
     def call(*argv: object) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
@@ -136,7 +136,7 @@ def program(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
             except SystemExit as stop:
                 status = stop.code if isinstance(stop.code, int) else 1
         shown = [f"{w.message}\n" for w in caught if not issubclass(w.category, DeprecationWarning)]
-        return status, capfd.readouterr().err + "".join(shown)
+        return status, without_told(capfd.readouterr().err + "".join(shown))
 
     return call
 

@@ -1,6 +1,7 @@
 """`plan`: the reader of compiled text, the closed formulas, the search, and a real compilation for a TPU slice."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from jax import lax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY
+from gptoss_jax.devices import mesh as sharding
 from gptoss_jax.devices import topologies
-from gptoss_jax.errors import CompilerError, MeshError
+from gptoss_jax.errors import CompilerError, ConfigError, MeshError
+from gptoss_jax.interface import jobs
 from gptoss_jax.kernels import splash
-from gptoss_jax.pods import hlo, plan
+from gptoss_jax.pods import hlo, plan, words
 
 from .bad_input import Refused
 
@@ -248,20 +251,20 @@ def test_what_is_extrapolated_is_said():
     assert found.how().endswith(f"rows: none fits; {found.batch} are extrapolated, not compiled")
     said = plan.figures(found.tried[0], found)
     assert said["largest_batch"] == found.batch and said["largest_batch_compiled"] is False
-    assert f"--batch {found.batch} should fit, which is extrapolated" in str(plan.refusal(found.tried[0], found))
+    assert f"--batch-size {found.batch} should fit, which is extrapolated" in str(words.refusal(found.tried[0], found))
 
 
 def test_a_step_that_does_not_fit_says_by_how_much_and_what_would():
     over = plan.Compiled(CASE, 3 << 30, 2 << 30, 0.0)
     eight = plan.Compiled(replace(CASE, batch=8), 1 << 30, 2 << 30, 0.0, program=hlo.Program())
-    assert "3.00 GiB of 2.00 on each chip of v5e:2x4, 1.00 too much: --batch 8 fits" in str(
-        plan.refusal(over, plan.Largest((over, eight)))
+    assert "3.00 GiB of 2.00 on each chip of v5e:2x4, 1.00 too much: --batch-size 8 fits" in str(
+        words.refusal(over, plan.Largest((over, eight)))
     )
     none = plan.Largest((over, replace(over, case=replace(CASE, batch=2))))
-    message = str(plan.refusal(over, none))
+    message = str(words.refusal(over, none))
     assert "--weights mxfp4" in message and "--mesh data=1,expert=8" in message and "more chips" in message
     widest = replace(over, case=replace(CASE, data=1, expert=8, weights="mxfp4", batch=1))
-    assert str(plan.refusal(widest, plan.Largest((widest,)))).endswith("too much: a slice with more chips holds more")
+    assert str(words.refusal(widest, plan.Largest((widest,)))).endswith("too much: a slice with more chips holds more")
 
 
 libtpu = pytest.mark.skipif(not topologies.has_compiler(), reason="needs libtpu, of the extra tpu")
@@ -319,10 +322,64 @@ def test_what_cannot_be_planned_is_said_in_one_line(refused: Refused, tmp_path: 
     assert "v5e:2x2, 2x4" in refused("plan", "gpt-oss-20b", "--topology", "v5e:3x3")
     assert "8 places" in refused("plan", "gpt-oss-20b", "--topology", "v5e:2x2", "--mesh", "data=2,expert=4")
     assert "does not divide" in refused("plan", str(tmp_path), "--topology", "v5e:4x4", "--mesh", "data=1,expert=16")
-    assert "--batch" in refused(
-        "plan", str(tmp_path), "--topology", "v5e:2x4", "--mesh", "data=8,expert=1", "--batch", "3"
+    assert "--batch-size" in refused(
+        "plan", str(tmp_path), "--topology", "v5e:2x4", "--mesh", "data=8,expert=1", "--batch-size", "3"
     )
-    assert "context" in refused("plan", "gpt-oss-20b", "--topology", "v5e:2x2", "--seq-len", "200000")
+    assert "context" in refused("plan", "gpt-oss-20b", "--topology", "v5e:2x2", "--max-seq-length", "200000")
+
+
+HUGE = 10**18
+ABSURD = {
+    "experts": ({"num_experts": HUGE}, "more than a million million GiB for weights"),
+    "everything": (dict.fromkeys(("num_experts", "num_heads", "num_kv_heads", "vocab_size"), HUGE), "for weights"),
+    "words": ({"vocab_size": HUGE}, "335,276,126,863 GiB for weights"),
+    "heads": ({"head_dim": HUGE}, "GiB for weights"),
+    "experts' size": ({"expert_hidden_size": 10**300}, "for weights"),
+    "rows": ({"batch": 1 << 20}, "2,147,483,648 on each of data=1, and more than 16,777,216 are not compiled"),
+    "digits": ({"batch": 10**400}, "are not compiled: make --batch-size or --max-seq-length smaller"),
+    "context": ({"max_position": HUGE, "seq_len": 10**15}, "are not compiled"),
+    "states": ({"hidden_size": 1 << 20, "num_layers": 0, "vocab_size": 8, "batch": 1 << 12}, "GiB for tokens"),
+}
+
+
+@libtpu
+@pytest.mark.parametrize("name", ABSURD)
+def test_absurd_numbers_are_refused_before_anything_is_compiled(name: str):
+    """The compiler ends the process where numbers are too large for it."""
+    changes, says = ABSURD[name]
+    own = {key: changes[key] for key in ("batch", "seq_len") if key in changes}
+    config = replace(GPT_OSS_20B, **{key: value for key, value in changes.items() if key not in own})
+    with pytest.raises(MeshError, match=re.escape(says)) as refusal:
+        replace(CASE, config=config, data=1, expert=8, **own).mesh()
+    assert "\n" not in str(refusal.value)
+
+
+@libtpu
+def test_absurd_numbers_of_a_file_and_of_options_are_one_line(refused: Refused, tmp_path: Path):
+    file = tmp_path / "config.json"
+    for keys in ({"num_local_experts": HUGE}, {"vocab_size": HUGE}, {"intermediate_size": 10**300}):
+        file.write_text(json.dumps(GPT_OSS_20B.to_json() | keys))
+        refused("plan", str(tmp_path), "--topology", "v5e:2x4")
+    file.write_text(json.dumps(GPT_OSS_20B.to_json()))
+    for value in (10**15, 10**400):
+        refused("plan", str(tmp_path), "--topology", "v5e:2x4", "--batch-size", value, says=("are not compiled",))
+
+
+def test_published_models_are_known_by_their_hub_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Without a download; a folder of that name that is there comes first."""
+    monkeypatch.chdir(tmp_path)
+    assert jobs._config("openai/gpt-oss-120b") == jobs._config("gpt-oss-120b") == GPT_OSS_120B
+    (tmp_path / "openai" / "gpt-oss-20b").mkdir(parents=True)
+    (tmp_path / "openai" / "gpt-oss-20b" / "config.json").write_text(json.dumps(TINY.to_json()))
+    assert jobs._config("openai/gpt-oss-20b") == TINY
+    with pytest.raises(ConfigError):
+        jobs._config("someone/gpt-oss-20b")
+
+
+def test_the_expert_axis_of_numbers_without_end_is_found_at_once():
+    endless = replace(GPT_OSS_20B, num_experts=HUGE, num_kv_heads=HUGE, num_heads=HUGE, vocab_size=HUGE)
+    assert sharding.default_sizes(endless, 96) == (3, 32)
+    assert max(sharding.expert_sizes(endless)) <= sharding.MOST_DEVICES
 
 
 def test_the_error_of_a_full_device_is_read():

@@ -155,7 +155,8 @@ def test_profile_json_says_what_was_run(tiny_mxfp4: Path, rows_jsonl: Path, tmp_
 def test_all_artifacts_are_there(tiny_mxfp4: Path, rows_jsonl: Path, tmp_path: Path):
     profile = run_profile(tiny_mxfp4, rows_jsonl, tmp_path / "out")
     names = {"saliency.parquet", "ranking_by_layer.json", "report.md", "profile.json", "usage.parquet"}
-    assert {p.name for p in profile.iterdir()} == {*names, "statistics.safetensors"}
+    pictures = {"saliency.svg", "concentration.svg"}
+    assert {p.name for p in profile.iterdir()} == {*names, *pictures, "statistics.safetensors"}
     assert pq.read_table(profile / "saliency.parquet").num_rows == L * E
     ranking = json.loads((profile / "ranking_by_layer.json").read_text())
     assert [sorted(layer) for layer in ranking] == [list(range(E))] * L

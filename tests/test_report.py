@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from gptoss_jax.devices.placement import Placement
 from gptoss_jax.network.experts import Mixture
 from gptoss_jax.network.router import Routing
 from gptoss_jax.report.markdown import concentration, profile_report, thin_evidence, top_experts
+from gptoss_jax.report.pictures import HEIGHT, LEFT, TOP, WIDTH, colour, pictures
+from gptoss_jax.report.rates import rate
 from gptoss_jax.run import artifacts
 from gptoss_jax.selection import ranking as select
 from gptoss_jax.statistics.store import Sums
@@ -175,6 +178,7 @@ def test_the_sections_of_a_report_stand_in_order(folder: Path) -> None:
         "## Saliency concentration (by gate_norm_sum mass)",
         "## Artifacts",
         "## Reproduce",
+        "## Pictures",
         "## Router",
         "## Domains",
         "## Warnings",
@@ -184,7 +188,7 @@ def test_the_sections_of_a_report_stand_in_order(folder: Path) -> None:
 def test_a_report_of_one_domain_without_warnings_leaves_both_sections_out(routed: Any) -> None:
     total = routed[0].total()
     report = profile_report(INFO, columns(total, {}), total, {"": total})
-    assert headings(report)[-2:] == ["## Reproduce", "## Router"]
+    assert headings(report)[-3:] == ["## Reproduce", "## Pictures", "## Router"]
     assert section(report, "Reproduce") == ["```bash", INFO["command"], "```"]
 
 
@@ -222,6 +226,72 @@ def test_experts_of_the_top_ten_on_few_tokens_are_named() -> None:
         "layer 0: expert 1 is in the top 10 on 9 tokens",
         "layer 0: expert 3 is in the top 10 on 1 tokens",
     ]
+
+
+@pytest.mark.parametrize(
+    ("a_second", "said"),
+    [(1551.2, "1551"), (12345.6, "12346"), (10.0, "10"), (9.96, "10.0"), (4.27, "4.3"), (0.1, "0.1"), (0.031, "0.031")],
+)
+def test_small_rates_have_decimals(a_second: float, said: str, routed: Any) -> None:
+    assert rate(a_second) == said
+    total = routed[0].total()
+    report = profile_report(INFO | {"tokens_per_s": a_second}, columns(total, {}), total, {"": total})
+    assert f"- Forward throughput: {said} tokens/s\n" in report
+
+
+# The pictures
+
+
+def shapes(folder: Path, name: str, kind: str) -> list[ElementTree.Element]:
+    return list(ElementTree.parse(folder / name).iter("{http://www.w3.org/2000/svg}" + kind))
+
+
+def test_the_report_shows_the_pictures_beside_it(folder: Path) -> None:
+    shown = re.findall(r"^!\[([^\]]+)\]\(([\w.]+)\)$", (folder / "report.md").read_text(), re.MULTILINE)
+    assert [name for _, name in shown] == ["saliency.svg", "concentration.svg"]
+    for title, name in shown:
+        assert shapes(folder, name, "title")[0].text.startswith(title)
+
+
+def test_the_heat_map_has_the_colour_of_each_expert(folder: Path) -> None:
+    table = read_columns(folder)
+    mean = table["saliency_mean"]
+    cells = [cell for cell in shapes(folder, "saliency.svg", "rect") if len(cell)]
+    assert len(cells) == L * E
+    for (layer, expert), cell in zip(np.ndindex(L, E), cells, strict=True):
+        says = f"layer {layer}, expert {expert}: {mean[layer, expert]:.3g} on {table['count'][layer, expert]} tokens"
+        assert cell[0].text == says
+        expected = colour(mean[layer, expert] / mean[layer].max()) if table["count"][layer, expert] else "#ffffff"
+        assert cell.get("fill") == expected
+        assert float(cell.get("x", "")) == pytest.approx(LEFT + expert * WIDTH / E, abs=0.01)
+        assert float(cell.get("y", "")) == pytest.approx(TOP + layer * HEIGHT / L, abs=0.01)
+
+
+def test_the_scale_grows_lighter() -> None:
+    """In every hundredth, by the luminance that all eyes see alike: also without colours its order is seen."""
+    channels = np.array([[int(colour(x)[i : i + 2], 16) for i in (1, 3, 5)] for x in np.linspace(0, 1, 101)])
+    assert (np.diff(channels @ [0.2126, 0.7152, 0.0722]) > 0).all()
+    assert colour(0.0) == "#00204d" and colour(1.0) == "#ffea46"
+
+
+def test_a_curve_holds_the_shares_of_the_report(folder: Path) -> None:
+    table = read_columns(folder)
+    even, *lines = shapes(folder, "concentration.svg", "polyline")
+    assert len(lines) == L
+    for mass, drawn in zip(table["gate_norm_sum"], lines, strict=True):
+        points = [tuple(map(float, point.split(","))) for point in drawn.get("points", "").split()]
+        shares = [0, *np.cumsum(sorted(mass, reverse=True)) / mass.sum()]
+        expected = [(LEFT + WIDTH * n / E, TOP + HEIGHT * (1 - share)) for n, share in enumerate(shares)]
+        np.testing.assert_allclose(points, expected, atol=0.06)
+    assert even.get("points", "").split()[0] == f"{LEFT:.1f},{TOP + HEIGHT:.1f}"
+
+
+def test_pictures_of_nothing_and_of_one_layer_are_whole(tmp_path: Path) -> None:
+    nothing = {"count": np.zeros((1, 4), np.int64), "gate_norm_sum": np.zeros((1, 4))}
+    for name, text in pictures(nothing).items():
+        assert "nan" not in text and "inf" not in text
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert shapes(tmp_path, name, "text")
 
 
 # saliency.parquet

@@ -20,7 +20,7 @@ from gptoss_jax.errors import OutputError, ProfileError, RankingError, UserError
 from gptoss_jax.selection.criteria import CRITERIA, scores
 from gptoss_jax.selection.keep_sets import KeepSets
 from gptoss_jax.selection.origin import UNKNOWN, Origin, profile_origin
-from gptoss_jax.selection.ranking import Ranking, rank
+from gptoss_jax.selection.ranking import Ranking, number_kept, rank
 from gptoss_jax.statistics.eaft import EaftOptions, class_weights, cuts
 from gptoss_jax.statistics.tables import Columns, read_columns
 
@@ -458,3 +458,23 @@ def test_a_profile_names_domain_table_and_model(tmp_path: Path) -> None:
 )
 def test_an_origin_in_words_says_what_is_known(origin: Origin, says: str) -> None:
     assert str(origin) == says
+
+
+@pytest.mark.parametrize(
+    ("keep", "num_experts", "kept"),
+    [("50%", 32, 16), ("37.5%", 32, 12), ("30%", 32, 9), ("33.333333%", 3, 0), ("100%", 7, 7), ("0.1%", 4000, 4)],
+)
+def test_a_per_cent_of_the_experts_is_a_whole_number_of_them(keep: str, num_experts: int, kept: int) -> None:
+    assert number_kept(keep, num_experts) == kept
+    assert number_kept(num_experts, 7) == num_experts
+
+
+@pytest.mark.parametrize("keep", ["", "%", "50", "50 %", "-5%", "1e1%", "1000%", "5.%", "½%", "nan%"])
+def test_what_is_no_per_cent_is_refused(keep: str) -> None:
+    with pytest.raises(RankingError, match=r"^--keep is .+: give a whole number of experts, or a per cent of them"):
+        Ranking([[0, 1, 2, 3]]).keep(keep)
+
+
+def test_a_ranking_keeps_a_per_cent() -> None:
+    kept = Ranking([[3, 1, 0, 2], [0, 1, 2, 3]]).keep("50%")
+    assert kept.layers == [[1, 3], [0, 1]] and kept.origin.rule == "best 2"

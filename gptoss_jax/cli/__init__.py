@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 import click
 
-from .. import PUBLIC, __version__
+from .. import PUBLIC, __version__, hindrance
 from ..errors import UserError, refusal
-from .options import give_up, tell
+from . import terminal
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
@@ -37,15 +37,21 @@ for name in PUBLIC:
         cli.add_command(getattr(import_module(f".{name}", __name__), name))
 
 
+class Stopped(SystemExit):
+    """A signal ends the program. An exit lets temporary folders be removed, where the signal's own way would not."""
+
+
 def main() -> None:
     """Entry point: exit status 0 done, 2 for what the user can mend, 1 for a fault of the program."""
-    _hold_streams()
+    terminal.begin()
+    if why := hindrance():
+        _fail(why)
     # Standard error is for our own line: transformers remarks that PyTorch is missing, the hub on retries.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    # An exit lets temporary folders be removed, where the signal's own way would leave them.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _stop)
     try:
         cli.main(prog_name="gptoss-jax", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError:
@@ -55,39 +61,25 @@ def main() -> None:
         _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
     except UserError as error:
         _fail(str(error))
-    except (click.Abort, KeyboardInterrupt):
-        _exit(128 + signal.SIGINT)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        _stopped(stop.__cause__ or stop, 128 + signal.SIGINT)  # click turns Ctrl-C into an error of its own
+    except Stopped as stop:
+        _stopped(stop, stop.code)
     except SystemExit as stop:
         _exit(stop.code)
     except Exception as error:
         if isinstance(error, OSError) and _is_of_standard_output(error):
-            give_up(1)
-            _fail(f"standard output cannot be written: {refusal(error)}: what was asked for is not all there")
+            terminal.mute()
+            _fail(terminal.UNWRITTEN.format(refusal(error)))
         # JAX has a class of its own for memory that it cannot get; to import it here would load JAX.
         if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
             _fail("not enough memory: give a smaller --batch-size or --max-seq-length")
         if hosts := sys.modules.get("gptoss_jax.devices.hosts"):
             hosts.settle(error)
-        traceback.print_exc()
+        click.echo(terminal.cleaned(traceback.format_exc(), most=10 * terminal.MOST), err=True)
         _exit(1)
     else:
         _exit(0)
-
-
-def _hold_streams() -> None:
-    """Make standard streams that are closed ones that refuse, and have those that are open refuse no character.
-
-    The next file to be opened would take the number of a closed one, and get what libraries print there.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDONLY)  # this takes the lowest number that is free
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.stderr or io.StringIO()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may hold bytes that are no text
 
 
 def _is_of_standard_output(error: OSError) -> bool:
@@ -95,8 +87,18 @@ def _is_of_standard_output(error: OSError) -> bool:
     return traceback.extract_tb(error.__traceback__)[-1].name == click.echo.__name__
 
 
+def _stop(received: int, _: Any) -> NoReturn:
+    raise Stopped(128 + received)
+
+
+def _stopped(stop: BaseException, status: Any) -> NoReturn:
+    """End by a signal. What is kept stands in notes of the exception, from where it is known."""
+    terminal.complain(f"stopped; {'; '.join(getattr(stop, '__notes__', ())) or 'nothing was written'}")
+    _exit(status)
+
+
 def _fail(message: str) -> NoReturn:
-    tell(f"gptoss-jax: {' '.join(message.split())}", err=True)
+    terminal.complain(message)
     _exit(2)
 
 

@@ -8,7 +8,8 @@ import click
 from ..errors import DataError, UserError, reason, refusal
 from ..files.paths import AnyPath, storage_errors
 from ..run.options import Answering, Placing, Sampling, taken
-from .options import MODEL, PATH, option_of, options_of, tell
+from . import terminal
+from .options import MODEL, PATH, option_of, options_of
 
 if TYPE_CHECKING:
     from ..generation import Answer, Reply
@@ -35,12 +36,12 @@ def generate(model: str, prompts: tuple[str, ...], messages: Any, dtype: str, **
     conversations = _read(messages) if messages else list(prompts)
     answer = jobs.answer(model, conversations, answering, sampling, dtype)
     for remark in answer.remarks:
-        click.echo(f"gptoss-jax: {remark}", err=True)
+        terminal.complain(remark)
     _show(answer)
     replies = [answer.reply(number) for number in range(len(conversations))]
     unfinished = sum(not reply.ended for reply in replies)
     if unfinished:
-        tell(f"{unfinished} of {len(replies)} replies did not end: see --max-new-tokens", err=True)
+        terminal.complain(f"{unfinished} of {len(replies)} replies did not end: see --max-new-tokens")
 
 
 def _read(file: AnyPath) -> list[Any]:
@@ -75,18 +76,18 @@ def _show(answer: "Answer") -> None:
     for _ in answer.grow():
         if count == 1:
             text = _by_channel(answer.reply(0), whole=False)
-            click.echo(text[len(shown) :], nl=False)
+            terminal.show(text[len(shown) :], nl=False)
             shown = text
     for number in range(count):
         if count > 1:
-            click.echo(f"--- {number + 1}")
-        click.echo(_by_channel(answer.reply(number), whole=True)[len(shown) :])
+            terminal.show(f"--- {number + 1}")
+        terminal.show(_by_channel(answer.reply(number), whole=True)[len(shown) :])
 
 
 def _by_channel(reply: "Reply", whole: bool) -> str:
     """Messages with the names of their channels above. What is shown of an unfinished reply only grows."""
     if not reply.parts:
-        return reply.text if whole else ""  # a model that does not speak harmony
+        return terminal.cleaned(reply.text, None) if whole else ""  # a model that does not speak harmony
     lines = "\n\n".join(f"[{channel or 'assistant'}]\n{content}" for channel, content in reply.parts)
     # The bytes of a character may come in two tokens: it is not shown by halves.
-    return lines if whole else lines.rstrip("\ufffd")
+    return terminal.cleaned(lines if whole else lines.rstrip("\ufffd"), None)

@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from .options import PATH, command_line, tell
+from . import terminal
+from .options import PATH, command_line
 
 
 @click.command()
@@ -20,4 +21,4 @@ def merge(profiles: tuple[Any, ...], out: Any, overwrite: bool) -> None:
 
     merged = jobs.merge(profiles, out=out, overwrite=overwrite, command=command_line())
     tokens, rows = (merged.info[name] for name in ("total_tokens", "rows"))
-    tell(f"{len(profiles)} profiles: {tokens:,} tokens of {rows:,} rows; report: {out / 'report.md'}")
+    terminal.report(f"{len(profiles)} profiles: {tokens:,} tokens of {rows:,} rows; report: {out / 'report.md'}")

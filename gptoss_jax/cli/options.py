@@ -1,6 +1,5 @@
 """What several commands share: options from their declarations, values of options, what was called, and last words."""
 
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -88,19 +87,6 @@ def option_of(kind: type[Options], name: str) -> Callable[[F], F]:
     kept |= {"required": True} if declared.required else {"default": default, "show_default": not declared.otherwise}
     value = Value(declared, flag)
     return click.option(flag, name, type=value, metavar=declared.kind.metavar, help=help, **kept)
-
-
-def tell(line: str, err: bool = False) -> None:
-    """Say what an output is that stands already, or what comes beside one: nothing fails where nobody listens."""
-    try:
-        click.echo(line, err=err)
-    except OSError:
-        give_up(2 if err else 1)
-
-
-def give_up(stream: int) -> None:
-    """Write no more to a standard stream: what it still holds would be tried again, and fail, when the program ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def command_line() -> str:

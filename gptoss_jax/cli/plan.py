@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..run.options import Slice
-from .options import MODEL, options_of, tell
+from . import terminal
+from .options import MODEL, options_of
 
 if TYPE_CHECKING:
     from ..pods.plan import Case
@@ -21,20 +22,21 @@ if TYPE_CHECKING:
 def plan(model: str, tokens: int, as_json: bool, **options: Any) -> None:
     """Compile the profile step for a TPU slice, and say what it takes there: memory, work, exchanges.
 
-    MODEL is gpt-oss-20b, gpt-oss-120b, nano, or a folder that holds config.json. No TPU and no weights are needed.
+    MODEL is gpt-oss-20b, gpt-oss-120b, nano, or a folder that holds config.json; openai/ may stand before the first
+    two. No TPU and no weights are needed.
     """
     # What compiles for TPUs does not run on one.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from ..interface import jobs
-    from ..pods import plan as pods
+    from ..pods import words
 
     def told(case: "Case") -> None:
-        tell(f"compiling {case.batch} × {case.seq_len} tokens for {case.topology}", err=True)
+        terminal.complain(f"compiling {case.batch} × {case.seq_len} tokens for {case.topology}")
 
     planned = jobs.plan(model, progress=told, **options)
     if as_json:
-        click.echo(json.dumps(planned.figures, indent=2))
+        terminal.show(json.dumps(planned.figures, indent=2))
     elif planned.fits:
-        click.echo(pods.table(planned.figures, tokens))
+        terminal.show(words.table(planned.figures, tokens))
     if planned.refusal:
         raise planned.refusal

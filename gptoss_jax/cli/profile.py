@@ -5,7 +5,8 @@ from typing import Any
 import click
 
 from ..run.options import Counting, Data, Placing, named
-from .options import MODEL, PATH, command_line, options_of, tell
+from . import terminal
+from .options import MODEL, PATH, command_line, options_of
 
 
 @click.command()
@@ -26,9 +27,15 @@ def profile(model: str, out: Any, overwrite: bool, resume: bool, **options: Any)
     from convert.sources import open_source
 
     from ..run import job
+    from ..run.progress import Progress
 
     request = job.Request(model, *chosen, command=command_line())
     job.start(request, out=str(out), overwrite=overwrite, resume=resume)
-    finished = job.run(request, open_source, out, overwrite, resume)
+    try:
+        finished = job.run(request, open_source, out, overwrite, resume, terminal.complain)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if Progress(out).exists():
+            stop.add_note("what is finished is kept: the same command with --resume goes on")
+        raise
     if finished.said:
-        tell(finished.said)
+        terminal.report(finished.said)

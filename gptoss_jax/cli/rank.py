@@ -5,7 +5,8 @@ from typing import Any
 import click
 
 from ..selection.criteria import CRITERIA, LETTERS
-from .options import PATH, tell
+from . import terminal
+from .options import PATH
 
 CRITERION_HELP = "\n".join(
     [
@@ -30,4 +31,4 @@ def rank(profile: Any, out: Any, **options: Any) -> None:
     from ..interface import choosing
 
     ranking = choosing.rank(profile, out=out, **options)
-    tell(f"{len(ranking.layers)} layers of {len(ranking.layers[0])} experts {ranking.origin}: {out}")
+    terminal.report(f"{len(ranking.layers)} layers of {len(ranking.layers[0])} experts {ranking.origin}: {out}")

@@ -19,6 +19,7 @@ from ..config import Config
 from ..errors import MeshError
 
 DATA, EXPERT = "data", "expert"
+MOST_DEVICES = 1 << 14  # of one mesh: the largest slices have fewer chips
 
 # Which axis of the mesh splits a dimension, by its letter; of an array's dimensions the first that has one is split.
 SPLIT = {"E": EXPERT, "H": EXPERT, "K": EXPERT, "V": EXPERT, "B": DATA}
@@ -70,14 +71,14 @@ def _split(config: Config) -> dict[str, int]:
 
 
 def expert_sizes(config: Config) -> list[int]:
-    """The sizes that the `expert` axis may have for a model."""
+    """The sizes that the `expert` axis may have for a model, up to MOST_DEVICES."""
     shared = math.gcd(*_split(config).values())
-    return [size for size in range(1, shared + 1) if shared % size == 0]
+    return [size for size in range(1, min(shared, MOST_DEVICES) + 1) if shared % size == 0]
 
 
 def default_sizes(config: Config, num_devices: int) -> tuple[int, int]:
     """data and expert where the user names none: weights as widely split as the model allows."""
-    expert = max(size for size in expert_sizes(config) if num_devices % size == 0)
+    expert = math.gcd(*_split(config).values(), num_devices)
     return num_devices // expert, expert
 
 

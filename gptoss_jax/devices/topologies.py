@@ -1,6 +1,6 @@
 """TPU slices that are not at hand: their devices for the compiler, and what their makers say of them.
 
-The compiler is libtpu's, which comes with `pip install gptoss-jax[tpu]` and needs no TPU to compile for one.
+The compiler is libtpu's, which comes with `pip install "jax[tpu]"` and needs no TPU to compile for one.
 """
 
 import os
@@ -63,13 +63,13 @@ def devices(topology: str) -> list[Any]:
     for name, value in NO_TPU_HERE.items():
         os.environ.setdefault(name, value)
     if not has_compiler():
-        raise MeshError('the TPU compiler is not installed: pip install "gptoss-jax[tpu]"')
+        raise MeshError('the TPU compiler is not installed: pip install "jax[tpu]"')
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except Exception as error:  # of several classes, for a library that is missing or too old
         raise MeshError(
             f"--topology {topology}: the TPU compiler refuses it ({reason(error)}): install the libtpu that "
-            'pip install "gptoss-jax[tpu]" names'
+            'pip install "jax[tpu]" names'
         ) from error
 
 

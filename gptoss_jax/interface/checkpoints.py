@@ -22,7 +22,7 @@ from ..selection.ranking import Ranking
 from .model import Model, as_model
 
 
-def read_choice(model: Model, ranking: AnyPath | None, keep: int | None, keep_sets: AnyPath | None) -> KeepSets:
+def read_choice(model: Model, ranking: AnyPath | None, keep: int | str | None, keep_sets: AnyPath | None) -> KeepSets:
     """The keep-sets of a file, or the best `keep` of a ranking's; RankingError where they do not fit the model."""
     if keep_sets is not None:
         return KeepSets.read(keep_sets, model.config)

@@ -20,6 +20,7 @@ from ..files.paths import AnyPath, is_path, place, read_json
 from ..generation import Answer, Reply
 from ..network.source import Source
 from ..pods import plan as pods
+from ..pods import words
 from ..run import job
 from ..run import merge as merging
 from ..run.options import Answering, Sampling, Slice, named, taken
@@ -164,6 +165,9 @@ def generate(model: Any, prompts: Any, *, dtype: str | None = None, **options: A
     return [going.reply(number) for number in range(len(going.prompts))]
 
 
+PUBLISHER = "openai/"  # of the models in PRESETS, whose hub ids begin with it
+
+
 @dataclass(frozen=True)
 class Planned:
     """What `plan` found."""
@@ -181,10 +185,10 @@ def plan(
     """Compile the profile step for a TPU slice, and say what it takes there. No TPU and no weights are needed.
 
     Args:
-        model: gpt-oss-20b, gpt-oss-120b, nano, or a folder that holds config.json.
+        model: gpt-oss-20b, gpt-oss-120b (openai/ may stand before them), nano, or a folder that holds config.json.
         topology: a TPU slice, as v5e:2x4.
         progress: is told of each step before it is compiled.
-        **options: mesh=(data, expert), batch, seq_len and weights, as of the command `plan`.
+        **options: mesh=(data, expert), batch_size, max_seq_length and weights, as of the command `plan`.
 
     MeshError where the slice does not exist, or sizes do not divide.
 
@@ -196,7 +200,7 @@ def plan(
     asked = Slice(topology=topology, **options)
     config = _config(model)
     data, expert = asked.mesh or sharding.default_sizes(config, len(topologies.devices(topology)))
-    case = pods.Case(config, topology, data, expert, asked.weights, asked.batch, asked.seq_len)
+    case = pods.Case(config, topology, data, expert, asked.weights, asked.batch_size, asked.max_seq_length)
     case.mesh()
 
     def compile_step(case: pods.Case) -> pods.Compiled:
@@ -205,12 +209,13 @@ def plan(
 
     compiled = compile_step(case)
     largest = pods.largest_batch(compiled, compile_step)
-    refusal = None if compiled.fits else pods.refusal(compiled, largest)
+    refusal = None if compiled.fits else words.refusal(compiled, largest)
     return Planned(pods.figures(compiled, largest), compiled.fits, refusal)
 
 
 def _config(model: str) -> Config:
-    if model in PRESETS:
-        return PRESETS[model]
-    path = (locate(model) if model == NANO else place(model)) / "config.json"
+    folder = locate(model) if model == NANO else place(model)
+    if not folder.exists() and (preset := PRESETS.get(model.removeprefix(PUBLISHER))):
+        return preset
+    path = folder / "config.json"
     return Config.from_json(read_json(path), str(path))

@@ -37,7 +37,7 @@ _AXIS = re.compile(r"'(\w+)'(?:=(\d+)|:\(\d+\)(\d+))?")
 def _unread(what: str) -> CompilerError:
     return CompilerError(
         f"the compiled text has something that is not understood, near {what.strip()[:160]!r}: no figure of it would "
-        "be true; install the jax and libtpu that gptoss-jax[tpu] names, and report this line if they are installed"
+        "be true; install the libtpu that jax[tpu] names, and report this line if that is installed"
     )
 
 

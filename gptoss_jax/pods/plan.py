@@ -32,6 +32,11 @@ MOST_COMPILED = 3  # steps, to find the largest batch: each takes half a minute 
 AIMED_AT = 0.9
 # What a token takes of memory, in hidden states of its own: seven for 120b on v5e. It says only where to look.
 HIDDEN_STATES = 8
+GIB = 1 << 30
+# What is larger is not compiled: eight times the memory of the largest device, and tokens of a device's rows of which
+# the hidden states of 20b alone would fill that memory.
+MOST_BYTES = 8 * 96 * GIB
+MOST_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,46 @@ class Case:
         return self.batch * self.seq_len
 
     def mesh(self) -> Mesh:
-        """The compile-only mesh; MeshError where anything does not divide or exist."""
+        """The compile-only mesh; MeshError where anything does not divide or exist, or is far too large.
+
+        The compiler says by how much a step does not fit, but of one that is far too large it knows no end: it ends
+        the process.
+        """
         if self.seq_len > self.config.max_position:
-            raise MeshError(f"--seq-len is above the model's context of {self.config.max_position}")
+            raise MeshError(f"--max-seq-length is above the model's context of {self.config.max_position}")
         sharding.check_batch(self.batch, self.data)
-        return sharding.make(self.config, self.data, self.expert, topologies.devices(self.topology))
+        mesh = sharding.make(self.config, self.data, self.expert, topologies.devices(self.topology))
+        self._check_size()
+        return mesh
+
+    def _check_size(self) -> None:
+        if self.tokens // self.data > MOST_TOKENS:
+            raise MeshError(
+                f"a step of {self.batch} × {self.seq_len} tokens has {self.tokens // self.data:,} on each of data="
+                f"{self.data}, and more than {MOST_TOKENS:,} are not compiled: make --batch-size or --max-seq-length "
+                "smaller"
+            )
+        for what, size, advice in (
+            ("weights", self.least_weight_bytes, "take a slice with more chips, or a smaller model"),
+            ("tokens", self.least_token_bytes, "make --batch-size or --max-seq-length smaller"),
+        ):
+            if size > MOST_BYTES:
+                much = f"{size / GIB:,.0f}" if size < 1 << 80 else "more than a million million"
+                raise MeshError(
+                    f"a step of {self.batch} × {self.seq_len} tokens on {self.topology} needs {much} GiB for {what} on "
+                    f"each chip, which none has by far: {advice}"
+                )
+
+    @property
+    def least_weight_bytes(self) -> int:
+        """Bytes that a device's weights need at least: with four bits each, and none held twice."""
+        return self.config.num_parameters() // 2 // self.expert
+
+    @property
+    def least_token_bytes(self) -> int:
+        """Bytes that a device's tokens need at least: their hidden states and router logits."""
+        each = self.config.hidden_size * ITEM_BYTES + self.config.num_experts * 4
+        return self.tokens // self.data * each
 
 
 @dataclass(frozen=True)
@@ -329,63 +369,3 @@ def figures(compiled: Compiled, largest: Largest) -> dict[str, Any]:
         "estimated_tokens_per_s": rate,
         "assumptions": assumptions,
     }
-
-
-def table(said: dict[str, Any], tokens: int) -> str:
-    """The figures for a reader."""
-    gib = 1 << 30
-    compiled, active = (said[f"{kind}_matmul_flops"] / 1e12 for kind in ("compiled", "active"))
-    mesh = said["mesh"]
-    or_more = " or more" if said["largest_batch"] == max(said["batches_compiled"]) else ""
-    lines = [
-        ("slice", f"{said['topology']}, {said['chips']} chips, data={mesh['data']} × expert={mesh['expert']}"),
-        (
-            "step",
-            f"{said['batch']} × {said['seq_len']} = {said['tokens_per_step']:,} tokens, {said['weights']} experts",
-        ),
-        ("weights a chip", f"{said['weight_bytes_per_chip'] / gib:.2f} GiB"),
-        ("temporaries a chip", f"{said['temp_bytes_per_chip'] / gib:.2f} GiB"),
-        ("results a chip", f"{said['output_bytes_per_chip'] / gib:.4f} GiB"),
-        (
-            "together",
-            f"{said['needed_bytes_per_chip'] / gib:.2f} of {said['memory_bytes_per_chip'] / gib:.2f} GiB",
-        ),
-        ("largest batch", f"{said['largest_batch']} rows of {said['seq_len']}{or_more}"),
-        ("  as found", said["largest_batch_found"]),
-        (
-            "matrix FLOPs a step",
-            f"{compiled:.1f} T compiled, {active:.1f} T active: {compiled / active:.3f}",
-        ),
-        (
-            "exchanged a chip",
-            f"{said['collective_bytes_per_layer'] / 1e6:.1f} MB a layer, "
-            f"{said['collective_bytes_per_step'] / 1e9:.2f} GB a step",
-        ),
-        ("compiled in", f"{said['compile_seconds']:.0f} s"),
-        ("at most, by roofline", f"{said['estimated_tokens_per_s']:,.0f} tokens/s"),
-        (f"{tokens:,} tokens", f"{tokens / said['estimated_tokens_per_s'] / 3600:.2f} hours at that rate, at least"),
-    ]
-    width = max(len(name) for name, _ in lines)
-    assumed = [f"  - {assumption}" for assumption in said["assumptions"]]
-    return "\n".join([*(f"{name:<{width}}  {value}" for name, value in lines), "The rate assumes:", *assumed])
-
-
-def refusal(compiled: Compiled, largest: Largest) -> MeshError:
-    """Why a step does not fit, by how much, and what would."""
-    case, gib = compiled.case, 1 << 30
-    over = compiled.needed_bytes - compiled.memory_bytes
-    fits = "fits" if largest.compiled else "should fit, which is extrapolated and not compiled"
-    would = [f"--batch {largest.batch} {fits}"] if largest.batch else []
-    if case.weights == "bf16":
-        would.append("--weights mxfp4 holds experts in a quarter")
-    chips = case.data * case.expert
-    wider = [size for size in sharding.expert_sizes(case.config) if size > case.expert and chips % size == 0]
-    if wider:
-        would.append(f"--mesh data={chips // wider[0]},expert={wider[0]} holds fewer of them on each chip")
-    if not largest.batch:
-        would.append("a slice with more chips holds more")
-    return MeshError(
-        f"a step of {case.batch} × {case.seq_len} tokens needs {compiled.needed_bytes / gib:.2f} GiB of "
-        f"{compiled.memory_bytes / gib:.2f} on each chip of {case.topology}, {over / gib:.2f} too much: "
-        f"{'; '.join(would)}"
-    )

@@ -9,6 +9,8 @@ from ..selection.ranking import RANKING, rank
 from ..statistics.store import STORE
 from ..statistics.sums import Statistics
 from ..statistics.tables import SALIENCY, SALIENCY_BY_DOMAIN, USAGE, USAGE_BY_DOMAIN, Columns
+from .pictures import PICTURES
+from .rates import rate
 
 TOP = 10
 CONCENTRATION = (4, 8, 16)
@@ -55,9 +57,11 @@ def profile_report(
         f"- `{USAGE}` (usage, co-activation, gate means and histogram)",
         *([f"- `{SALIENCY_BY_DOMAIN}`, `{USAGE_BY_DOMAIN}` (both by domain)"] if by_domain else []),
         f"- `{STORE}` (all sums by domain, and which rows they are of: for merging)",
+        *(f"- `{name}` ({title})" for name, title in PICTURES.items()),
         "- `profile.json` (every option, versions, model fingerprint, warnings)",
     ]
-    lines += ["", "## Reproduce", "", "```bash", *_commands(info), "```", "", "## Router", ""]
+    lines += ["", "## Reproduce", "", "```bash", *_commands(info), "```", ""]
+    lines += ["## Pictures", "", *(f"![{title}]({name})" for name, title in PICTURES.items()), "", "## Router", ""]
     lines += _router(total)
     if len(by_domain) > 1:
         lines += ["", "## Domains", "", *_domains(by_domain)]
@@ -81,7 +85,7 @@ def _header(info: Mapping[str, Any]) -> list[str]:
         f"- Layers: {info['num_layers']} | Experts: {info['num_experts']} | Top-k: {info['top_k']}",
         f"- Total tokens processed: {info['total_tokens']:,} | "
         f"Kept ({'all' if info['options']['keep'] == 'all' else 'assistant-span'}) tokens: {info['kept_tokens']:,}",
-        f"- Forward throughput: {info['tokens_per_s']:.0f} tokens/s",
+        f"- Forward throughput: {rate(info['tokens_per_s'])} tokens/s",
         f"- Prompts hash: `{info['prompts_hash']}`",
     ]
 

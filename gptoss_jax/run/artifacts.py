@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from .. import __version__
 from ..data.dataset import MAX_JOINT
 from ..report.markdown import profile_report, thin_evidence
+from ..report.pictures import pictures
 from ..selection import ranking as select
 from ..selection.origin import INFO
 from ..statistics.store import STORE, Sums, write_sums
@@ -64,6 +65,8 @@ def write(folder: Path, info: dict[str, Any], sums: Sums) -> None:
     write_sums(folder / STORE, sums)
     _write_json(folder / select.RANKING, select.rank(table).layers)
     _write_json(folder / INFO, info, indent=2)
+    for name, picture in pictures(table).items():
+        (folder / name).write_text(picture, encoding="utf-8")
     report = profile_report(info, table, total, {name: statistics for name, (statistics, _) in by_domain.items()})
     # A file's name may hold bytes that are no text.
     (folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")

@@ -11,6 +11,7 @@ from ..devices import hosts
 from ..devices import mesh as sharding
 from ..devices.hosts import Share
 from ..errors import HostsError, MemoryLimitError, MeshError, UserError
+from ..network.model import GptOss, Layer
 from ..network.source import Source, load
 from . import memory, steps, streamed
 from .engine import Engine
@@ -101,6 +102,16 @@ def _place_streamed(source: Source, placing: Placing, length: int) -> Place:
             f"--batch-size {placing.batch_size} is too much for --memory-gib {limit / GIB:.3g}: at most {rows}"
         )
     return Place(mesh, hosts.share(mesh), replace(placing, batch_size=placing.batch_size or rows))
+
+
+def needs(source: Source, choice: Choice, given: Place) -> str:
+    """What weights take of a device's memory, and what is free of it, in words."""
+    config, dtype, free = source.config, given.placing.dtype, memory.available() / GIB
+    if choice.engine == "streamed":
+        taken = 2 * memory.weight_bytes(Layer, config, streamed.weights_form(source), dtype)
+        return f"two layers at a time take {taken / GIB:.2f} GiB of {free:.1f} free"
+    taken = memory.weight_bytes(GptOss, config, given.placing.weights, dtype) // given.mesh.shape[sharding.EXPERT]
+    return f"weights take {taken / GIB:.2f} GiB of {free:.1f} free" + " on each device" * (given.mesh.size > 1)
 
 
 def build(source: Source, engine: str, place: Place, progress: Progress) -> Engine:

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -23,11 +22,13 @@ from ..errors import OptionError, OutputError, ResumeError, TokenizerError, User
 from ..files import atomic
 from ..files.paths import AnyPath, is_local, is_path, local_folder, place, storage_errors
 from ..network.source import Source
+from ..report.rates import rate
 from ..statistics.eaft import EaftOptions
 from . import artifacts, choose
 from .artifacts import INFO
 from .bar import bar
 from .choose import Choice, Place
+from .engine import Engine, Unit
 from .measure import measure
 from .options import Counting, Data, Options, Placing, as_dict, check_together, declared_options, flag_of
 from .profile import Profile
@@ -102,8 +103,12 @@ def run(
     target: AnyPath,
     overwrite: bool = False,
     resume: bool = False,
+    tell: Callable[[str], Any] = lambda line: None,
 ) -> Finished:
-    """Profile the model over the rows that the request names, and write the artifacts to `target`."""
+    """Profile the model over the rows that the request names, and write the artifacts to `target`.
+
+    `tell` is given what a user should know, line by line, in process 0, before the first step.
+    """
     writes = hosts.is_first()
     kept = Progress(target)
     standing = hosts.exchange(_standing(target) if resume and writes else {})[0]
@@ -121,7 +126,7 @@ def run(
     dataset = make_dataset(request, source, choice.engine, given)
     if writes:
         for remark in dataset.remarks:
-            print(f"gptoss-jax: {remark}", file=sys.stderr)
+            tell(remark)
     info = _info(request, source.fingerprint(), dataset, given, choice)
     settings = _computed(info, request, dataset.rows)
     hosts.agree(settings)
@@ -136,6 +141,8 @@ def run(
             if writes:
                 finished = Finished(Profile.open(target), f"is complete; report: {target / 'report.md'}")
     else:
+        if writes:
+            tell(f"{_told(dataset)}; engine {choice.engine}: {choice.reason}; {choose.needs(source, choice, given)}")
         finished = _measured(request, source, choice, given, dataset, kept, info, target, overwrite)
     if writes:
         kept.remove()
@@ -159,18 +166,31 @@ def _measured(
         engine = choose.build(source, choice.engine, given, kept)
         total = dataset.tokens_of_process * (2 if eaft else 1)
         with bar(total, "tokens", shown=hosts.is_first(), done=state.tokens) as advance:
-            sums, took = measure(engine, dataset, kept, state, advance, eaft)
+            sums, took = measure(engine, dataset, kept, state, partial(_advance, advance, engine), eaft)
         profile = Profile(artifacts.completed(info, sums, took), sums)
         with hosts.first_alone():
             if hosts.is_first():
                 with atomic.new_folder(target, overwrite, last=INFO) as folder:
                     profile.write(folder)
     said = (
-        f"{took.total_tokens:,} tokens at {took.tokens_per_s:,.0f} tokens/s; "
+        f"{took.total_tokens:,} tokens at {rate(took.tokens_per_s, ',')} tokens/s; "
         f"{len(dataset.domains)} domain{'s' * (len(dataset.domains) > 1)}; engine {choice.engine}: {choice.reason}; "
         f"peak memory {took.peak_rss_bytes / choose.GIB:.2f} GiB; report: {target / 'report.md'}"
     )
     return Finished(replace(profile, folder=target), said if hosts.is_first() else "")
+
+
+def _told(dataset: Dataset) -> str:
+    """What has been read."""
+    return (
+        f"{len(dataset.rows):,} rows: {dataset.total_tokens:,} tokens, of which {dataset.kept:,} count; "
+        f"{dataset.truncated:,} rows truncated, {dataset.empty:,} without a kept token"
+    )
+
+
+def _advance(advance: Callable[..., Any], engine: Engine, unit: Unit) -> None:
+    """Move the bar by a unit; where units are layers of batches it says which layer is at work."""
+    advance(unit.tokens, f"layer {unit.first_layer + 1} of {engine.num_layers}: " if engine.keeps_units else "")
 
 
 def _check_apart(target: AnyPath, source: Source, data: Any) -> None:

@@ -15,7 +15,7 @@ from ..statistics.store import Sums
 from ..statistics.sums import Statistics
 from ..statistics.weightings import WEIGHTINGS
 from .artifacts import Measured, peak_rss_bytes
-from .engine import Clock, Engine
+from .engine import Clock, Engine, Unit
 from .progress import Progress, State
 from .steps import Asked
 
@@ -25,13 +25,13 @@ def measure(
     dataset: Dataset,
     progress: Progress,
     state: State,
-    advance: Callable[[float], Any],
+    advance: Callable[[Unit], Any],
     eaft: EaftOptions | None = None,
 ) -> tuple[Sums, Measured]:
     """Sum the statistics of all batches, from `state` on, which `progress` keeps as the run goes.
 
-    `advance` gets the tokens of each unit. Processes of one run have datasets of their own shares of the rows, and all
-    return the same. With `eaft` the batches pass twice: its weights rest on quantiles over all tokens.
+    `advance` gets each unit when it is finished. Processes of one run have datasets of their own shares of the rows,
+    and all return the same. With `eaft` the batches pass twice: its weights rest on quantiles over all tokens.
     StatisticsError where a statistic is NaN or infinite.
     """
     engine.clock = Clock(state.seconds, state.compile_seconds)
@@ -54,7 +54,7 @@ def _pass(
     batches: Iterable[Batch],
     progress: Progress,
     state: State,
-    advance: Callable[[float], Any],
+    advance: Callable[[Unit], Any],
     asked: Asked,
 ) -> None:
     for unit in engine.run(batches, asked, state.units):
@@ -64,7 +64,7 @@ def _pass(
         state.seconds, state.compile_seconds = engine.clock.seconds, engine.clock.compile_seconds
         if hosts.is_first():
             progress.save(state, always=engine.keeps_units)
-        advance(unit.tokens)
+        advance(unit)
 
 
 def _token_weights(weighting: str, dataset: Dataset, state: State, options: Any) -> np.ndarray:

@@ -118,6 +118,12 @@ SIZE = Kind(
     lambda x: type(x) is int and 1 <= x < 1 << 63,
     _size_of,
 )
+KEEP = Kind(
+    "NUMBER|PERCENT",
+    "a whole number of experts, or a per cent of them as 50%",
+    lambda x: isinstance(x, int | str),
+    lambda text: text if text.endswith("%") else int(text),
+)
 CHANNELS = ("analysis", "commentary", "final")  # of harmony, the ones that GPT-OSS was trained with
 
 
@@ -364,8 +370,8 @@ class Slice(Options):
     mesh: tuple[int, int] | None = option(
         None, MESH, "How devices share rows and experts.", otherwise="as profile chooses"
     )
-    batch: int = option(16, whole(1), "The rows of a step.")
-    seq_len: int = option(2048, whole(1), "The tokens of a row.")
+    batch_size: int = option(16, whole(1), "The rows of a step.")
+    max_seq_length: int = option(2048, whole(1), "The tokens of a row.")
     weights: Form = option("bf16", FORMS, "The form of the experts in device memory.")
 
 

@@ -1,6 +1,8 @@
 """From statistics to rankings, and from these to keep-sets. Letters: see `config`."""
 
+import re
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import ClassVar
 
 import numpy as np
@@ -31,14 +33,15 @@ class Ranking(ByLayer):
                     f"{where}: layer {layer} lacks expert {missing[0]}: a ranking holds all experts, best first"
                 )
 
-    def keep(self, num_kept: int) -> KeepSets:
-        """The best experts of each layer, each with its place as the reason.
+    def keep(self, keep: int | str) -> KeepSets:
+        """The best experts of each layer, each with its place as the reason; so many, or a per cent of them as "50%".
 
         RankingError where the layers have fewer experts, or none is to be kept.
         """
         num_experts = len(self.layers[0])
+        num_kept = number_kept(keep, num_experts)
         if not 1 <= num_kept <= num_experts:
-            raise RankingError(f"--keep {num_kept}: the model has {num_experts} experts a layer: keep 1 to that many")
+            raise RankingError(f"--keep {keep}: the model has {num_experts} experts a layer: keep 1 to that many")
         by = "" if self.origin.criterion is None else f" by {self.origin.criterion}"
         reasons: list[str | None] = [f"place {place} of {num_experts}{by}" for place in range(1, num_kept + 1)]
         return KeepSets(
@@ -47,6 +50,18 @@ class Ranking(ByLayer):
             None if self.counts is None else [counts[:num_kept] for counts in self.counts],
             [reasons] * len(self.layers),
         )
+
+
+def number_kept(keep: int | str, num_experts: int) -> int:
+    """How many of a layer's experts are meant: a number, or a per cent, of which a part of an expert is left out.
+
+    RankingError where it is neither.
+    """
+    if not isinstance(keep, str):
+        return keep
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?%", keep):
+        raise RankingError(f"--keep is {keep!r}: give a whole number of experts, or a per cent of them as 50%")
+    return int(Fraction(keep.removesuffix("%")) * num_experts / 100)  # exact: 33.3 of a hundred has no float
 
 
 def rank(columns: Columns, criterion: str = "reap", seed: int = 0, origin: Origin = UNKNOWN) -> Ranking:

@@ -1,0 +1,5 @@
+"""`python -m gptoss_jax`."""
+
+from .cli import main
+
+main()
