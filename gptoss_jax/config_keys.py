@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 from .errors import ConfigError
 
 T = TypeVar("T")
+SHOWN = reprlib.Repr()
+SHOWN.maxstring = SHOWN.maxother = 60
 
 # Sizes by their names in `config.Config` and in config.json.
 SIZES = {
@@ -80,36 +82,33 @@ ONLY = {
 
 # What is read over, by the reason why it changes no logit of a forward pass.
 READ_OVER = {
-    "It notes who wrote the file.": (
-        *("transformers_version", "name_or_path", "finetuning_task", "task_specific_params", "prefix"),
-        *("tokenizer_class", "unsloth_version", "unsloth_fixed"),
-    ),
-    "The weights' files say how they lie, and an option in what they are computed.": (
-        *("dtype", "torch_dtype", "use_bfloat16"),
-    ),
-    "It serves training alone.": ("attention_dropout", "initializer_range", "router_aux_loss_coef"),
-    "It is of classifiers.": ("id2label", "label2id", "num_labels", "problem_type"),
-    "It says what a call of transformers returns beside the logits, and in what object.": (
-        *("output_router_logits", "output_hidden_states", "output_attentions", "output_scores", "return_dict"),
-        *("return_dict_in_generate", "use_return_dict"),
-    ),
-    "It says how transformers comes by the same numbers.": (
-        *("attn_implementation", "experts_implementation", "use_cache", "chunk_size_feed_forward", "torchscript"),
-        *("tf_legacy_loss", "is_decoder"),
-    ),
-    "It chooses tokens from logits; transformers reads it from generation_config.json alone.": (
-        *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "temperature"),
-        *("top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "diversity_penalty"),
-        *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids"),
-        *("num_return_sequences", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
-        *("begin_suppress_tokens", "epsilon_cutoff", "eta_cutoff", "num_assistant_tokens", "target_lookbehind"),
-        *("num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_lookbehind"),
-    ),
+    "It notes who wrote the file.": """
+        transformers_version name_or_path finetuning_task task_specific_params prefix tokenizer_class unsloth_version
+        unsloth_fixed""",
+    "The files of weights say how these lie, and an option in what they are computed.": """
+        dtype torch_dtype use_bfloat16""",
+    "It serves training alone.": "attention_dropout initializer_range router_aux_loss_coef",
+    "It is of classifiers.": "id2label label2id num_labels problem_type",
+    "It says what a call of transformers returns beside the logits, and in what object.": """
+        output_router_logits output_hidden_states output_attentions output_scores return_dict return_dict_in_generate
+        use_return_dict""",
+    "It says how transformers comes by the same numbers.": """
+        attn_implementation experts_implementation use_cache chunk_size_feed_forward torchscript tf_legacy_loss
+        is_decoder""",
+    "It chooses tokens from logits; transformers reads it from generation_config.json alone.": """
+        max_length min_length do_sample early_stopping num_beams num_beam_groups temperature top_k top_p typical_p
+        repetition_penalty length_penalty diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
+        encoder_repetition_penalty bad_words_ids num_return_sequences remove_invalid_values suppress_tokens
+        exponential_decay_length_penalty begin_suppress_tokens epsilon_cutoff eta_cutoff num_assistant_tokens
+        num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind target_lookbehind""",
 }
-KNOWN = READ.union(ONLY, *READ_OVER.values())
+KNOWN = READ.union(ONLY, *(names.split() for names in READ_OVER.values()))
 
 LARGEST_SIZE = 1 << 24  # above every size of a model; float32 holds positions up to it
-LARGEST = {"num_hidden_layers": 10_000, **dict.fromkeys(EXPERTS, 1 << 16)}  # traces hold an expert's id in 16 bits
+LARGEST = {
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"), 1 << 12),
+    **dict.fromkeys((*EXPERTS, *ACTIVE), 1 << 16),  # traces hold an expert's id in 16 bits
+}
 SMALLEST_NUMBER, LARGEST_NUMBER = 1e-12, 1e12  # float32 holds the product of any three of them
 MOST_PARAMETERS = 10**14  # a hundred times the largest model's
 NAMED_AT_ONCE = 5
@@ -150,8 +149,8 @@ def refuse_unknown(found: Collection[str], known: Collection[str], where: str) -
     if unknown:
         more = f" and {len(unknown) - NAMED_AT_ONCE} more" if len(unknown) > NAMED_AT_ONCE else ""
         raise ConfigError(
-            f"{where}: not known here: {', '.join(unknown[:NAMED_AT_ONCE])}{more}: they may change what the model "
-            "computes: remove them if they do not"
+            f"{where}: unknown keys {', '.join(unknown[:NAMED_AT_ONCE])}{more} may change what the model computes: "
+            "remove those that do not"
         )
 
 
@@ -184,4 +183,4 @@ def agreed(values: Mapping[str, T], where: str) -> T:
 
 def shown(value: Any) -> str:
     """A value of a file as a message shows it: on one line, and not without end."""
-    return reprlib.repr(value)
+    return SHOWN.repr(value)
