@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_jax.config import Config
+from gptoss_jax.config_keys import ACTIVE, EXPERTS
 from gptoss_jax.errors import CheckpointError, refusal
 from gptoss_jax.files.paths import WEIGHT_SUFFIXES, AnyPath, parse_json, read_file
 
@@ -83,12 +84,10 @@ def _copy(source: AnyPath, target: Path) -> None:
 def pruned_config(config: dict[str, Any], num_kept: int, quantize: bool) -> dict[str, Any]:
     """The source's config.json with the numbers of experts changed, and the quantisation as written."""
     changed = dict(config)
-    changed["num_local_experts"] = num_kept
-    for key in ("num_experts_per_tok", "experts_per_token"):
-        if key in changed:
-            changed[key] = min(changed[key], num_kept)
+    changed |= {key: num_kept for key in EXPERTS if key in config}
+    changed |= {key: min(config[key], num_kept) for key in ACTIVE if key in config}
     if not quantize:
         changed.pop("quantization_config", None)
-    elif "quantization_config" not in changed:
+    elif changed.get("quantization_config") is None:
         changed["quantization_config"] = QUANTIZATION
     return changed

@@ -12,11 +12,12 @@ Glossary, used in shapes, suffixes and einsum strings throughout the project:
 
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from . import config_keys as keys
+from .config_keys import number
 from .errors import ConfigError
 
 # How weights of experts lie: floats, four bits as a device wants all of a layer, four bits as they are stored.
@@ -26,21 +27,6 @@ SLIDING = "sliding_attention"
 FULL = "full_attention"
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name, of a model or of a dataset
-
-# Sizes by their names here and in config.json.
-SIZE_KEYS = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "num_experts": "num_local_experts",
-    "top_k": "num_experts_per_tok",
-    "expert_hidden_size": "intermediate_size",
-    "vocab_size": "vocab_size",
-    "sliding_window": "sliding_window",
-    "max_position": "max_position_embeddings",
-}
 
 
 @dataclass(frozen=True)
@@ -52,11 +38,12 @@ class Yarn:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = False
+    attention_factor: float | None = None
 
     @property
-    def attention_factor(self) -> float:
+    def amplitude(self) -> float:
         """What cos and sin are multiplied by."""
-        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+        return _amplitude(self.factor) if self.attention_factor is None else self.attention_factor
 
 
 @dataclass(frozen=True)
@@ -75,8 +62,9 @@ class Config:
     layer_types: tuple[str, ...]
     sliding_window: int
     rope_theta: float
-    rope_scaling: Yarn
+    rope_scaling: Yarn | None
     swiglu_limit: float = 7.0
+    swiglu_alpha: float = 1.702  # the slope of the sigmoid, which makes x·σ(1.702x) approximate GELU
     rms_norm_eps: float = 1e-5
     max_position: int = 131072
 
@@ -106,37 +94,28 @@ class Config:
     def from_json(cls, raw: Any, where: str = "config.json") -> "Config":
         """Read a Hugging Face config; ConfigError names the key that is missing or wrong."""
         if not isinstance(raw, dict) or raw.get("model_type") != "gpt_oss":
-            found = raw.get("model_type") if isinstance(raw, dict) else raw
+            found = keys.shown(raw.get("model_type") if isinstance(raw, dict) else raw)
             raise ConfigError(
-                f"{where}: model_type is {found!r}, expected 'gpt_oss': only GPT-OSS checkpoints can be read"
+                f"{where}: model_type is {found}, expected 'gpt_oss': only GPT-OSS checkpoints can be read"
             )
-        raw = {"swiglu_limit": 7.0, **raw}
-        # Published configs name the number twice; others have only one of the two.
-        raw["num_experts_per_tok"] = raw.get("num_experts_per_tok", raw.get("experts_per_token"))
-        if raw.get("experts_per_token", raw["num_experts_per_tok"]) != raw["num_experts_per_tok"]:
-            raise ConfigError(f"{where}: num_experts_per_tok and experts_per_token differ: make them equal")
-        if raw.get("hidden_act", "silu") != "silu":
-            raise ConfigError(f"{where}: hidden_act is {raw['hidden_act']!r}, expected 'silu'")
-        sizes = {field: _number(raw, key, int, where) for field, key in SIZE_KEYS.items()}
-        layer_types = raw.get("layer_types")
-        if not isinstance(layer_types, list):
-            raise ConfigError(f"{where}: layer_types is {layer_types!r}, expected a list")
-        if len(layer_types) != sizes["num_layers"]:
-            raise ConfigError(f"{where}: layer_types has {len(layer_types)} entries, expected {sizes['num_layers']}")
-        for kind in layer_types:
-            if kind not in (SLIDING, FULL):
-                raise ConfigError(f"{where}: layer_types names {kind!r}, expected {SLIDING!r} or {FULL!r}")
-        # transformers 5 writes rope_theta and rope_scaling as one object, rope_parameters.
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling")
-        if not isinstance(rope, dict):
-            raise ConfigError(f"{where}: rope_scaling is {rope!r}, expected an object as the original model has it")
+        keys.check(raw, where)
+        # Absent, some keys have a value that transformers gives them.
+        raw = {"head_dim": 64, "swiglu_limit": cls.swiglu_limit, "swiglu_alpha": cls.swiglu_alpha, **raw}
+        experts, alias = keys.EXPERTS
+        raw = {experts: raw[alias], **raw} if alias in raw else raw
+        for names in (keys.EXPERTS, keys.ACTIVE):
+            if names[1] in raw:
+                keys.agreed({name: number(raw, name, int, where) for name in names}, where)
+        sizes = {field: number(raw, key, int, where) for field, key in keys.SIZES.items()}
+        rope_theta, rope_scaling = _rope(raw, where)
         config = cls(
             **sizes,
-            layer_types=tuple(layer_types),
-            rope_theta=_number({**raw, **rope}, "rope_theta", float, where),
-            rope_scaling=_yarn(rope, raw, where),
-            swiglu_limit=_number(raw, "swiglu_limit", float, where),
-            rms_norm_eps=_number(raw, "rms_norm_eps", float, where),
+            layer_types=_layer_types(raw, sizes["num_layers"], where),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            swiglu_limit=number(raw, "swiglu_limit", float, where),
+            swiglu_alpha=number(raw, "swiglu_alpha", float, where),
+            rms_norm_eps=number(raw, "rms_norm_eps", float, where),
         )
         config._check(where)
         return config
@@ -150,64 +129,118 @@ class Config:
             raise ConfigError(
                 f"{where}: num_experts_per_tok {self.top_k} is above num_local_experts {self.num_experts}"
             )
+        if self.num_parameters() > keys.MOST_PARAMETERS:
+            raise ConfigError(f"{where}: its sizes come to {self.num_parameters()} parameters: no model has as many")
 
     def to_json(self) -> dict[str, Any]:
         """The config in the form that Hugging Face publishes."""
         yarn = self.rope_scaling
-        return {
-            "architectures": ["GptOssForCausalLM"],
-            "attention_bias": True,
-            "attention_dropout": 0.0,
-            "experts_per_token": self.top_k,
-            "hidden_act": "silu",
-            "initial_context_length": yarn.original_context,
-            "initializer_range": 0.02,
-            "layer_types": list(self.layer_types),
-            "model_type": "gpt_oss",
-            "output_router_logits": False,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_scaling": {
+        rope: dict[str, Any] = {"rope_type": "default"}
+        if yarn is not None:
+            rope = {
+                **({} if yarn.attention_factor is None else {"attention_factor": yarn.attention_factor}),
                 "beta_fast": yarn.beta_fast,
                 "beta_slow": yarn.beta_slow,
                 "factor": yarn.factor,
                 "original_max_position_embeddings": yarn.original_context,
                 "rope_type": "yarn",
                 "truncate": yarn.truncate,
-            },
+            }
+        return {
+            "architectures": ["GptOssForCausalLM"],
+            "attention_bias": True,
+            "attention_dropout": 0.0,
+            "experts_per_token": self.top_k,
+            "hidden_act": "silu",
+            "initial_context_length": self.max_position if yarn is None else yarn.original_context,
+            "initializer_range": 0.02,
+            "layer_types": list(self.layer_types),
+            "model_type": "gpt_oss",
+            "output_router_logits": False,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_scaling": rope,
             "rope_theta": self.rope_theta,
             "router_aux_loss_coef": 0.9,
+            # Published configs lack the slope, and clients older than the key would not read another.
+            **({} if self.swiglu_alpha == Config.swiglu_alpha else {"swiglu_alpha": self.swiglu_alpha}),
             "swiglu_limit": self.swiglu_limit,
             "tie_word_embeddings": False,
             "use_cache": True,
-            **{key: getattr(self, field) for field, key in SIZE_KEYS.items()},
+            **{key: getattr(self, field) for field, key in keys.SIZES.items()},
         }
 
 
-def _number(raw: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
-    """A number above 0; whole where `kind` is int."""
-    value = raw.get(key)
-    if value is None:
-        raise ConfigError(f"{where}: key {key!r} is missing: add it as the original model has it")
-    is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= sys.float_info.max:
-        what = "a whole number of at least 1" if kind is int else "a number above 0"
-        raise ConfigError(f"{where}: {key} is {value!r}, expected {what}")
-    return kind(value)
+def _layer_types(raw: Mapping[str, Any], num_layers: int, where: str) -> tuple[str, ...]:
+    layer_types = raw.get("layer_types")
+    if layer_types is None:  # transformers' own, the published models'
+        layer_types = [(SLIDING, FULL)[i % 2] for i in range(num_layers)]
+    if not isinstance(layer_types, list):
+        raise ConfigError(f"{where}: layer_types is {keys.shown(layer_types)}, expected a list")
+    if len(layer_types) != num_layers:
+        raise ConfigError(f"{where}: layer_types has {len(layer_types)} entries, expected {num_layers}")
+    for kind in layer_types:
+        if kind not in (SLIDING, FULL):
+            raise ConfigError(f"{where}: layer_types names {keys.shown(kind)}, expected {SLIDING!r} or {FULL!r}")
+    return tuple(layer_types)
 
 
-def _yarn(rope: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> Yarn:
-    kind = rope.get("rope_type", rope.get("type"))
-    if kind != "yarn":
-        raise ConfigError(f"{where}: rope_type is {kind!r}, expected 'yarn'")
-    original = "original_max_position_embeddings"
-    rope = {original: raw.get("initial_context_length"), "beta_fast": 32.0, "beta_slow": 1.0, **rope}
+def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, Yarn | None]:
+    """rope_theta and its scaling, by either of the names that transformers gave them; by both, if they agree."""
+    found = {name: _rotation(name, raw, where) for name in keys.ROPE if raw.get(name) is not None}
+    if not found:
+        raise ConfigError(f"{where}: rope_scaling is missing: add it as the original model has it")
+    return keys.agreed(found, where)
+
+
+def _rotation(name: str, raw: Mapping[str, Any], where: str) -> tuple[float, Yarn | None]:
+    rope, inside = raw[name], f"{where}: {name}"
+    if not isinstance(rope, dict) or not rope:
+        raise ConfigError(f"{inside} is {keys.shown(rope)}, expected an object as the original model has it")
+    kind = keys.agreed({key: rope[key] for key in ("rope_type", "type") if key in rope} or {"": "default"}, inside)
+    if kind not in (*keys.ROPE_KEYS,):
+        raise ConfigError(f"{inside}: rope_type is {keys.shown(kind)}, expected 'yarn' or 'default'")
+    keys.refuse_unknown(rope, keys.ROPE_KEYS[kind], inside)
+    keys.check_only(rope, inside)
+    holders = {"rope_theta": raw, f"{name}.rope_theta": rope}
+    thetas = {
+        key: number(holder, "rope_theta", float, where) for key, holder in holders.items() if "rope_theta" in holder
+    }
+    theta = keys.agreed(thetas or {"": 150000.0}, where)  # transformers' own, the published models'
+    return theta, _yarn(name, raw, where) if kind == "yarn" else None
+
+
+def _yarn(name: str, raw: Mapping[str, Any], where: str) -> Yarn:
+    rope, inside = raw[name], f"{where}: {name}"
+
+    def optional(key: str) -> float | None:
+        return None if rope.get(key) is None else number(rope, key, float, inside)
+
+    original, initial = keys.ORIGINAL_CONTEXT
+    holders = {f"{name}.{original}": rope, original: raw}
+    contexts = {key: number(holder, original, int, where) for key, holder in holders.items() if original in holder}
+    contexts = contexts or {"max_position_embeddings": number(raw, "max_position_embeddings", int, where)}
+    if initial in raw:
+        contexts[initial] = number(raw, initial, int, where)
+    factor, attention_factor = number(rope, "factor", float, inside), optional("attention_factor")
+    mscale, mscale_all_dim = optional("mscale"), optional("mscale_all_dim")
+    if attention_factor is None and mscale and mscale_all_dim:
+        attention_factor = _amplitude(factor, mscale) / _amplitude(factor, mscale_all_dim)
+    truncate = rope.get("truncate", True)
+    if not isinstance(truncate, bool):
+        raise ConfigError(f"{inside}: truncate is {keys.shown(truncate)}, expected true or false")
     return Yarn(
-        factor=_number(rope, "factor", float, where),
-        original_context=_number(rope, original, int, where),
-        beta_fast=_number(rope, "beta_fast", float, where),
-        beta_slow=_number(rope, "beta_slow", float, where),
-        truncate=bool(rope.get("truncate", True)),
+        factor=factor,
+        original_context=keys.agreed(contexts, where),
+        beta_fast=optional("beta_fast") or 32.0,
+        beta_slow=optional("beta_slow") or 1.0,
+        truncate=truncate,
+        attention_factor=attention_factor,
     )
+
+
+def _amplitude(factor: float, mscale: float = 1.0) -> float:
+    """What YaRN's paper suggests that cos and sin are multiplied by."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _published(num_layers: int, num_experts: int) -> Config:
@@ -232,7 +265,8 @@ GPT_OSS_20B = _published(num_layers=24, num_experts=32)
 GPT_OSS_120B = _published(num_layers=36, num_experts=128)
 PRESETS = {"gpt-oss-20b": GPT_OSS_20B, "gpt-oss-120b": GPT_OSS_120B}  # by the names that users know
 
-# Every dimension differs, so that no transpose can hide; D and F are multiples of MXFP4's 32.
+# Every dimension differs, so that no transpose can hide; D and F are multiples of MXFP4's 32. No number is a default,
+# of this program or of transformers, so that none can be left out unseen.
 TINY = Config(
     num_layers=4,
     hidden_size=64,
@@ -245,6 +279,12 @@ TINY = Config(
     vocab_size=320,
     layer_types=(SLIDING, FULL, FULL, SLIDING),  # not alternating: nobody may guess it from i % 2
     sliding_window=9,
-    rope_theta=150000.0,
-    rope_scaling=Yarn(factor=32.0, original_context=4096),
+    rope_theta=5000.0,
+    rope_scaling=Yarn(
+        factor=20.0, original_context=900, beta_fast=8.0, beta_slow=2.0, truncate=True, attention_factor=1.25
+    ),
+    swiglu_limit=0.2,
+    swiglu_alpha=1.3,
+    rms_norm_eps=2e-3,
+    max_position=18000,
 )

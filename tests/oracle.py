@@ -92,7 +92,9 @@ def expert_output(module: Any, expert: int, x: Any) -> Any:
     gate_up = x @ module.gate_up_proj[expert] + module.gate_up_proj_bias[expert]
     gate = gate_up[:, 0::2].clamp(max=module.limit)
     up = gate_up[:, 1::2].clamp(-module.limit, module.limit)
-    return ((up + 1) * gate * torch.sigmoid(1.702 * gate)) @ module.down_proj[expert] + module.down_proj_bias[expert]
+    return ((up + 1) * gate * torch.sigmoid(module.alpha * gate)) @ module.down_proj[expert] + module.down_proj_bias[
+        expert
+    ]
 
 
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -16,14 +16,15 @@ ROOMS = ("gptoss_jax", "convert", "experiments")
 
 # The arrows of the house: what the modules of a room may import beside their own, room by room from the ground up.
 # A room is a folder or a module directly below its package; `experiments` may import all of them.
-GROUND = ("config", "errors", "files")
+GROUND = ("config", "config_keys", "errors", "files")
 NETWORK = (*GROUND, "devices", "kernels", "network")
 PROFILE = (*NETWORK, "data", "statistics", "selection", "report", "run")
 ARROWS = {
     # The front door reaches what it names when it is first used; for type checkers it says so at once.
     "gptoss_jax": ("interface", "run", "selection"),
     "gptoss_jax.errors": (),
-    "gptoss_jax.config": ("errors",),
+    "gptoss_jax.config_keys": ("errors",),
+    "gptoss_jax.config": ("config_keys", "errors"),
     "gptoss_jax.files": ("errors",),
     "gptoss_jax.devices": GROUND,
     "gptoss_jax.kernels": (*GROUND, "devices"),

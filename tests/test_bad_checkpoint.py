@@ -174,18 +174,15 @@ REQUIRED = [
     "hidden_size",
     "num_attention_heads",
     "num_key_value_heads",
-    "head_dim",
     "num_local_experts",
     "intermediate_size",
     "vocab_size",
-    "layer_types",
     "sliding_window",
-    "rope_theta",
     "rope_scaling",
     "rms_norm_eps",
     "max_position_embeddings",
 ]
-YARN = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
+YARN = {"rope_type": "yarn", "factor": 20.0, "original_max_position_embeddings": 900}
 KEYS = [
     *[case(f"no {key}", {key: ...}, key) for key in REQUIRED],
     case("no experts per token", {"num_experts_per_tok": ..., "experts_per_token": ...}, "num_experts_per_tok"),
@@ -231,6 +228,7 @@ KEYS = [
     case("theta is text", {"rope_theta": "x"}, "rope_theta"),
     case("theta 0", {"rope_theta": 0}, "rope_theta"),
     case("theta is no number", {"rope_theta": float("nan")}, "rope_theta"),
+    case("no head_dim, which is 64 then", {"head_dim": ...}, "q_proj.weight", "[140, 64]", "[640, 64]"),
     case("eps is text", {"rms_norm_eps": "x"}, "rms_norm_eps"),
     case("eps negative", {"rms_norm_eps": -1}, "rms_norm_eps"),
     case("limit is null", {"swiglu_limit": None}, "swiglu_limit"),

@@ -44,7 +44,7 @@ def experts_and_float64() -> tuple[Experts, dict[str, np.ndarray]]:
 def one_expert(w: dict[str, np.ndarray], e: int, x: np.ndarray) -> np.ndarray:
     gate = np.minimum(w["gate_up_kernel"][e, 0] @ x + w["gate_up_bias"][e, 0], 0.5)
     up = np.clip(w["gate_up_kernel"][e, 1] @ x + w["gate_up_bias"][e, 1], -0.5, 0.5)
-    act = (up + 1) * gate / (1 + np.exp(-1.702 * gate))
+    act = (up + 1) * gate / (1 + np.exp(-TINY.swiglu_alpha * gate))
     return w["down_kernel"][e] @ act + w["down_bias"][e]
 
 

@@ -154,7 +154,7 @@ def test_prompts_that_leave_no_room_are_refused(tiny_mxfp4: Path) -> None:
     network = generate.load(source, "float32")
     for length in (0, TINY.max_position):
         rows = [np.zeros(3, np.int32), np.zeros(length, np.int32)]
-        with pytest.raises(DataError, match=rf"prompt 2 has {length} tokens, the model's context is 131072"):
+        with pytest.raises(DataError, match=rf"prompt 2 has {length} tokens, the model's context is 18000"):
             next(generate.generate(network, source.config, rows, 4, GREEDY, ()))
 
 

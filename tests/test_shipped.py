@@ -38,7 +38,8 @@ def test_it_is_whole_and_small() -> None:
 def test_it_has_what_the_large_ones_have() -> None:
     source = Checkpoint(FOLDER)
     config = source.config
-    assert source.quantized and set(config.layer_types) == {SLIDING, FULL} and config.rope_scaling.factor > 1
+    assert source.quantized and set(config.layer_types) == {SLIDING, FULL}
+    assert config.rope_scaling and config.rope_scaling.factor > 1
     assert config.num_layers >= 6 and config.num_experts >= 16 and config.top_k == 4
     assert 2048 <= config.vocab_size <= 8192
     sinks = [source.tensors[f"model.layers.{i}.self_attn.sinks"].read() for i in range(config.num_layers)]

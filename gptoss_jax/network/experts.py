@@ -18,8 +18,6 @@ from ..kernels import grouped
 from ..kernels.mxfp4 import BLOCK, dequantise, dequantise_pairs
 from .router import Routing
 
-SIGMOID_SLOPE = 1.702  # of GPT-OSS's swish, the slope that makes x·σ(1.702x) approximate GELU
-
 
 class Mixture(NamedTuple):
     """What this device's experts give for each token; zeros for pairs of experts that it does not hold."""
@@ -55,7 +53,7 @@ class Experts(nnx.Module):
             self.down_kernel = nnx.Param(kernel(rngs.params(), (E, D, F)))
         self.gate_up_bias = nnx.Param(zeros(rngs.params(), (E, 2, F)))
         self.down_bias = nnx.Param(zeros(rngs.params(), (E, D)))
-        self.swiglu_limit = config.swiglu_limit
+        self.swiglu_limit, self.swiglu_alpha = config.swiglu_limit, config.swiglu_alpha
         self.form = form
 
     def weights(
@@ -85,7 +83,7 @@ class Experts(nnx.Module):
         gate, up = jnp.split(hidden_NI, 2, axis=-1)
         gate = jnp.minimum(gate, self.swiglu_limit)
         up = jnp.clip(up, -self.swiglu_limit, self.swiglu_limit)
-        return (up + 1) * gate * jax.nn.sigmoid(SIGMOID_SLOPE * gate)
+        return (up + 1) * gate * jax.nn.sigmoid(self.swiglu_alpha * gate)
 
     def at(
         self,

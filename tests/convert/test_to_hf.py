@@ -43,7 +43,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory, tiny_mxfp4: Path, tiny_bf16: Pa
         found[form] = Path(shutil.copytree(folder, tmp_path_factory.mktemp("hf") / form))
         for name, content in OTHER_FILES.items():
             (found[form] / name).write_bytes(content)
-        edit(found[form] / "config.json", rope_theta=150000, unknown_key=[1, {"z": 0, "a": 1}])
+        edit(found[form] / "config.json", rope_theta=5000, task_specific_params=[1, {"z": 0, "a": 1}])
     return found
 
 
