@@ -28,5 +28,7 @@ def convert(model: str, to: str, out: Path, **options: Any) -> None:
     from ..run.bar import bar
 
     converted = checkpoints.convert(model, to, out, progress=bar, **options)
+    for warning in converted.warnings:
+        click.echo(f"gptoss-jax: warning: {warning}", err=True)
     experts = f"{converted.num_experts} {'MXFP4' if converted.quantized else 'BF16'} experts"
     click.echo(f"{converted.num_layers} layers of {experts} for {'Orbax' if to == 'orbax' else 'Hugging Face'}: {out}")
