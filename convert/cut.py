@@ -19,7 +19,7 @@ from .folder import pruned_config, told_left, write_checkpoint
 from .mapping import MXFP4_BLOCK, Named, Tensor, all_tensors
 from .rounding import Rounding
 from .shards import Planned, Rows
-from .tensors import AnyCheckpoint, check_finite, is_quantized, read_values, told_mixed
+from .tensors import AnyCheckpoint, check_finite, is_quantized, read_values, told_forms
 
 PIECE_BYTES = 16 << 20
 
@@ -103,7 +103,7 @@ def prune(
                 changed = checksums.differing(folder, advance)
             if changed:
                 raise OutputError(f"{out / changed[0]}: reads back otherwise than it was written: try another disk")
-    told = (*warnings, *told_mixed(source, quantize), *rounding.told(), *told_left(left))
+    told = (*warnings, *told_forms(source, quantize), *rounding.told(), *told_left(left))
     return Pruned(out, name, num_kept, told)
 
 

@@ -23,7 +23,7 @@ RENEWED = ("model*.safetensors", INDEX, ORBAX, f"{ORBAX}.index.json", checksums.
 # what is of this machine alone, as keys.
 OF_WEIGHTS = (
     ".*",
-    *(f"*{suffix}" for suffix in sorted(WEIGHT_SUFFIXES)),
+    *(f"*{suffix}{more}" for suffix in sorted(WEIGHT_SUFFIXES) for more in ("", ".*")),
     "*.index.json",
     "*.sha256",
     "*.md5",

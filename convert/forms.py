@@ -25,16 +25,16 @@ PREFIX = "model."
 EMBEDDING, UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
 COMPARED_ROWS = 4096
 OTHER_MODEL = "config.json and weights are of different models"
-AS_LOADED = "save the model with transformers' save_pretrained as it was before that"
+UNQUANTISED = "take the model from before it was quantised"
 
 # What stands in the place of published tensors, by what only this form's names have, and what to do about it.
 FOREIGN = {
     r"lora_|modules_to_save": ("weights of an adapter", "merge it into its base model first"),
-    r"\.(absmax|quant_map|quant_state|SCB)\b": ("weights quantised by bitsandbytes", AS_LOADED),
-    r"\.(qweight|qzeros|g_idx)$": ("weights quantised by GPTQ or AWQ", AS_LOADED),
+    r"\.(absmax|quant_map|quant_state|SCB)\b": ("weights quantised by bitsandbytes", UNQUANTISED),
+    r"\.(qweight|qzeros|g_idx)$": ("weights quantised by GPTQ or AWQ", UNQUANTISED),
     r"(weight|proj)_(packed|shape|scale|scale_2|zero_point)$|\.(input|output)_scale$": (
         "weights quantised in another form than the published MXFP4",
-        AS_LOADED,
+        UNQUANTISED,
     ),
     r"experts\.(gate|up|down)_proj\.(weight|scales|biases)$": (
         "weights in the form of MLX",
@@ -141,7 +141,7 @@ def _check(
         return
     what = OTHER_MODEL
     if found.shape == shape:
-        what = f"only {', '.join(FLOATS)} and the published MXFP4 are read: {AS_LOADED}"
+        what = f"only {', '.join(FLOATS)} and the published MXFP4 are read: {UNQUANTISED}"
     raise CheckpointError(
         f"{found.file}: {name} is {found.dtype} {list(found.shape)}, expected {dtypes[0]} {list(shape)}: {what}"
     )

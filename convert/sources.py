@@ -42,6 +42,11 @@ def open_source(model: str) -> AnyCheckpoint:
         check_entries(folder)
     if not (folder / ORBAX).is_dir():
         return Checkpoint(folder)
+    if other := next((file.name for file in folder.iterdir() if file.suffix == ".safetensors"), None):
+        raise CheckpointError(
+            f"{folder}: holds {ORBAX} and {other}: this program would take the first, others the second: remove the "
+            "one that is not meant"
+        )
     from .orbax import OrbaxCheckpoint  # Orbax is slow to import, and needed for its own checkpoints only
 
     return OrbaxCheckpoint(folder)

@@ -41,13 +41,19 @@ def stored_forms(checkpoint: AnyCheckpoint) -> tuple[list[str], list[str]]:
     return sorted(kernels), sorted(others)
 
 
-def told_mixed(checkpoint: AnyCheckpoint, quantize: bool) -> tuple[str, ...]:
-    """A line about experts that are stored in several forms, and get one."""
+def told_forms(checkpoint: AnyCheckpoint, quantize: bool) -> tuple[str, ...]:
+    """Lines about what the published form has in another way than the source: experts of several forms, one tensor for
+    both embeddings."""
+    told = []
     kernels, _ = stored_forms(checkpoint)
-    if len(kernels) == 1:
-        return ()
-    written = "MXFP4, rounded where they were not" if quantize else "BF16, which holds every value of MXFP4"
-    return (f"experts are {' and '.join(kernels)} in the source, and now all {written}",)
+    if "MXFP4" in kernels and len(kernels) > 1:
+        written = "MXFP4, rounded where they were not" if quantize else "BF16, which holds every value of MXFP4"
+        told.append(f"experts are {' and '.join(kernels)} in the source, and now all {written}")
+    if checkpoint.config_json.get("tie_word_embeddings") is True:
+        told.append(
+            "the embeddings of the source are tied: they are written as two tensors, tie_word_embeddings: false"
+        )
+    return tuple(told)
 
 
 def read_values(checkpoint: AnyCheckpoint, name: str, first: int = 0, count: int | None = None) -> np.ndarray:

@@ -11,7 +11,7 @@ from convert import cut, published
 from convert import folder as folders
 from convert.cut import Bar, Pruned, silent
 from convert.rounding import Rounding
-from convert.tensors import AnyCheckpoint, stored_forms, told_mixed
+from convert.tensors import AnyCheckpoint, stored_forms, told_forms
 
 from ..devices import mesh as sharding
 from ..errors import CheckpointError, InputError, OptionError, RankingError
@@ -161,7 +161,7 @@ def _write_hf(
     config = folders.pruned_config(source.config_json, source.config.num_experts, quantize)
     with progress(sum(t.nbytes for group in groups for t in group), "B") as advance:
         left = folders.write_checkpoint(folder, groups, config, source.folder, max_shard_bytes, advance)
-    return (*told_mixed(source, quantize), *rounding.told(), *folders.told_left(left))
+    return (*told_forms(source, quantize), *rounding.told(), *folders.told_left(left))
 
 
 def _write_orbax(
@@ -181,4 +181,4 @@ def _write_orbax(
     wanted = orbax.plan(config, devices, "mxfp4" if quantize else "bf16")
     with progress(sum(map(orbax.nbytes, wanted.values())), "B") as advance:
         left = orbax.write(source, folder, wanted, advance)
-    return (*told_mixed(source, quantize), *folders.told_left(left))
+    return (*told_forms(source, quantize), *folders.told_left(left))

@@ -251,6 +251,17 @@ def test_mixed_experts_can_become_mxfp4(folders: Callable[[str], Path], tmp_path
     assert_same_bytes({name: after[name] for name in parts}, parts)
 
 
+@pytest.mark.parametrize("form", READ)
+def test_the_tie_of_embeddings_is_told_where_there_is_one(
+    folders: Callable[[str], Path], form: str, tmp_path: Path, program: Program
+) -> None:
+    dump(tmp_path / "keep.json", [[0, 2, 3, 6]] * TINY.num_layers)
+    status, error = program("prune", folders(form), "--keep-sets", "keep.json", "--out", "out")
+    assert status == 0 and ("embeddings of the source are tied" in error) == form.startswith("tied")
+    assert "MXFP4 in the source" not in error
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
 def test_mixed_experts_become_bf16_unless_asked(folders: Callable[[str], Path], program: Program) -> None:
     status, error = program("convert", folders("layer 1"), "--to", "hf", "--out", "out")
     assert status == 0 and "experts are BF16 and MXFP4 in the source, and now all BF16, which holds" in error

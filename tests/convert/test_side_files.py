@@ -39,6 +39,7 @@ OF_WEIGHTS = {
     "trainer_state.json",
     "eval_results.json",
     "model.safetensors.sha256",
+    "model-00001-of-00002.safetensors.bak",
     ".env",
     ".gitattributes",
 }

@@ -82,7 +82,7 @@ REFUSED = {
         {},
         ("in the form of MLX",),
     ),
-    "FP8": (cast(ROUTER, "float8_e4m3fn"), {}, (f"{ROUTER} is F8_E4M3", "BF16, F16, F32", "save_pretrained")),
+    "FP8": (cast(ROUTER, "float8_e4m3fn"), {}, (f"{ROUTER} is F8_E4M3", "BF16, F16, F32", "before it was quantised")),
     "whole numbers": (cast(ROUTER, "int8"), {}, (f"{ROUTER} is I8",)),
     "a further tensor": (added("model.layers.1.mlp.extra", 3), {}, ("mlp.extra is no tensor of this GPT-OSS model",)),
 }
@@ -167,6 +167,7 @@ FILES = [
     ),
     case("an adapter alone", adapter_alone, "holds an adapter", "no model", "merge it into its base"),
     case("weights of torch alone", torch_alone, "pytorch_model.bin", "save the model as safetensors"),
+    case("an Orbax checkpoint beside shards", lambda m: (m / "orbax").mkdir(), "holds orbax and model-0000", "others"),
     case("weights elsewhere", weights_elsewhere, "transformers_weights", "other.safetensors"),
 ]
 

@@ -1,4 +1,4 @@
-"""What a written checkpoint promises to whoever reads it, from the raw bytes of its files and nothing of ours."""
+"""What a written checkpoint promises to whoever reads it, from the raw bytes of its files, without readers of ours."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from convert.folder import QUANTIZATION, pruned_config
 from tests.bad_input import dump
 
 KEEP_SETS = [[0, 2, 3, 6], [1, 2, 4, 5], [0, 1, 2, 3], [3, 4, 5, 6]]
@@ -215,3 +216,29 @@ def test_the_mapping_has_the_kept_experts_in_order(made: Made) -> None:
         assert pairs == [
             (str(layer), [(str(old), new) for new, old in enumerate(kept)]) for layer, kept in enumerate(KEEP_SETS)
         ]
+
+
+EXEMPT = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.1.mlp.experts"]}
+FP8 = {"quant_method": "fp8"}
+OURS = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"], "further": 1}
+# Keys of the source, whether experts are written in MXFP4, and which keys differ afterwards.
+CONFIGS: dict[str, tuple[dict[str, Any], bool, dict[str, Any]]] = {
+    "published": ({"quantization_config": OURS}, True, {}),
+    "another dtype": ({"dtype": "float32"}, False, {"dtype": "bfloat16"}),
+    "the dtype's old name": ({"torch_dtype": "float16"}, False, {"torch_dtype": "bfloat16"}),
+    "its own dtype": ({"dtype": "bfloat16"}, True, {"quantization_config": QUANTIZATION}),
+    "tied": ({"tie_word_embeddings": True}, False, {"tie_word_embeddings": False}),
+    "no quantisation yet": ({"quantization_config": None}, True, {"quantization_config": QUANTIZATION}),
+    "another quantisation": ({"quantization_config": FP8}, True, {"quantization_config": QUANTIZATION}),
+    "experts exempted": ({"quantization_config": EXEMPT}, True, {"quantization_config": QUANTIZATION}),
+    "no quantisation any more": ({"quantization_config": OURS}, False, {"quantization_config": ...}),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_says_what_is_written(name: str) -> None:
+    keys, quantize, changes = CONFIGS[name]
+    before = {"num_local_experts": 7, "num_experts_per_tok": 3, "rope_theta": 150000, **keys}
+    expected = {k: v for k, v in (before | changes | {"num_local_experts": 4}).items() if v is not ...}
+    after = pruned_config(before, 4, quantize)
+    assert json.dumps(after) == json.dumps(expected)
