@@ -10,7 +10,7 @@ from gptoss_jax.files.paths import is_local, place
 from gptoss_jax.selection.keep_sets import KeepSets
 from gptoss_jax.selection.origin import Origin, quoted
 
-from .tensors import AnyCheckpoint
+from .tensors import AnyCheckpoint, stored_forms
 
 NAME = re.compile(r"[\w.-]{1,80}")
 
@@ -40,6 +40,7 @@ def card(
     model: str,
     quantized: bool,
     warnings: Sequence[str] = (),
+    pruned_before: bool = False,
 ) -> str:
     """README.md: front matter, architecture before and after, method, usage, limitations, citation.
 
@@ -50,8 +51,10 @@ def card(
         model: What the user calls the model: a folder or a hub id.
         quantized: Whether the experts were written in MXFP4.
         warnings: What a reader should know of how the experts were chosen.
+        pruned_before: Whether experts had been removed from that model already.
     """
     config, n = checkpoint.config, len(keep_sets.layers[0])
+    kernels, others = stored_forms(checkpoint)
     name = model_name(config, n, domain)
     title = domain.replace("_", " ").title()
     # A path says nothing to whoever reads the card, nor does a name of this project; a hub id does.
@@ -63,8 +66,9 @@ def card(
         f"# {title} GPT-OSS Model ({n} Experts)\n\n"
         f"`{name}` is `{base}` reduced from {config.num_experts} to {n} experts per layer, without "
         "retraining. Its quality has not been measured: try it on your task before you rely on it.",
-        _architecture(config, n, title, checkpoint.quantized, quantized),
-        _method(config, n, keep_sets.origin, warnings, rounded=quantized and not checkpoint.quantized),
+        _architecture(config, n, title, _precision(kernels, others), _precision(["MXFP4" if quantized else "BF16"])),
+        _method(config, n, keep_sets.origin, warnings, _rounded(kernels, others, quantized)),
+        _numbers(pruned_before),
         _usage(name),
         _limitations(config, n),
         _citation(name, domain, base),
@@ -91,10 +95,26 @@ def _front_matter(domain: str, hub_id: str | None) -> str:
     )
 
 
-def _architecture(config: Config, n: int, title: str, was_mxfp4: bool, is_mxfp4: bool) -> str:
-    def precision(mxfp4: bool) -> str:
-        return "MXFP4 experts, BF16 rest" if mxfp4 else "BF16"
+def _precision(kernels: Sequence[str], others: Sequence[str] = ("BF16",)) -> str:
+    if list(kernels) == list(others):
+        return " and ".join(kernels)
+    return f"{' and '.join(kernels)} experts, {' and '.join(others)} rest"
 
+
+def _rounded(kernels: Sequence[str], others: Sequence[str], quantized: bool) -> list[str]:
+    """A sentence for each way in which weights changed."""
+    to_mxfp4 = [form for form in kernels if quantized and form != "MXFP4"]
+    to_bf16 = sorted({*others, *([] if quantized else kernels)} - {"BF16", "MXFP4"})
+    return [
+        *(
+            f"The weights of the kept experts were rounded from {form} to MXFP4, to the nearest value."
+            for form in to_mxfp4
+        ),
+        *(f"Weights in {form} were written in BF16, each as the nearest value." for form in to_bf16),
+    ]
+
+
+def _architecture(config: Config, n: int, title: str, before: str, after: str) -> str:
     def size(parameters: int) -> str:
         return f"{parameters / 1e9:.1f}B ({parameters:,})"
 
@@ -103,7 +123,7 @@ def _architecture(config: Config, n: int, title: str, was_mxfp4: bool, is_mxfp4:
         ("Total parameters", size(config.num_parameters()), size(config.num_parameters(n))),
         ("Experts per layer", config.num_experts, n),
         ("Experts per token", config.top_k, min(config.top_k, n)),
-        ("Precision", precision(was_mxfp4), precision(is_mxfp4)),
+        ("Precision", before, after),
         ("Layers", config.num_layers, config.num_layers),
         ("Context length", f"{config.max_position:,}", f"{config.max_position:,}"),
         ("Attention heads", *[f"{config.num_heads} (query), {config.num_kv_heads} (key-value)"] * 2),
@@ -114,13 +134,13 @@ def _architecture(config: Config, n: int, title: str, was_mxfp4: bool, is_mxfp4:
         ),
         ("Specialisation", "none", title),
     ]
-    table = [f"| **{what}** | {before} | {after} |" for what, before, after in rows]
+    table = [f"| **{what}** | {was} | {now} |" for what, was, now in rows]
     return "\n".join(["## Architecture", "", "| | before | after |", "|---|---|---|", *table])
 
 
-def _method(config: Config, n: int, origin: Origin, warnings: Sequence[str], rounded: bool) -> str:
+def _method(config: Config, n: int, origin: Origin, warnings: Sequence[str], rounded: Sequence[str]) -> str:
     effect = (
-        "The weights of the kept experts were rounded from BF16 to MXFP4, to the nearest value. Nothing was trained."
+        " ".join([*rounded, "Nothing was trained."])
         if rounded
         else "Nothing else changed, and nothing was trained: in float32, the logits equal those of the original model "
         "with the router logits of the removed experts at −∞ before top-k."
@@ -130,10 +150,17 @@ def _method(config: Config, n: int, origin: Origin, warnings: Sequence[str], rou
 Of the {config.num_experts} experts of each layer {n} were kept, and the rest removed together with their rows of the
 router, which now chooses among the kept experts. {effect}
 
-{_choice(origin)}{"".join(f" {warning}." for warning in warnings)}
+{_choice(origin)}{"".join(f" {warning}." for warning in warnings)}"""
 
-`expert_mapping.json` gives the new number of each kept expert, by layer and by its number in the model that
-was pruned."""
+
+def _numbers(pruned_before: bool) -> str:
+    """What numbers expert_mapping.json is about."""
+    which = (
+        "the model\nfrom which the first experts were removed: the model that was pruned here had been pruned before."
+        if pruned_before
+        else "the model that\nwas pruned."
+    )
+    return f"`expert_mapping.json` gives the new number of each kept expert, by layer and by its number in {which}"
 
 
 def _choice(origin: Origin) -> str:

@@ -12,14 +12,23 @@ from gptoss_jax.files.atomic import let_go
 
 FILE = "SHA256SUMS"
 PIECE_BYTES = 4 << 20
-LINE = re.compile(r"(?P<digest>[0-9a-f]{64}) [ *](?P<name>[^/\0]+)")
+LINE = re.compile(r"(?P<escaped>\\?)(?P<digest>[0-9a-f]{64}) [ *](?P<name>[^/\0]+)")
+# What a line of the list cannot hold as it is: the line begins with a backslash then, and the name has these.
+BACKSLASH = "\\"
+ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
+CHARACTERS = {escape: character for character, escape in ESCAPES.items()}
 
 
 def write(folder: Path, known: Mapping[str, str]) -> None:
     """Write the digests of all files; those `known` by name are taken as given, and not read again."""
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
-    lines = [f"{known.get(name) or digest(folder / name)}  {name}\n" for name in names]
-    (folder / FILE).write_text("".join(lines), encoding="utf-8")
+    lines = [_line(known.get(name) or digest(folder / name), name) for name in names]
+    (folder / FILE).write_bytes(os.fsencode("".join(lines)))  # names need not be text
+
+
+def _line(digest: str, name: str) -> str:
+    escaped = "".join(ESCAPES.get(character, character) for character in name)
+    return f"{'' if escaped == name else BACKSLASH}{digest}  {escaped}\n"
 
 
 def differing(folder: Path, progress: Callable[[int], Any] = lambda nbytes: None) -> list[str]:
@@ -38,10 +47,18 @@ def parse(data: bytes, where: str = FILE) -> dict[str, str]:
     found: dict[str, str] = {}
     for number, line in enumerate(os.fsdecode(data).removesuffix("\n").split("\n"), 1):
         match = LINE.fullmatch(line)
-        if not match or match["name"] in found:
+        name = match and (_unescaped(match["name"]) if match["escaped"] else match["name"])
+        if not match or name is None or name in found:
             raise CheckpointError(f"{where}: line {number} is no digest of a further file: copy the checkpoint again")
-        found[match["name"]] = match["digest"]
+        found[name] = match["digest"]
     return found
+
+
+def _unescaped(name: str) -> str | None:
+    """The name itself; None where it holds a backslash that begins no escape."""
+    if re.sub(r"\\[\\nr]", "", name).count(BACKSLASH):
+        return None
+    return re.sub(r"\\[\\nr]", lambda escape: CHARACTERS[escape[0]], name)
 
 
 def digest(file: Path, progress: Callable[[int], Any] = lambda nbytes: None) -> str:

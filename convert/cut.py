@@ -1,6 +1,5 @@
 """Cutting experts out of a checkpoint, a tensor's rows at a time. Letters: see `gptoss_jax.config`."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from gptoss_jax.files.atomic import check_apart, new_folder
 from gptoss_jax.files.paths import AnyPath
 from gptoss_jax.selection import keep_sets as select
 
-from . import card, checksums, mxfp4
-from .folder import CONFIG, pruned_config, write_checkpoint
+from . import card, checksums, expert_mapping, mxfp4
+from .folder import CONFIG, pruned_config, told_left, write_checkpoint
 from .mapping import MXFP4_BLOCK, Named, Tensor, all_tensors
+from .rounding import Rounding
 from .shards import Planned, Rows
-from .tensors import AnyCheckpoint, check_finite, read_values
+from .tensors import AnyCheckpoint, check_finite, is_quantized, read_values, told_forms
 
 PIECE_BYTES = 16 << 20
 
@@ -93,20 +93,25 @@ def prune(
     check_apart(out, source.folder, or_inside=True)
     quantize = source.quantized if format == "same" else format == "mxfp4"
     warnings = _doubts(source, keep_sets)
-    text = card.card(source, keep_sets, domain, model or str(source.folder), quantize, warnings)
+    before = expert_mapping.original_numbers(source.folder, source.config)
+    text = card.card(
+        source, keep_sets, domain, model or str(source.folder), quantize, warnings, pruned_before=before is not None
+    )
     with new_folder(out, overwrite, last=CONFIG) as folder:
         (folder / "README.md").write_text(text, encoding="utf-8")
-        groups = plan(source, keep_sets.layers, quantize)
+        rounding = Rounding()
+        groups = plan(source, keep_sets.layers, quantize, rounding)
         weight_bytes = sum(t.nbytes for group in groups for t in group)
         with progress(weight_bytes, "B") as advance:
-            write(source, keep_sets.layers, folder, groups, quantize, max_shard_bytes, advance)
+            left = write(source, keep_sets.layers, folder, groups, quantize, max_shard_bytes, advance)
         if verify:
             with progress(sum(file.stat().st_size for file in folder.iterdir()), "B") as advance:
                 changed = checksums.differing(folder, advance)
             if changed:
                 raise OutputError(f"{out / changed[0]}: reads back otherwise than it was written: try another disk")
+    told = (*warnings, *told_forms(source, quantize), *rounding.told(), *told_left(left))
     source_bytes = sum(stored.nbytes for stored in source.tensors.values())
-    return Pruned(out, name, num_kept, warnings, source_bytes, weight_bytes)
+    return Pruned(out, name, num_kept, told, source_bytes, weight_bytes)
 
 
 def _checked(keep_sets: select.KeepSets, config: Config, lower_top_k: bool) -> int:
@@ -141,52 +146,68 @@ def write(
     quantize: bool,
     max_shard_bytes: int,
     progress: Callable[[int], Any] = lambda nbytes: None,
-) -> None:
-    """Write into `folder` the checkpoint that `plan` laid out, with its config, mapping and other files."""
-    mapping = {str(i): {str(old): new for new, old in enumerate(kept)} for i, kept in enumerate(keep_sets)}
-    (folder / "expert_mapping.json").write_text(json.dumps(mapping, indent=1) + "\n", encoding="utf-8")
+) -> list[str]:
+    """Write into `folder` the checkpoint that `plan` laid out, with its config, mapping and other files.
+
+    Returns the names of files that were left out."""
+    before = expert_mapping.original_numbers(checkpoint.folder, checkpoint.config)
+    expert_mapping.write(folder, keep_sets, before)
     config = pruned_config(checkpoint.config_json, len(keep_sets[0]), quantize)
-    write_checkpoint(folder, groups, config, checkpoint.folder, max_shard_bytes, progress)
+    return write_checkpoint(folder, groups, config, checkpoint.folder, max_shard_bytes, progress)
 
 
-def plan(checkpoint: AnyCheckpoint, keep_sets: Layers, quantize: bool) -> list[list[Planned]]:
+def plan(
+    checkpoint: AnyCheckpoint, keep_sets: Layers, quantize: bool, rounding: Rounding | None = None
+) -> list[list[Planned]]:
     """The tensors with only the experts of the L keep-sets (sorted, of equal length).
 
     Groups stay in one shard: a projection's blocks and scales. From MXFP4 to MXFP4 nothing is decoded,
-    and the bytes of kept experts do not change. A piece is one expert of one tensor, or PIECE_BYTES.
+    and the bytes of kept experts do not change; floats of other sizes become BF16, which `rounding` counts. A piece
+    is one expert of one tensor, or PIECE_BYTES.
     """
     for size in (checkpoint.config.hidden_size, checkpoint.config.expert_hidden_size):
         if quantize and size % MXFP4_BLOCK:
             raise CheckpointError(f"MXFP4 needs sizes that are multiples of {MXFP4_BLOCK}, and {size} is not: use bf16")
+    rounding = rounding or Rounding()
     return [
-        _group(checkpoint, entry, [] if entry.layer is None else keep_sets[entry.layer], quantize)
+        _group(checkpoint, entry, [] if entry.layer is None else keep_sets[entry.layer], quantize, rounding)
         for entry in all_tensors(checkpoint.config)
     ]
 
 
-def _group(checkpoint: AnyCheckpoint, entry: Named, kept: Sequence[int], quantize: bool) -> list[Planned]:
+def _group(
+    checkpoint: AnyCheckpoint, entry: Named, kept: Sequence[int], quantize: bool, rounding: Rounding
+) -> list[Planned]:
     name, tensor, _ = entry
     if not tensor.per_expert:
-        return [_copied(checkpoint.tensors[name])]
-    if tensor.mxfp4 is None or not (quantize or checkpoint.quantized):
-        return [_cut(checkpoint.tensors[name], kept)]
-    if quantize and checkpoint.quantized:
-        return [_cut(checkpoint.tensors[f"{name}_{part}"], kept) for part in ("blocks", "scales")]
+        return [_copied(checkpoint.tensors[name], rounding)]
+    is_mxfp4 = is_quantized(checkpoint, name)
+    if tensor.mxfp4 is None or not (quantize or is_mxfp4):
+        return [_cut(checkpoint.tensors[name], kept, rounding)]
+    if quantize and is_mxfp4:
+        return [_cut(checkpoint.tensors[f"{name}_{part}"], kept, rounding) for part in ("blocks", "scales")]
     return _encoded(checkpoint, entry, kept) if quantize else [_decoded(checkpoint, entry, kept)]
 
 
-def _copied(stored: Rows) -> Planned:
+def _copied(stored: Rows, rounding: Rounding) -> Planned:
     def pieces() -> Iterator[np.ndarray]:
         step = max(1, PIECE_BYTES * stored.shape[0] // stored.nbytes)
         for first in range(0, stored.shape[0], step):
-            yield stored.read(first, min(step, stored.shape[0] - first))
+            yield rounding.to_bf16(stored.read(first, min(step, stored.shape[0] - first)), stored.name)
 
-    return Planned(stored.name, stored.dtype, stored.shape, pieces)
+    return Planned(stored.name, _written(stored), stored.shape, pieces)
 
 
-def _cut(stored: Rows, kept: Sequence[int]) -> Planned:
-    shape = (len(kept), *stored.shape[1:])
-    return Planned(stored.name, stored.dtype, shape, lambda: (stored.read(expert, 1) for expert in kept))
+def _cut(stored: Rows, kept: Sequence[int], rounding: Rounding) -> Planned:
+    def pieces() -> Iterator[np.ndarray]:
+        for expert in kept:
+            yield rounding.to_bf16(stored.read(expert, 1), f"{stored.name}, expert {expert}")
+
+    return Planned(stored.name, _written(stored), (len(kept), *stored.shape[1:]), pieces)
+
+
+def _written(stored: Rows) -> str:
+    return "U8" if stored.dtype == "U8" else "BF16"
 
 
 def _decoded(checkpoint: AnyCheckpoint, entry: Named, kept: Sequence[int]) -> Planned:
@@ -240,7 +261,7 @@ def _encoded(checkpoint: AnyCheckpoint, entry: Named, kept: Sequence[int]) -> li
 
     def blocks() -> Iterator[np.ndarray]:
         for expert in kept:
-            values = read_values(checkpoint, name, tensor, expert, 1)
+            values = read_values(checkpoint, name, expert, 1)
             # MXFP4 has no NaN: a damaged expert would come out sound.
             check_finite(values, name, tensor, expert)
             block, scale = mxfp4.encode(tensor.hf_to_mxfp4(values, config))

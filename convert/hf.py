@@ -16,12 +16,12 @@ from gptoss_jax.files.paths import AnyPath
 from gptoss_jax.network.source import ALL, Weights, split_path
 
 from . import mxfp4
-from .folder import read_config
+from .folder import check_no_adapter, read_config
+from .forms import as_published
 from .mapping import LAYER, OUTER, Tensor, all_tensors, layer_name
 from .shards import Stored, find_tensors
-from .tensors import check_finite, is_quantized, read_values
+from .tensors import check_finite, is_quantized, read_values, stored_forms
 
-FIRST_BLOCKS = "model.layers.0.mlp.experts.gate_up_proj_blocks"
 ALIGNMENT = 64  # bytes, of XLA's CPU buffers
 FOUR_BITS = {"packed": "blocks", "scales": "scales", "blocks": "blocks", "exponents": "scales"}  # as they are stored
 FINGERPRINT_BYTES = 4096  # of the head of each tensor; all of 120b would take minutes to read
@@ -35,11 +35,19 @@ class Checkpoint:
     def __init__(self, folder: AnyPath):
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such folder: give a checkpoint in Hugging Face form, or a hub id")
+        check_no_adapter(folder)
         self.folder = folder
         self.config_json, self.config = read_config(folder)
-        self.tensors: Mapping[str, Stored] = find_tensors(folder)
-        self.quantized = FIRST_BLOCKS in self.tensors
-        self._check()
+        if other := self.config_json.get("transformers_weights"):
+            raise CheckpointError(
+                f"{folder}: config.json has transformers_weights {other!r}: transformers takes that file, other "
+                "programs do not: give it its usual name, and remove the key"
+            )
+        found = find_tensors(folder)
+        self.tensors: Mapping[str, Stored] = as_published(found, self.config, self.config_json, folder)
+        # As floats where experts are MXFP4 in some layers alone: those hold all values of both.
+        kernels = [entry.name for entry in all_tensors(self.config) if entry.tensor.mxfp4]
+        self.quantized = all(is_quantized(self, name) for name in kernels)
 
     def load(self, wanted: Weights) -> Weights:
         """The arrays, one device's part after the other: beside what devices hold, one part is in memory."""
@@ -95,7 +103,7 @@ class Checkpoint:
     def _read(self, name: str, tensor: Tensor, form: str, ranges: Sequence[tuple[int, int]], into: np.ndarray) -> None:
         """Fill `into` with a part of one parameter; reads the rows of `ranges[0]` where these are the tensor's."""
         (first, last), *others = ranges
-        if form in FOUR_BITS or is_quantized(self, tensor):
+        if form in FOUR_BITS or is_quantized(self, name):
             # An expert at a time: what is made on the way is several times its size, and new memory takes longer to
             # get than these bytes to be read.
             for one, expert in zip(into, range(first, last), strict=True):
@@ -117,14 +125,15 @@ class Checkpoint:
 
     def _decoded(self, name: str, tensor: Tensor, expert: int) -> np.ndarray:
         """One expert's rows of a kernel that is stored in MXFP4."""
-        values = read_values(self, name, tensor, expert, 1)
+        values = read_values(self, name, expert, 1)
         check_finite(values, name, tensor, expert)
         return tensor.mxfp4_to_model(values, self.config)[0]
 
     def _four_bits(self, name: str, tensor: Tensor, form: str, expert: int) -> np.ndarray:
         """One expert's codes or scales in a layout of `kernels.mxfp4`: outputs first as stored, or inputs first."""
         if not self.quantized:
-            raise CheckpointError(f"{self.folder}: its experts are BF16: --weights mxfp4 needs a checkpoint in MXFP4")
+            forms = " and ".join(stored_forms(self)[0])
+            raise CheckpointError(f"{self.folder}: its experts are {forms}: --weights mxfp4 needs MXFP4 in all layers")
         stored = self.tensors[f"{name}_{FOUR_BITS[form]}"].read(expert, 1)
         rows = stored.reshape(*stored.shape[:2], -1)  # of one output each, blocks of 16 bytes joined
         outputs_first = tensor.mxfp4_to_model(rows, self.config)
@@ -133,33 +142,6 @@ class Checkpoint:
         inputs_first = np.ascontiguousarray(np.moveaxis(outputs_first, -1, 1))
         inputs_first = inputs_first.reshape(*inputs_first.shape[:2], -1)
         return (mxfp4.halves(inputs_first) if form == "packed" else inputs_first)[0]
-
-    def _check(self) -> None:
-        expected: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for name, tensor, _ in all_tensors(self.config):
-            if is_quantized(self, tensor):
-                blocks = tensor.blocks_shape(self.config)
-                expected[f"{name}_blocks"] = ("U8", blocks)
-                expected[f"{name}_scales"] = ("U8", blocks[:-1])
-            else:
-                expected[name] = ("BF16", tensor.hf_shape(self.config))
-        for name, (dtype, shape) in expected.items():
-            found = self.tensors.get(name)
-            if found is None:
-                raise CheckpointError(f"{self.folder}: {name} is missing: download the checkpoint again")
-            if (found.dtype, found.shape) != (dtype, shape):
-                what = "config.json and weights are of different models"
-                if found.shape == shape:
-                    what = "convert the checkpoint to the published form, BF16 with BF16 or MXFP4 experts"
-                raise CheckpointError(
-                    f"{found.file}: {name} is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}: {what}"
-                )
-        unknown = sorted(set(self.tensors) - set(expected))
-        if unknown:
-            raise CheckpointError(
-                f"{self.tensors[unknown[0]].file}: {unknown[0]} is no tensor of this GPT-OSS model: "
-                "config.json and weights are of different models"
-            )
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -175,12 +175,12 @@ def write(
     folder: Path,
     wanted: dict[str, jax.ShapeDtypeStruct],
     progress: Callable[[int], Any] = lambda nbytes: None,
-) -> None:
+) -> list[str]:
     """Write into `folder` the checkpoint that `plan` laid out, with its config and other files.
 
     A group of parameters after the other is loaded and saved: the largest must fit in memory a few times, the
     model need not. All processes of the mesh call this; the folder is complete when it has returned on all of
-    them. OSError where it cannot be written.
+    them. OSError where it cannot be written. Returns, on process 0, the names of files that were left out.
     """
     root = folder.absolute() / ORBAX
     # In a thread, which is waited for when a signal ends this one: Orbax has more of them, that would go on
@@ -194,12 +194,13 @@ def write(
             _let_go()
             progress(sum(map(nbytes, group.values())))
         thread.submit(ocp.partial.finalize, root).result()
-    if jax.process_index() == 0:
-        files = {p: p.stat().st_size for p in (folder / ORBAX).rglob("*") if p.is_file()}
-        sizes = {p.relative_to(folder).as_posix(): size for p, size in sorted(files.items())}
-        (folder / INDEX).write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
-        write_config(folder, pruned_config(source.config_json, source.config.num_experts, PACKED in wanted))
-        copy_others(source.folder, folder)
+    if jax.process_index():
+        return []
+    files = {p: p.stat().st_size for p in (folder / ORBAX).rglob("*") if p.is_file()}
+    sizes = {p.relative_to(folder).as_posix(): size for p, size in sorted(files.items())}
+    (folder / INDEX).write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
+    write_config(folder, pruned_config(source.config_json, source.config.num_experts, PACKED in wanted))
+    return copy_others(source.folder, folder)
 
 
 def _groups(wanted: dict[str, jax.ShapeDtypeStruct]) -> Iterator[dict[str, jax.ShapeDtypeStruct]]:

@@ -12,6 +12,7 @@ from gptoss_jax.config import Config
 from . import mxfp4
 from .cut import plan as cut_plan
 from .mapping import Named, all_tensors
+from .rounding import Rounding
 from .shards import DTYPES, Planned, Rows
 from .tensors import AnyCheckpoint
 
@@ -86,7 +87,7 @@ def tensors(source: Arrays) -> Mapping[str, Rows]:
     return made
 
 
-def plan(checkpoint: AnyCheckpoint, quantize: bool) -> list[list[Planned]]:
+def plan(checkpoint: AnyCheckpoint, quantize: bool, rounding: Rounding | None = None) -> list[list[Planned]]:
     """All tensors, experts' kernels in MXFP4 or BF16; what has its form already keeps its bytes."""
     config = checkpoint.config
-    return cut_plan(checkpoint, [range(config.num_experts)] * config.num_layers, quantize)
+    return cut_plan(checkpoint, [range(config.num_experts)] * config.num_layers, quantize, rounding)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -25,12 +24,11 @@ import numpy as np
 
 from gptoss_jax.errors import CheckpointError, reason, refusal
 from gptoss_jax.files.atomic import let_go
-from gptoss_jax.files.paths import AnyPath, storage_errors
+from gptoss_jax.files.paths import WEIGHT_SUFFIXES, AnyPath, storage_errors
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ORBAX = "orbax"  # the folder that an Orbax checkpoint has in the place of shards
-SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
@@ -136,25 +134,17 @@ class Stored(Entry):
 
 
 def find_tensors(folder: AnyPath) -> dict[str, Stored]:
-    """Every tensor of a checkpoint folder; CheckpointError where shards and index do not agree."""
-    index_path = folder / INDEX
-    if not index_path.exists():
-        if not (folder / SINGLE).exists():
-            raise CheckpointError(f"{folder}: holds neither {INDEX} nor {SINGLE}: not a checkpoint's folder")
-        return {t.name: t for t in read_header(folder / SINGLE)}
-    weight_map = read_index(index_path)
-    shards = sorted(set(weight_map.values()))
-    for shard in shards:
-        if not (folder / shard).is_file():
-            raise CheckpointError(f"{folder / shard}: the index names this shard, but it is missing: download it")
-    extra = sorted({p.name for p in folder.iterdir() if SHARD_NAME.fullmatch(p.name)} - set(shards))
-    if extra:
-        raise CheckpointError(f"{folder / extra[0]}: a shard that the index does not name: remove it, or mend {INDEX}")
+    """Every tensor of a checkpoint folder; CheckpointError where files can be read in two ways, or do not agree."""
+    weight_map = read_index(folder / INDEX) if (folder / INDEX).exists() else None
+    shards = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
+    _check_files(folder, shards, weight_map is not None)
     found: dict[str, Stored] = {}
     for tensor in (t for shard in shards for t in read_header(folder / shard)):
         if tensor.name in found:
             raise CheckpointError(f"{tensor.file}: holds {tensor.name}, which {found[tensor.name].file.name} holds too")
         found[tensor.name] = tensor
+    if weight_map is None:
+        return found
     for name, shard in weight_map.items():
         if name not in found or found[name].file.name != shard:
             raise CheckpointError(f"{folder / shard}: the index says that {name} is here, and it is not")
@@ -162,6 +152,30 @@ def find_tensors(folder: AnyPath) -> dict[str, Stored]:
         if name not in weight_map:
             raise CheckpointError(f"{tensor.file}: holds {name}, which the index does not name")
     return found
+
+
+def _check_files(folder: AnyPath, shards: Sequence[str], indexed: bool) -> None:
+    """CheckpointError where a shard is missing, or weights lie beside them that another program would take."""
+    weights = sorted(file.name for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES)
+    files = [name for name in weights if name.endswith(".safetensors")]
+    extra = [name for name in files if name not in shards]
+    apart = "remove the weights that are not meant, or move them out of the folder"
+    if not indexed and SINGLE not in files:
+        if files:
+            raise CheckpointError(f"{folder}: holds {files[0]} and no {INDEX}: copy that too")
+        what = f"holds {weights[0]}: save the model as safetensors" if weights else "not a checkpoint's folder"
+        raise CheckpointError(f"{folder}: holds neither {INDEX} nor {SINGLE}: {what}")
+    if not indexed and extra:
+        takes = f"transformers takes {SINGLE} alone, vLLM both"
+        raise CheckpointError(f"{folder / extra[0]}: lies beside {SINGLE}: {takes}: {apart}")
+    if SINGLE in files and [*shards] != [SINGLE]:
+        takes = "transformers takes this file, vLLM the shards"
+        raise CheckpointError(f"{folder / SINGLE}: lies beside the shards of {INDEX}: {takes}: {apart}")
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise CheckpointError(f"{folder / shard}: the index names this shard, but it is missing: download it")
+    if extra:
+        raise CheckpointError(f"{folder / extra[0]}: weights that {INDEX} does not name: remove them, or mend {INDEX}")
 
 
 def read_index(file: AnyPath) -> dict[str, str]:

@@ -7,6 +7,7 @@ from gptoss_jax.config import HUB_ID
 from gptoss_jax.errors import CheckpointError, reason
 from gptoss_jax.files.paths import AnyPath, place
 
+from .folder import check_entries
 from .hf import Checkpoint
 from .shards import ORBAX
 from .tensors import AnyCheckpoint
@@ -37,8 +38,15 @@ def locate(model: str) -> AnyPath:
 def open_source(model: str) -> AnyCheckpoint:
     """The checkpoint that a user names."""
     folder = locate(model)
+    if model != NANO:  # what ships with the project may be installed as links
+        check_entries(folder)
     if not (folder / ORBAX).is_dir():
         return Checkpoint(folder)
+    if other := next((file.name for file in folder.iterdir() if file.suffix == ".safetensors"), None):
+        raise CheckpointError(
+            f"{folder}: holds {ORBAX} and {other}: this program would take the first, others the second: remove the "
+            "one that is not meant"
+        )
     from .orbax import OrbaxCheckpoint  # Orbax is slow to import, and needed for its own checkpoints only
 
     return OrbaxCheckpoint(folder)

@@ -33,11 +33,11 @@ def compare(source: Checkpoint, pruned: Checkpoint) -> int:
         if layer is None or not tensor.per_expert:
             continue
         for old, new in mapping[str(layer)].items():
-            if is_quantized(source, tensor) and not is_quantized(pruned, tensor):
-                values = tensor.mxfp4_to_hf(read_values(source, name, tensor, int(old), 1), source.config)
-                pairs = [(values, read_values(pruned, name, tensor, new, 1))]
+            if is_quantized(source, name) and not is_quantized(pruned, name):
+                values = tensor.mxfp4_to_hf(read_values(source, name, int(old), 1), source.config)
+                pairs = [(values, read_values(pruned, name, new, 1))]
             else:
-                parts = [f"{name}_blocks", f"{name}_scales"] if is_quantized(source, tensor) else [name]
+                parts = [f"{name}_blocks", f"{name}_scales"] if is_quantized(source, name) else [name]
                 pairs = [(source.tensors[p].read(int(old), 1), pruned.tensors[p].read(new, 1)) for p in parts]
             for before, after in pairs:
                 digests = {hashlib.sha256(array.tobytes()).hexdigest() for array in (before, after)}

@@ -4,7 +4,6 @@ JAX and the other large packages are imported inside the commands, so that --hel
 """
 
 import gc
-import io
 import os
 import signal
 import sys

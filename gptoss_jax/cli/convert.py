@@ -32,6 +32,8 @@ def convert(model: str, to: str, out: Any, **options: Any) -> None:
     from ..run.bar import bar
 
     converted = checkpoints.convert(model, to, out, progress=bar, **options)
+    for warning in converted.warnings:
+        terminal.complain(f"warning: {warning}")
     experts = f"{converted.num_experts} {'MXFP4' if converted.quantized else 'BF16'} experts"
     form = "Orbax" if to == "orbax" else "Hugging Face"
     terminal.report(f"{converted.num_layers} layers of {experts} for {form}: {out}")

@@ -21,7 +21,21 @@ AnyPath: TypeAlias = Path | UPath
 
 SCHEME = re.compile(r"(\w[\w+.-]*)://")
 OF_THIS_MACHINE = ("file", "local")  # schemes
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}  # in any form
+# Of weights in any form, a model's or a training's.
+WEIGHT_SUFFIXES = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".pkl",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".npz",
+    ".onnx",
+    ".onnx_data",
+}
 
 
 def is_local(path: AnyPath) -> TypeGuard[Path]:
@@ -150,7 +164,9 @@ def read_json(path: AnyPath) -> Any:
 
 
 def read_file(path: AnyPath) -> bytes:
-    """A small file of a checkpoint; ConfigError where it cannot be read."""
+    """A small file of a checkpoint; ConfigError where it cannot be read, or is none: a pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: is no file: point at a folder in Hugging Face form")
     try:
         with storage_errors(path):
             return path.read_bytes()

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ from convert import cut, published
 from convert import folder as folders
 from convert.cut import Bar, Pruned, silent
 from convert.folder import CONFIG
-from convert.tensors import AnyCheckpoint
+from convert.rounding import Rounding
+from convert.tensors import AnyCheckpoint, stored_forms, told_forms
 
 from ..devices import mesh as sharding
 from ..errors import CheckpointError, InputError, OptionError, RankingError
@@ -106,6 +108,8 @@ class Converted:
     num_layers: int
     num_experts: int
     quantized: bool
+    warnings: tuple[str, ...] = ()
+    """What a user should know of it: what was rounded, what was left out."""
 
 
 def convert(
@@ -129,8 +133,6 @@ def convert(
         >>> gj.convert("nano", "hf", "nano-bf16", format="bf16", overwrite=True).quantized
         False
     """
-    from convert import orbax  # slow to import, and needed for its own checkpoints only
-
     writing, folder_out = Writing(format=format, max_shard_size=max_shard_size), place(out)
     if to not in ("orbax", "hf"):
         raise OptionError(f"--to is {to!r}: give one of orbax, hf")
@@ -141,20 +143,44 @@ def convert(
     source = _checkpoint(opened)
     atomic.check_apart(folder_out, source.folder, or_inside=True)
     quantize = source.quantized if writing.format == "same" else writing.format == "mxfp4"
-    if to == "orbax" and quantize and not source.quantized:
-        raise CheckpointError(f"{opened.name}: its experts are BF16: make them MXFP4 with --to hf --format mxfp4 first")
-    config = source.config
-    devices = (
-        sharding.make(config, *(mesh or sharding.default_sizes(config, jax.device_count()))) if to == "orbax" else None
-    )
     with atomic.new_folder(folder_out, overwrite, last=CONFIG) as folder:
-        if devices is not None:
-            wanted = orbax.plan(config, devices, "mxfp4" if quantize else "bf16")
-            with progress(sum(map(orbax.nbytes, wanted.values())), "B") as advance:
-                orbax.write(source, folder, wanted, advance)
+        if to == "orbax":
+            told = _write_orbax(source, folder, quantize, mesh, progress)
         else:
-            groups = published.plan(source, quantize)
-            with progress(sum(t.nbytes for group in groups for t in group), "B") as advance:
-                described = folders.pruned_config(source.config_json, config.num_experts, quantize)
-                folders.write_checkpoint(folder, groups, described, source.folder, writing.max_shard_size, advance)
-    return Converted(folder_out, config.num_layers, config.num_experts, quantize)
+            told = _write_hf(source, folder, quantize, writing.max_shard_size, progress)
+        is_other = stored_forms(source) != (["MXFP4" if quantize else "BF16"], ["BF16"])
+        if is_other and (folder / "README.md").exists():
+            told += ("README.md is that of the source: what it says of the form of its weights is no longer true",)
+    config = source.config
+    return Converted(folder_out, config.num_layers, config.num_experts, quantize, told)
+
+
+def _write_hf(
+    source: AnyCheckpoint, folder: Path, quantize: bool, max_shard_bytes: int, progress: Bar
+) -> tuple[str, ...]:
+    rounding = Rounding()
+    groups = published.plan(source, quantize, rounding)
+    config = folders.pruned_config(source.config_json, source.config.num_experts, quantize)
+    with progress(sum(t.nbytes for group in groups for t in group), "B") as advance:
+        left = folders.write_checkpoint(folder, groups, config, source.folder, max_shard_bytes, advance)
+    return (*told_forms(source, quantize), *rounding.told(), *folders.told_left(left))
+
+
+def _write_orbax(
+    source: AnyCheckpoint, folder: Path, quantize: bool, mesh: tuple[int, int] | None, progress: Bar
+) -> tuple[str, ...]:
+    from convert import orbax  # slow to import, and needed for its own checkpoints only
+
+    kernels, others = stored_forms(source)
+    if quantize and not source.quantized:
+        what = f"{source.folder}: its experts are {' and '.join(kernels)}"
+        raise CheckpointError(f"{what}: make them MXFP4 with --to hf --format mxfp4 first")
+    if wide := {*kernels, *others} - {"BF16", "MXFP4"}:
+        what = f"{source.folder}: holds weights in {' and '.join(sorted(wide))}, and Orbax checkpoints BF16"
+        raise CheckpointError(f"{what}: round them with --to hf first, which says how many change")
+    config = source.config
+    devices = sharding.make(config, *(mesh or sharding.default_sizes(config, jax.device_count())))
+    wanted = orbax.plan(config, devices, "mxfp4" if quantize else "bf16")
+    with progress(sum(map(orbax.nbytes, wanted.values())), "B") as advance:
+        left = orbax.write(source, folder, wanted, advance)
+    return (*told_forms(source, quantize), *folders.told_left(left))

@@ -1,5 +1,7 @@
 """How much memory there is, and what the engines need of it. Letters: see `config`."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ STREAMED_TOKENS = 16384  # of a batch: unpacking an expert then takes a twentiet
 # compilers and rows, and what a layer takes for each token, in hidden states of its own.
 PROCESS_BYTES = GIB
 STATES_A_TOKEN = 12
-# Of cgroups, version 2 and 1.
-LIMITS = {"memory.max": "memory.current", "memory/memory.limit_in_bytes": "memory/memory.usage_in_bytes"}
+# A cgroup's files: what it may take, what it takes, and what of that the system would give up first (in `memory.stat`).
+CGROUP2 = (("memory.max", "memory.high"), "memory.current", "inactive_file")
+CGROUP1 = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
 
 
 def available() -> int:
@@ -28,14 +31,51 @@ def available() -> int:
     if device.platform != "cpu":
         statistics = device.memory_stats() or {}
         return statistics.get("bytes_limit", 0) - statistics.get("bytes_in_use", 0)
-    free = psutil.virtual_memory().available
-    for limit, usage in LIMITS.items():
-        files = [Path("/sys/fs/cgroup", name) for name in (limit, usage)]
-        if all(file.exists() for file in files):
-            values = [file.read_text().strip() for file in files]
-            if values[0] != "max":
-                free = min(free, int(values[0]) - int(values[1]))
-    return free
+    return min([psutil.virtual_memory().available, *cgroup_rooms()])
+
+
+def cgroup_rooms(root: Path = Path("/sys/fs/cgroup"), of_process: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Bytes that each cgroup of this process, and each above it, lets it still take; of those that have a limit.
+
+    Args:
+        root: where cgroups are mounted: those of version 2, or the folder `memory` of version 1.
+        of_process: a line for each hierarchy, as 0::/a/b (version 2) or 4:memory:/a/b (version 1).
+    """
+    rooms = []
+    for controllers, path in re.findall(r"^\d+:([^:\n]*):/(.*)$", _read(of_process), re.MULTILINE):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        files, mount = (CGROUP1, root / "memory") if controllers else (CGROUP2, root)
+        # In a container the path may be that of the host, of which only the mount itself is here.
+        inner = mount.joinpath(*(part for part in path.split("/") if part not in ("", "..")))
+        for folder in (inner, *inner.parents):
+            rooms += _room(folder, *files)
+            if folder == mount:
+                break
+    return rooms
+
+
+def _room(folder: Path, limits: Sequence[str], usage: str, reclaimable: str) -> list[int]:
+    """What one cgroup leaves; nothing where it has no limit, or files that are not understood."""
+    found = [int(text) for text in (_read(folder / limit).strip() for limit in limits) if _is_number(text)]
+    used = _read(folder / usage).strip()
+    if not found or not _is_number(used):
+        return []
+    statistics = dict(line.rsplit(" ", 1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
+    kept = statistics.get(reclaimable, "0")
+    # Files that were read lie in memory until others want it: they are in use, and free.
+    return [max(0, min(found) - int(used) + (int(kept) if _is_number(kept) else 0))]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 25
 
 
 def weight_bytes(part: type, config: Config, form: Form, dtype: Any) -> int:

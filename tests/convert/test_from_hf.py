@@ -56,7 +56,7 @@ def test_values_of_some_experts(folder: Path) -> None:
     checkpoint = Checkpoint(folder)
     for tensor in (t for t in LAYER if t.per_expert):
         name = layer_name(2, tensor)
-        some, every = read_values(checkpoint, name, tensor, 3, 2), read_values(checkpoint, name, tensor)
+        some, every = read_values(checkpoint, name, 3, 2), read_values(checkpoint, name)
         assert np.array_equal(some, every[3:5])
 
 

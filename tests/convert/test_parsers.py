@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert import checksums, folder, orbax, shards
+from convert import checksums, expert_mapping, folder, orbax, shards
 from gptoss_jax.config import TINY, Config
 from gptoss_jax.errors import CheckpointError, ConfigError, UserError
 
@@ -45,7 +45,10 @@ def lie_in_a_row(entries: list[shards.Entry], size: int) -> bool:
 
 HEADER = {"__metadata__": {"format": "pt"}, "a": entry("BF16", [3, 4], 0, 24), "b": entry("U8", [2], 24, 26)}
 SHARDS = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-DIGESTS = b"".join(b"%s  %s\n" % (digit * 64, name) for digit, name in ((b"0", b"config.json"), (b"f", b"LICENSE")))
+DIGESTS = b"".join(
+    b"%s  %s\n" % (digits, name)
+    for digits, name in ((b"0" * 64, b"config.json"), (b"f" * 64, b"LICENSE"), (b"\\" + b"9" * 64, rb"a\nb"))
+)
 PARSERS = {
     "safetensors header": Parser(
         lambda data: shards.parse_header(data, len(data)), CheckpointError, HEADER, lie_in_a_row, with_length
@@ -67,6 +70,12 @@ PARSERS = {
         CheckpointError,
         {"orbax/ocdbt/manifest.ocdbt": 120, "orbax/d/0": 0},
         lambda found, _: all(name.startswith("orbax/") and type(n) is int and n >= 0 for name, n in found.items()),
+    ),
+    "expert mapping": Parser(
+        lambda data: expert_mapping.parse(data, TINY),
+        CheckpointError,
+        {str(layer): {str(2 * expert): expert for expert in range(7)} for layer in range(4)},
+        lambda found, _: [len({*numbers}) for numbers in found] == [7] * 4 and min(map(min, found)) >= 0,
     ),
     "SHA256SUMS": Parser(
         checksums.parse,

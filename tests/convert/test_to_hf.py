@@ -23,7 +23,13 @@ from tests.convert.test_prune import assert_same_bytes, contents, dequantised, r
 
 FORMS = ("mxfp4", "bf16")
 # Beside weights and config.json: what a published or a pruned folder also has.
-OTHER_FILES = {"LICENSE": b"\xff\x00 no text\r\n", "README.md": b"The card.\n", "expert_mapping.json": b'{"0":{"3":0}}'}
+EXPERTS = {str(2 * expert): expert for expert in range(TINY.num_experts)}
+MAPPING = {str(layer): EXPERTS for layer in range(TINY.num_layers)}
+OTHER_FILES = {
+    "LICENSE": b"\xff\x00 no text\r\n",
+    "README.md": b"The card.\n",
+    "expert_mapping.json": json.dumps(MAPPING).encode(),
+}
 
 Folders = dict[str, Path]
 
