@@ -45,7 +45,8 @@ CASES: dict[str, tuple[str, Tree, list[int]]] = {
         [3 * GIB],
     ),
     "a path of the host, of which a container sees its own": ("0::/docker/abc", group(".", 2 * GIB, GIB), [GIB]),
-    "a path outside of the namespace": ("0::/../../other", group(".", 2 * GIB, GIB), [GIB]),
+    "a path outside of the namespace": ("0::/../other", group(".", 2 * GIB, GIB) | group("..", 9, 8), [GIB]),
+    "files above the mount are none of a cgroup": ("0::/a", group(".", 2 * GIB, GIB) | group("..", 9, 8), [GIB]),
     "version 1": ("4:memory:/a/b", old_group("a/b", 4 * GIB, GIB), [3 * GIB]),
     "version 1, above": (
         "9:name=systemd:/x\n4:cpu,memory:/a/b\n3:cpu:/c",

@@ -167,6 +167,35 @@ def test_a_link_of_a_hub_cache_to_elsewhere_is_refused(
     refused(*argv("prune", snapshot), says=("notes.txt", "link out of the folder"))
 
 
+@pytest.mark.parametrize("disguise", ["blob", "blobs"])
+def test_what_looks_as_a_hub_cache_hides_no_link(
+    disguise: str, model: Path, ranking: Path, tmp_path: Path, refused: Refused
+) -> None:
+    """A blob that is a link itself, and a folder blobs that is one."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("a key")
+    cache = tmp_path / "models--owner--name"
+    snapshot = hub_cache(model, cache)
+    if disguise == "blob":
+        (cache / "blobs" / "key").symlink_to("../../secret/key")
+    else:
+        shutil.rmtree(cache / "blobs")
+        for file in snapshot.iterdir():
+            file.unlink()
+            shutil.copy(model / file.name, file)
+        (cache / "blobs").symlink_to("../secret")
+    (snapshot / "notes.txt").symlink_to("../../blobs/key")
+    refused(*argv("prune", snapshot), says=("notes.txt", "link out of the folder", "secret/key"))
+
+
+def test_folders_named_blobs_are_of_a_hub_cache_alone(
+    model: Path, ranking: Path, tmp_path: Path, refused: Refused
+) -> None:
+    snapshot = hub_cache(model, tmp_path / "models--owner--name")
+    other = snapshot.parent.rename(snapshot.parent.with_name("revisions")) / snapshot.name
+    refused(*argv("prune", other), says=("link out of the folder", "blobs"))
+
+
 @pytest.mark.parametrize("target", ["gone.txt", "notes.txt"])
 def test_a_link_to_nothing_is_said_to_be_one(model: Path, ranking: Path, refused: Refused, target: str) -> None:
     (model / "notes.txt").symlink_to(target)
@@ -232,6 +261,11 @@ def test_digests_of_odd_names_are_read_back(odd: Path) -> None:
     assert checksums.differing(odd) == []
     (odd / "new\nline").write_text("other")
     assert checksums.differing(odd) == ["new\nline"]
+
+
+def test_without_the_mark_a_backslash_is_itself() -> None:
+    """As older programs wrote it, that knew no escapes."""
+    assert checksums.parse(b"%s  %s\n" % (b"0" * 64, rb"a\nb")) == {"a\\nb": "0" * 64}
 
 
 @pytest.mark.parametrize("name", [rb"a\b", rb"a\\\b", b"a\\"])
