@@ -27,6 +27,7 @@ from gptoss_jax.selection import ranking as select
 from gptoss_jax.statistics.store import Sums
 from gptoss_jax.statistics.sums import GATE_BINS, Statistics, layer_statistics
 from gptoss_jax.statistics.tables import SALIENCY, columns, read_columns, usage_table
+from tests.bad_input import table
 
 L, E, K = 2, 7, 3
 DOMAINS = ["law", "maths"]
@@ -149,6 +150,14 @@ def test_the_published_table_gives_the_published_top_ten(published: str, rendere
     lines = section(published, "Top experts by layer")
     assert len(lines) == 24
     assert section(rendered, "Top experts by layer") == lines
+
+
+def test_the_header_names_a_subset() -> None:
+    made = {name: np.reshape(column, (4, 7)) for name, column in table().items()}
+    info = INFO | {"options": INFO["options"] | {"subset": "easy"}}
+    assert f"`{INFO['options']['data']}` subset `easy` split `" in profile_report(
+        info, made, nothing_measured(4, 7, 3), {}
+    )
 
 
 def test_the_published_table_gives_the_published_concentration(published: str, rendered: str) -> None:

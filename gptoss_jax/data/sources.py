@@ -94,7 +94,8 @@ def find(path: AnyPath, split: str, subset: str | None = None) -> Found:
     splits = _splits(below, names, subset, shown, path.is_dir())
     chosen = _choose(splits, split, shown)
     others = {name: f"of split {other}" for other in splits for name in splits[other]}
-    verdicts |= {name: others.get(name, "of no split") for name in {*names} - {*chosen}}
+    rest = "of another subset or of none" if subset else "of no split"
+    verdicts |= {name: others.get(name, rest) for name in {*names} - {*chosen}}
     return Found([below[name] for name in chosen], [(name, why) for name, why in verdicts.items() if why])
 
 

@@ -61,15 +61,15 @@ def declared(card: str, names: Sequence[str], subset: str | None, shown: str) ->
     try:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard(card).data)
         chosen = subset or configs.get_default_config_name()
-    except Exception as error:  # of YAML, and of what both libraries check
+        if not any({"data_files", "data_dir"} & config.keys() for config in configs.values()):
+            return None
+        if chosen in configs:
+            return _files_of(configs[chosen], names)
+    except Exception as error:  # of YAML, of what both libraries check, and of what they do not
         why = f"README.md declares subsets that cannot be understood ({plain(reason(error))})"
         raise DataError(f"{shown}: {why}: mend it, or name the files that you want") from None
-    if not any({"data_files", "data_dir"} & config.keys() for config in configs.values()):
-        return None
-    if chosen not in configs:
-        there = ", ".join(plain(name) for name in list(configs)[:20])
-        raise DataError(f"{shown}: has subsets: give --subset one of {there}")
-    return _files_of(configs[chosen], names)
+    there = ", ".join(plain(str(name)) for name in list(configs)[:20])
+    raise DataError(f"{shown}: has subsets: give --subset one of {there}")
 
 
 def _files_of(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:

@@ -93,8 +93,9 @@ def _header(info: Mapping[str, Any]) -> list[str]:
 def _rows(info: Mapping[str, Any]) -> list[str]:
     o = info["options"]
     domains = ", ".join(o["domain"])
+    subset = f" subset `{o['subset']}`" if o.get("subset") else ""
     return [
-        f"- Dataset: `{o['data']}` split `{o['split']}` col `{o['text_column']}`",
+        f"- Dataset: `{o['data']}`{subset} split `{o['split']}` col `{o['text_column']}`",
         f"- Domain filter: `{domains}`" + ("" if domains else " (empty = no filter)"),
         f"- Rows: {info['rows']:,} | Batch size: {o['batch_size']}",
     ]
