@@ -20,7 +20,11 @@ from .options import MODEL, PATH, options_of, tell
     help="What the model is specialised in, for its name and card.  [default: the domain that was ranked, or general]",
 )
 @click.option("--lower-top-k", is_flag=True, help="Allows fewer experts than each token uses now.")
-@click.option("--out", type=PATH, help="The folder for the checkpoint.  [default: its name]")
+@click.option(
+    "--out",
+    type=PATH,
+    help="The folder for the checkpoint; for a storage it is made in TMPDIR first.  [default: its name]",
+)
 @click.option("--overwrite", is_flag=True, help="Replaces an existing output folder, at the end.")
 @click.option(
     "--verify",
