@@ -300,7 +300,7 @@ def test_a_state_of_another_version(
         data.tobytes().replace(b"norm_max", b"norm_min"),
     ):
         progress.write("state", other)
-        refused(*argv, "--resume", says=("out.progress/state: is damaged", "remove that folder"))
+        refused(*argv, "--resume", says=("out.progress: another version", "remove that folder"))
 
 
 # Which runs go on.

@@ -15,7 +15,9 @@ from .options import MODEL, PATH, option_of, options_of
 @click.option("--to", type=click.Choice(["orbax", "hf"]), required=True, help="Orbax, or Hugging Face form.")
 @options_of(Writing)
 @option_of(Placing, "mesh")
-@click.option("--out", type=PATH, required=True, help="The folder for the checkpoint.")
+@click.option(
+    "--out", type=PATH, required=True, help="The folder for the checkpoint; for a storage it is made in TMPDIR first."
+)
 @click.option("--overwrite", is_flag=True, help="Replaces an existing output folder, at the end.")
 def convert(model: str, to: str, out: Any, **options: Any) -> None:
     """Write MODEL as an Orbax checkpoint or in Hugging Face form.

@@ -24,7 +24,11 @@ KEPT = Option(KEEP, "How many experts to keep in each layer, or how many per cen
     help="What the model is specialised in, for its name and card.  [default: the domain that was ranked, or general]",
 )
 @click.option("--lower-top-k", is_flag=True, help="Allows fewer experts than each token uses now.")
-@click.option("--out", type=PATH, help="The folder for the checkpoint.  [default: its name]")
+@click.option(
+    "--out",
+    type=PATH,
+    help="The folder for the checkpoint; for a storage it is made in TMPDIR first.  [default: its name]",
+)
 @click.option("--overwrite", is_flag=True, help="Replaces an existing output folder, at the end.")
 @click.option(
     "--verify",
