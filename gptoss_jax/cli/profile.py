@@ -28,6 +28,7 @@ def profile(model: str, out: str, overwrite: bool, resume: bool, **options: Any)
     chosen = named(**options)
     from convert.sources import open_source
 
+    from ..devices import hosts
     from ..files.paths import place
     from ..run import job
     from ..run.progress import Progress
@@ -38,7 +39,9 @@ def profile(model: str, out: str, overwrite: bool, resume: bool, **options: Any)
     try:
         finished = job.run(request, open_source, target, overwrite, resume, terminal.complain)
     except (KeyboardInterrupt, SystemExit) as stop:
-        if Progress(target).exists():
+        if not hosts.is_first():
+            stop.add_note("process 0 says what is kept")
+        elif Progress(target).exists():
             stop.add_note("what is finished is kept: the same command with --resume goes on")
         raise
     if finished.said:
