@@ -160,7 +160,10 @@ def test_what_is_asked_for_is_an_error_where_it_cannot_be_had(tmp_path: Path) ->
         done = subprocess.run(
             [sys.executable, "-c", SAYING, "x"], stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
         )
-    assert done.returncode == 1 and "OutputError: standard output: no space left on device" in done.stderr
+    assert (
+        done.returncode == 1
+        and "OutputError: standard output cannot be written: no space left on device" in done.stderr
+    )
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(

@@ -26,6 +26,7 @@ def profile(model: str, out: Any, overwrite: bool, resume: bool, **options: Any)
     chosen = named(**options)
     from convert.sources import open_source
 
+    from ..devices import hosts
     from ..run import job
     from ..run.progress import Progress
 
@@ -34,7 +35,9 @@ def profile(model: str, out: Any, overwrite: bool, resume: bool, **options: Any)
     try:
         finished = job.run(request, open_source, out, overwrite, resume, terminal.complain)
     except (KeyboardInterrupt, SystemExit) as stop:
-        if Progress(out).exists():
+        if not hosts.is_first():
+            stop.add_note("process 0 says what is kept")
+        elif Progress(out).exists():
             stop.add_note("what is finished is kept: the same command with --resume goes on")
         raise
     if finished.said:

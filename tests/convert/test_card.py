@@ -230,10 +230,16 @@ def test_the_command_names_criterion_and_data(tiny_mxfp4: Path, tmp_path: Path) 
     lists = json.dumps(RANKING.layers)
     file, out = tmp_path / "science.json", tmp_path / "out"
     said = prune(tiny_mxfp4, file, "--out", str(out))
-    assert said == f"{TINY_NAME}: 4 of 7 experts a layer by `reap` over the profile's domain `science`: {out}\n"
+    choice = "4 of 7 experts a layer by `reap` over the profile's domain `science`"
+    before, now = (
+        json.loads((folder / "model.safetensors.index.json").read_text())["metadata"]["total_size"] / 1e6
+        for folder in (tiny_mxfp4, out)
+    )
+    weights = f"weights {before:.1f} MB before, {now:.1f} MB now"
+    assert said == f"{TINY_NAME}: {choice}; {weights}: {out}\n"
     said = prune(tiny_mxfp4, file, "--out", str(out), "--overwrite", content=lists)
     general = TINY_NAME.replace("science", "general")
-    assert said == f"{general}: 4 of 7 experts a layer of unknown origin: {out}\n"
+    assert said == f"{general}: 4 of 7 experts a layer of unknown origin; {weights}: {out}\n"
 
 
 def test_a_profile_of_another_checkpoint_is_told_and_no_error(tiny_mxfp4: Path, tmp_path: Path) -> None:
