@@ -294,6 +294,8 @@ def code_of_its_own(m: Path) -> None:
 EVERYWHERE = {
     "no config": (lambda m: (m / "config.json").unlink(), "config.json"),
     "another kind of model": (lambda m: edit(m / "config.json", model_type="llama"), "gpt_oss"),
+    "an unknown key": (lambda m: edit(m / "config.json", moe_layer_freq=2), "'moe_layer_freq'"),
+    "more experts than any model": (lambda m: edit(m / "config.json", num_local_experts=10**18), "num_local_experts"),
     "a truncated shard": (cut(-200), "truncated"),
     "a missing shard": (lambda m: (m / SHARD).unlink(), SHARD),
 }

@@ -16,6 +16,7 @@ from convert.folder import pruned_config
 from gptoss_jax import config_keys
 from gptoss_jax.config import FULL, GPT_OSS_20B, GPT_OSS_120B, SLIDING, TINY, Config
 from gptoss_jax.errors import ConfigError
+from gptoss_jax.files.paths import read_json
 from gptoss_jax.network.rope import frequencies
 
 YARN = TINY.to_json()["rope_scaling"]
@@ -70,6 +71,15 @@ def test_published_configs_are_read() -> None:
         assert Config.from_json(preset.to_json()) == preset
         defaults = {"head_dim", "layer_types", "swiglu_limit", "rope_theta", "experts_per_token"}
         assert Config.from_json({k: v for k, v in preset.to_json().items() if k not in defaults}) == preset
+
+
+def test_a_config_is_written_as_the_published_one(shared: Path) -> None:
+    """No key is new, and the other clients find what they know."""
+    published = read_json(shared / "data/gptoss20b" / "config.json")
+    written = GPT_OSS_20B.to_json()
+    assert {key: published[key] for key in written} == written
+    notes = {"eos_token_id", "pad_token_id", "quantization_config", "transformers_version"}
+    assert published.keys() - written.keys() == notes
 
 
 @pytest.mark.parametrize("keys", [(*config_keys.EXPERTS, *config_keys.ACTIVE), ("num_experts", "num_experts_per_tok")])
