@@ -48,7 +48,7 @@ ROWS = [
     case("key twice", ("r.jsonl", '{"text": "a", "text": "b"}'), "r.jsonl, line 1", "'text' stands twice"),
     case("cut list", ("r.json", f"[{GOOD},"), "r.json", "not valid JSON", "line 1"),
     case("list of texts", ("r.json", '["a"]'), "r.json, record 1", "str"),
-    case("CSV without header", ("r.csv", "a,b\nc,d\n"), "r.csv, line 2", "'text'", "a, b"),
+    case("CSV without header", ("r.csv", "a,b\nc,d\n"), "r.csv, line 2", "no column is known", "a, b"),
     case("CSV with too many fields", ("r.csv", "text\na,b\n"), "r.csv, line 2", "fields"),
     case("CSV with an open quote", ("r.csv", 'text\n"a\n'), "r.csv", "line 2", "not valid CSV"),
     case("no gzip", ("r.jsonl.gz", GOOD), "r.jsonl.gz", "no sound .gz file"),

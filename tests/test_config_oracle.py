@@ -152,7 +152,6 @@ CASES = {
     # One value alone is this network's.
     "no biases": refused("attention_bias", attention_bias=False),
     "other activation": refused("hidden_act", hidden_act="gelu"),
-    "tied, with an unembedding": same(tie_word_embeddings=True),
     "tied to a name": refused("tie_word_embeddings", tie_word_embeddings="embed_tokens"),
     "sizes by layer": refused("per_layer_config", per_layer_config={"0": {"sliding_window": 4}}),
     "classifier": refused("architectures", architectures=["GptOssForSequenceClassification"]),

@@ -45,7 +45,8 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize(("file", "command"), ALL, ids=[f"{file}: {command[:60]}" for file, command in ALL])
 def test_commands_are_parsed(file: str, command: str) -> None:
-    name, *words = shlex.split(command, comments=True)
+    # Packages of storages are no part of the tests: their addresses are parsed as those of memory.
+    name, *words = shlex.split(command.replace("gs://", "memory://"), comments=True)
     if not words and name in cli.commands:
         return  # the command's name alone, in a sentence
     try:

@@ -19,7 +19,7 @@ from gptoss_jax.run.options import ROWS, TEXT
 from .bad_input import Program, Refused, dump, tree
 
 # Parameters that take any text and name no path. One that names a path has the type `cli.options.PATH`.
-TEXTS = {"prompts", "domain", "split", "text_column", "id_column", "domain_column", "topology"}
+TEXTS = {"prompts", "domain", "split", "subset", "text_column", "id_column", "domain_column", "topology"}
 NUMBERS = (click.Choice, click.IntRange, click.types.IntParamType, click.types.BoolParamType)
 PARAMETERS = [(name, parameter) for name, command in cli.commands.items() for parameter in command.params]
 

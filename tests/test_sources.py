@@ -13,7 +13,7 @@ from upath import UPath
 
 from gptoss_jax.data.remarks import Remarks
 from gptoss_jax.data.sources import find, records
-from gptoss_jax.errors import DataError
+from gptoss_jax.errors import DataError, UserError
 
 from .bad_input import SHORT, Program, Refused
 from .conftest import conversation
@@ -40,7 +40,7 @@ def told(source: Any, split: str = "train") -> list[str]:
 
 
 def refusal(source: Any, split: str = "train", subset: str | None = None) -> str:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         read(source, split, subset)
     return str(caught.value)
 

@@ -48,6 +48,8 @@ class Option:
     required: bool = False
     beside: str = ""
     """The option without which it means nothing."""
+    newer: bool = False
+    """Whether older profiles say nothing of it: they were made as its default says."""
     resumed: bool = True
     """Whether a run that goes on must have the same value, as where it changes what is computed."""
 
@@ -224,7 +226,11 @@ class Data(Options):
         (), TEXT, "Takes only rows of this domain; may be given several times.", several=0, merging="free"
     )
     keep_thinking: bool = option(
-        False, SWITCH, "Keeps the reasoning of earlier turns, which chat templates leave out.", merging="told"
+        False,
+        SWITCH,
+        "Keeps the reasoning of earlier turns, which chat templates leave out.",
+        merging="told",
+        newer=True,
     )
     skip_bad_rows: bool = option(False, SWITCH, "Leaves out rows that cannot be read, and counts them.", merging="free")
     num_rows: int | None = option(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ NUMBERS = (
 )
 # Options that say how sums came about: without them nobody can say whether they add to others.
 NEEDED = tuple(name for kind in PROFILE for name, o in declared_options(kind).items() if o.merging != "free")
+NEWER = {
+    field.name: field.default for kind in PROFILE for field in fields(kind) if declared_options(kind)[field.name].newer
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ def _check_info(info: Any, sums: Sums) -> None:
     """ValueError where profile.json lacks what is needed of it, or is not that of these sums."""
     if not isinstance(info, dict) or not isinstance(info.get("options"), dict):
         raise ValueError("lists no options")
+    info["options"] = NEWER | info["options"]
     if missing := {*NEEDED} - {*info["options"]}:
         raise ValueError(f"lacks the option {min(missing)!r}")
     for name in TEXTS:
