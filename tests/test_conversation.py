@@ -566,7 +566,7 @@ def test_alpaca_is_a_turn_of_each() -> None:
         Message("user", "Add.\n1 + 1"),
         Message("assistant", "2", "final"),
     ]
-    assert said == ["instruction and output taken for a conversation"]
+    assert said == ["columns instruction and output read as a conversation"]
     assert read(record | {"input": "", "history": None})[0].messages[1] == Message("user", "Add.")
 
 

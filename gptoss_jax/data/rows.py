@@ -132,7 +132,9 @@ def _row(record: Mapping[str, Any], where: str, reading: Reading) -> Row:
     if isinstance(found, str):
         written = HarmonyText(found)
     else:
-        seen = found if reading.keep_thinking else as_seen(found, generate=False, say=said.add)
+        seen = found
+        if not reading.keep_thinking:
+            seen = as_seen(found, False, lambda line: said.add(f"{line} (--keep-thinking keeps it)"))
         written = reading.template().write(seen)
     if columns.domain and columns.domain not in record:
         raise DataError(f"no column {columns.domain!r}: there are {', '.join(sorted(record))}")

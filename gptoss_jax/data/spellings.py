@@ -51,7 +51,7 @@ def conversation_of(record: Record, column: str | None, apart: Sequence[str | No
         raise DataError(f"it can be read by several columns ({found}): name one with --text-column")
     if fitting:
         if fitting[0].columns != ("text",):
-            say(f"{fitting[0].name} taken for a conversation")
+            say(f"column{'s' * (len(fitting[0].columns) > 1)} {fitting[0].name} read as a conversation")
         return fitting[0].read(record, say)
     single = [name for name in sorted(present - {*apart, *BESIDE}) if isinstance(record[name], str | list | Mapping)]
     if len(single) != 1:
@@ -96,7 +96,7 @@ def as_seen(conversation: Conversation, generate: bool, say: Say) -> Conversatio
     """The conversation as the model sees it, without the reasoning of earlier turns; what goes is said."""
     seen = conversation.without_earlier_analysis(generate)
     if len(seen.messages) < len(conversation.messages):
-        say("reasoning of earlier turns left out, as chat templates do (--keep-thinking keeps it)")
+        say("reasoning of earlier turns left out, as chat templates do")
     return seen
 
 
