@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from . import config_keys as keys
 from .config_keys import number
-from .errors import ConfigError
+from .errors import ConfigError, shown
 
 # How weights of experts lie: floats, four bits as a device wants all of a layer, four bits as they are stored.
 Form = Literal["bf16", "mxfp4", "blocks"]
@@ -94,7 +94,7 @@ class Config:
     def from_json(cls, raw: Any, where: str = "config.json") -> "Config":
         """Read a Hugging Face config; ConfigError names the key that is missing or wrong."""
         if not isinstance(raw, dict) or raw.get("model_type") != "gpt_oss":
-            found = keys.shown(raw.get("model_type") if isinstance(raw, dict) else raw)
+            found = shown(raw.get("model_type") if isinstance(raw, dict) else raw)
             raise ConfigError(
                 f"{where}: model_type is {found}, expected 'gpt_oss': only GPT-OSS checkpoints can be read"
             )
@@ -175,12 +175,12 @@ def _layer_types(raw: Mapping[str, Any], num_layers: int, where: str) -> tuple[s
     if layer_types is None:  # transformers' own, the published models'
         layer_types = [(SLIDING, FULL)[i % 2] for i in range(num_layers)]
     if not isinstance(layer_types, list):
-        raise ConfigError(f"{where}: layer_types is {keys.shown(layer_types)}, expected a list")
+        raise ConfigError(f"{where}: layer_types is {shown(layer_types)}, expected a list")
     if len(layer_types) != num_layers:
         raise ConfigError(f"{where}: layer_types has {len(layer_types)} entries, expected {num_layers}")
     for kind in layer_types:
         if kind not in (SLIDING, FULL):
-            raise ConfigError(f"{where}: layer_types names {keys.shown(kind)}, expected {SLIDING!r} or {FULL!r}")
+            raise ConfigError(f"{where}: layer_types names {shown(kind)}, expected {SLIDING!r} or {FULL!r}")
     return tuple(layer_types)
 
 
@@ -195,10 +195,10 @@ def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, Yarn | None]:
 def _rotation(name: str, raw: Mapping[str, Any], where: str) -> tuple[float, Yarn | None]:
     rope, inside = raw[name], f"{where}: {name}"
     if not isinstance(rope, dict) or not rope:
-        raise ConfigError(f"{inside} is {keys.shown(rope)}, expected an object as the original model has it")
+        raise ConfigError(f"{inside} is {shown(rope)}, expected an object as the original model has it")
     kind = keys.agreed({key: rope[key] for key in ("rope_type", "type") if key in rope} or {"": "default"}, inside)
     if kind not in (*keys.ROPE_KEYS,):
-        raise ConfigError(f"{inside}: rope_type is {keys.shown(kind)}, expected 'yarn' or 'default'")
+        raise ConfigError(f"{inside}: rope_type is {shown(kind)}, expected 'yarn' or 'default'")
     keys.refuse_unknown(rope, keys.ROPE_KEYS[kind], inside)
     keys.check_only(rope, inside)
     holders = {"rope_theta": raw, f"{name}.rope_theta": rope}
@@ -227,7 +227,7 @@ def _yarn(name: str, raw: Mapping[str, Any], where: str) -> Yarn:
         attention_factor = _amplitude(factor, mscale) / _amplitude(factor, mscale_all_dim)
     truncate = rope.get("truncate", True)
     if not isinstance(truncate, bool):
-        raise ConfigError(f"{inside}: truncate is {keys.shown(truncate)}, expected true or false")
+        raise ConfigError(f"{inside}: truncate is {shown(truncate)}, expected true or false")
     return Yarn(
         factor=factor,
         original_context=keys.agreed(contexts, where),

@@ -5,15 +5,12 @@ transformers gives them their meaning: `GptOssConfig`, the classes that it exten
 """
 
 import json
-import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from .errors import ConfigError
+from .errors import ConfigError, shown
 
 T = TypeVar("T")
-SHOWN = reprlib.Repr()
-SHOWN.maxstring = SHOWN.maxother = 60
 
 # Sizes by their names in `config.Config` and in config.json.
 SIZES = {
@@ -179,8 +176,3 @@ def agreed(values: Mapping[str, T], where: str) -> T:
         if other != value:
             raise ConfigError(f"{where}: {first} and {name} differ: make them equal")
     return value
-
-
-def shown(value: Any) -> str:
-    """A value of a file as a message shows it: on one line, and not without end."""
-    return SHOWN.repr(value)

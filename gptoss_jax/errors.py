@@ -4,6 +4,11 @@ Every message is one line that says what is wrong, where, and what to do about i
 """
 
 import os
+import reprlib
+from typing import Any
+
+SHOWN = reprlib.Repr()
+SHOWN.maxstring = SHOWN.maxother = 60
 
 
 def reason(error: BaseException) -> str:
@@ -16,6 +21,11 @@ def plain(text: str, most: int = 200) -> str:
     behind `most` characters."""
     shown = "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
     return shown + "…" * (len(text) > most)
+
+
+def shown(value: Any) -> str:
+    """A value of a file as a message shows it: on one line, and not without end."""
+    return SHOWN.repr(value)
 
 
 def refusal(error: OSError) -> str:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, shown
 from .conversation import FUNCTIONS, Message, Role
 from .harmony import CHANNEL, MARKS, RECIPIENT, START, HarmonyText, Part, messages_of, pieces
 
@@ -97,7 +97,7 @@ def _as_openai(value: Any, say: Say) -> dict[str, Any]:
         raise DataError(f"has no role: its keys are {', '.join(sorted(map(repr, value)))}")
     role = message["role"]
     if not isinstance(role, str) or role not in ROLES:
-        raise DataError(f"its role is {_short(role)}, expected one of {', '.join(ROLES)}")
+        raise DataError(f"its role is {shown(role)}, expected one of {', '.join(ROLES)}")
     if role == "function_call" and "content" in message:
         message["tool_calls"] = message.pop("content")
     if role != ROLES[role]:
@@ -163,7 +163,7 @@ def _addressed(message: Mapping[str, Any], content: str) -> Message:
     recipient = "" if recipient in ("all", "user") else recipient
     channel = message.get("channel", "commentary" if recipient else "final")
     if channel not in CHANNELS:
-        raise DataError(f"its channel is {_short(channel)}, expected one of {', '.join(CHANNELS)}")
+        raise DataError(f"its channel is {shown(channel)}, expected one of {', '.join(CHANNELS)}")
     return Message(
         "assistant", content, channel, recipient, content_type=_text(message.get("content_type", ""), "type")
     )
@@ -174,13 +174,13 @@ def _written_out(content: str) -> list[Message]:
     text = content if content.startswith(START) else f"{START}assistant{content}"
     parts, stray = messages_of(list(pieces(HarmonyText(text), MARKS)))
     if stray.strip():
-        raise DataError(f"its content has harmony's marks, and {_short(stray.strip())} is of no message")
+        raise DataError(f"its content has harmony's marks, and {shown(stray.strip())} is of no message")
     return [_of_part(part) for part in parts]
 
 
 def _of_part(part: Part) -> Message:
     if part.role != "assistant":
-        raise DataError(f"its content holds a message by {_short(part.role)}: give each role's messages apart")
+        raise DataError(f"its content holds a message by {shown(part.role)}: give each role's messages apart")
     recipient = RECIPIENT.search(part.header)
     rest = part.header.removeprefix("assistant").replace(recipient[0] if recipient else "", "", 1)
     rest = rest.replace(f"{CHANNEL}{part.channel}", "", 1).strip()
@@ -204,7 +204,7 @@ def _call(call: Any) -> tuple[str, Message]:
     function = call.get("function") or call.get("custom") or call
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not name or any(c.isspace() for c in name):
-        raise DataError(f"a call's name is {_short(name)}, expected the name of a function")
+        raise DataError(f"a call's name is {shown(name)}, expected the name of a function")
     arguments = function.get("arguments", function.get("parameters", function.get("input")))
     is_text = isinstance(arguments, str)
     text = arguments if is_text else "{}" if arguments is None else json.dumps(arguments, ensure_ascii=False)
@@ -220,7 +220,7 @@ def _answered(message: Mapping[str, Any], waiting: Waiting) -> str:
     tool = waiting.take(identity, names)
     if tool or names:
         return tool or names[0]
-    raise DataError(f"its role is tool, and it answers no call{f' of id {_short(identity)}' if identity else ''}")
+    raise DataError(f"its role is tool, and it answers no call{f' of id {shown(identity)}' if identity else ''}")
 
 
 def _content(content: Any, of_tool: bool = False) -> tuple[str, str]:
@@ -251,7 +251,7 @@ def _part(part: Any) -> tuple[str, str]:
         return _text(part.get(kind, part.get("text")), "the text of a part"), "thinking"
     if not kind:
         return "", ""
-    raise DataError(f"a part of its content is of type {_short(kind)}: GPT-OSS reads text alone")
+    raise DataError(f"a part of its content is of type {shown(kind)}: GPT-OSS reads text alone")
 
 
 def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -266,7 +266,7 @@ def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
 def _tool(tool: Any) -> Mapping[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise DataError(f"a tool is {_short(tool)}, expected an object with name, description and parameters")
+        raise DataError(f"a tool is {shown(tool)}, expected an object with name, description and parameters")
     parameters = _json_or(function.get("parameters", function.get("input_schema")) or {})
     described = {"name": function["name"], "description": function.get("description") or ""}
     return {"type": "function", "function": {**described, "parameters": parameters}}
@@ -302,9 +302,3 @@ def _text(value: Any, what: str) -> str:
 
 def _kind(value: Any) -> str:
     return "null" if value is None else type(value).__name__
-
-
-def _short(value: Any) -> str:
-    """A value as it is shown in a message."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}…"
