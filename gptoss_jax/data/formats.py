@@ -213,8 +213,9 @@ def _parquet_records(file: Binary, _: str) -> Records:
     import pyarrow.parquet as pq
 
     with _table("Parquet"):
-        table = pq.ParquetFile(file)
-        yield from _columnar(table.schema_arrow.names, table.iter_batches(batch_size=1024))
+        # In this thread alone: one of PyArrow's that reads from Python aborts a program that ends meanwhile.
+        table = pq.ParquetFile(file, pre_buffer=False)
+        yield from _columnar(table.schema_arrow.names, table.iter_batches(batch_size=1024, use_threads=False))
 
 
 def _arrow_records(file: Binary, _: str) -> Records:

@@ -95,8 +95,8 @@ def _read_columns(profile: AnyPath, domain: str | None) -> Columns:
         what = "was made without --domain-column" if profile.is_dir() and domain is not None else "is no profile"
         raise ProfileError(f"{file}: no such file: {profile} {what}")
     try:
-        with file.open("rb") as stream:
-            return _columns(pq.read_table(stream), file, domain)
+        # Bytes, and not a stream: PyArrow's threads would call Python, and abort the program when it ends meanwhile.
+        return _columns(pq.read_table(pa.BufferReader(file.read_bytes())), file, domain)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise ProfileError(f"{file}: not a saliency table: {reason(error)}") from None
 
