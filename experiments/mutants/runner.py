@@ -96,6 +96,9 @@ class Runner:
             if status not in (PASSED, NONE_CHOSEN):
                 raise click.ClickException(f"{file} fails without a mutant:\n{text[-3000:]}")
             known[key] = round(time.monotonic() - start, 1)
+            status, text = self.tests(900, "-m", "slow", file)
+            if status not in (PASSED, NONE_CHOSEN):
+                raise click.ClickException(f"{file} fails without a mutant:\n{text[-3000:]}")
             kept.write_text(json.dumps(known, indent=1))
             click.echo(f"{file}: {known[key]} s")
         return float(known[key])
