@@ -90,6 +90,11 @@ def test_we_read_what_was_written(tmp_path: Path, max_shard_bytes: int) -> None:
     assert found == {name: (*SHAPES[name], values(name).tobytes()) for name in SHAPES}
 
 
+def test_part_of_a_matrix_reads_as_a_slice_of_it(tmp_path: Path) -> None:
+    stored = find_tensors(write(tmp_path / "out"))["e"]
+    np.testing.assert_array_equal(stored.read(3, 5, (2, 6)), values("e")[3:8, 2:6])
+
+
 def test_a_checkpoint_reads_as_the_library_reads_it(tiny_mxfp4: Path) -> None:
     assert read_by_us(tiny_mxfp4) == read_by_library(tiny_mxfp4)
 
