@@ -155,6 +155,13 @@ def test_a_state_comes_back(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_scores_come_back_in_the_order_of_their_batches() -> None:
+    """And not in that of their names, in which the eleventh batch stands before the third."""
+    state = State(scores=[np.full((1, 2, 2), batch, np.float32) for batch in range(24)])
+    back = State.from_bytes(state.to_bytes())
+    assert [scores[0, 0, 0] for scores in back.scores] == [*range(24)]
+
+
 def test_a_file_is_whole(tmp_path: Path) -> None:
     progress, file = Progress(tmp_path / "out"), tmp_path / "out.progress" / "state"
     progress.write("state", b"first")
@@ -448,3 +455,13 @@ def test_from_any_moment(
         steps.clear()
         finish(program, tmp_path, argv, expected)
         assert units(steps) == total - done
+
+
+def test_scores_of_many_batches_weigh_their_own_tokens(
+    program: Program, tiny_mxfp4: Path, rows_jsonl: Path, tmp_path: Path
+) -> None:
+    """Killed amidst the second pass, when the scores of twelve batches are kept."""
+    argv = line("resident", tiny_mxfp4, rows_jsonl, "--eaft", "--num-rows", 12, "--batch-size", 1)
+    expected = whole(program, tmp_path, argv)
+    stop(program, argv, after=13)
+    finish(program, tmp_path, argv, expected)
