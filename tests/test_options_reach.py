@@ -107,7 +107,10 @@ WAYS: dict[str, Way] = {
     "num_rows": Way(("--num-rows", 2), {"num_rows": 2}, seen=lambda a, b: len(a.sums.row_hashes) == 2),
     "seed": Way(("--seed", 5), {"num_rows": 2, "seed": 5}, without=("--num-rows", 2)),
     "keep_thinking": Way(
-        ("--keep-thinking",), {"keep_thinking": True}, data="thinking.jsonl", seen=lambda a, b: kept(a) > kept(b)
+        ("--keep-thinking",),
+        {"keep_thinking": True},
+        data="thinking.jsonl",
+        seen=lambda a, b: (a.sums.row_hashes != b.sums.row_hashes).all(),
     ),
     "max_seq_length": Way(
         ("--max-seq-length", 40),
