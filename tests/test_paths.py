@@ -14,7 +14,7 @@ from gptoss_jax.cli import cli
 from gptoss_jax.cli.options import Place, Value
 from gptoss_jax.errors import StorageError
 from gptoss_jax.files.paths import place
-from gptoss_jax.run.options import ROWS, TEXT
+from gptoss_jax.run.kinds import ROWS, TEXT
 
 from .bad_input import Program, Refused, dump, tree
 

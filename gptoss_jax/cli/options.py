@@ -10,7 +10,8 @@ import click
 
 from ..errors import UserError
 from ..files.paths import place
-from ..run.options import SWITCH, Option, Options, declared_options, flag_of, wrong
+from ..run.kinds import SWITCH
+from ..run.options import Option, Options, declared_options, flag_of, wrong
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from ..errors import UserError
-from ..run.options import KEEP, Option, Writing
+from ..run.kinds import KEEP
+from ..run.options import Option, Writing
 from . import terminal
 from .options import MODEL, PATH, Value, options_of
 

@@ -88,7 +88,7 @@ def read_messages(values: Sequence[Any], say: Say) -> list[Message]:
 def _as_openai(value: Any, say: Say) -> dict[str, Any]:
     """A message with the keys that OpenAI's form has; those that hold nothing are absent, as tables fill them in."""
     if not isinstance(value, Mapping):
-        raise DataError(f"is {_kind(value)}, expected an object with role and content")
+        raise DataError(f"is {kind_of(value)}, expected an object with role and content")
     message = {key: x for key, x in value.items() if x is not None}
     if "from" in message and "role" not in message:
         message = {{"from": "role", "value": "content"}.get(key, key): x for key, x in message.items()}
@@ -192,7 +192,7 @@ def _calls(message: Mapping[str, Any]) -> list[tuple[str, Message]]:
     given = _json_or(message.get("tool_calls", []))
     given = [given] if isinstance(given, Mapping) else given
     if not isinstance(given, Sequence) or isinstance(given, str):
-        raise DataError(f"its tool_calls are {_kind(given)}, expected a list")
+        raise DataError(f"its tool_calls are {kind_of(given)}, expected a list")
     if "function_call" in message:
         given = [*given, message["function_call"]]
     return [_call(call) for call in given]
@@ -200,7 +200,7 @@ def _calls(message: Mapping[str, Any]) -> list[tuple[str, Message]]:
 
 def _call(call: Any) -> tuple[str, Message]:
     if not isinstance(call, Mapping):
-        raise DataError(f"a call is {_kind(call)}, expected an object with name and arguments")
+        raise DataError(f"a call is {kind_of(call)}, expected an object with name and arguments")
     function = call.get("function") or call.get("custom") or call
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not name or any(c.isspace() for c in name):
@@ -230,7 +230,7 @@ def _content(content: Any, of_tool: bool = False) -> tuple[str, str]:
     if of_tool and not isinstance(content, list):
         return json.dumps(content, ensure_ascii=False), ""
     if not isinstance(content, list):
-        raise DataError(f"its content is {_kind(content)}, expected text or a list of parts")
+        raise DataError(f"its content is {kind_of(content)}, expected text or a list of parts")
     each = [_part(part) for part in content]
     if of_tool and any(kind == "" for _, kind in each):
         return json.dumps(content, ensure_ascii=False), ""
@@ -243,7 +243,7 @@ def _part(part: Any) -> tuple[str, str]:
     if isinstance(part, str):
         return part, "text"
     if not isinstance(part, Mapping):
-        raise DataError(f"a part of its content is {_kind(part)}, expected an object with type and text")
+        raise DataError(f"a part of its content is {kind_of(part)}, expected an object with type and text")
     kind = part.get("type", "text" if "text" in part else "")
     if kind in TEXT_PARTS or kind == "refusal":
         return _text(part.get("text", part.get("refusal")), "the text of a part"), "text"
@@ -259,7 +259,7 @@ def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     none."""
     tools = _json_or(value)
     if not isinstance(tools, Sequence) or isinstance(tools, str):
-        raise DataError(f"its tools are {_kind(tools)}, expected a list")
+        raise DataError(f"its tools are {kind_of(tools)}, expected a list")
     return tuple(_tool(tool) for tool in tools)
 
 
@@ -296,9 +296,10 @@ def _holds_something(value: Any) -> bool:
 
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"its {what} is {_kind(value)}, expected text")
+        raise DataError(f"its {what} is {kind_of(value)}, expected text")
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, as messages call it."""
     return "null" if value is None else type(value).__name__

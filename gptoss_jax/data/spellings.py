@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import DataError
 from .conversation import Conversation, Message
 from .harmony import MESSAGE, START, HarmonyText
-from .messages import Say, as_json, read_messages, read_tools
+from .messages import Say, as_json, kind_of, read_messages, read_tools
 from .template import SETTINGS, Template
 
 Record = Mapping[str, Any]
@@ -77,8 +77,7 @@ def of_value(value: Any, what: str, record: Record, say: Say) -> Conversation | 
     if isinstance(value, Mapping) and isinstance(_inner(value), list):
         return of_value(_inner(value), what, {**record, **value}, say)
     if not isinstance(value, list):
-        kind = "null" if value is None else type(value).__name__
-        raise DataError(f"{what} holds {kind}, expected text or a list of messages")
+        raise DataError(f"{what} holds {kind_of(value)}, expected text or a list of messages")
     return _with_beside(read_messages(value, say), record, say)
 
 

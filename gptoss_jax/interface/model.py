@@ -24,7 +24,7 @@ from ..files.paths import AnyPath, is_path, local_folder
 from ..network.model import GptOss, Interventions
 from ..network.source import Masked, Source, load
 from ..run.forward import Forward, forward
-from ..run.options import DTYPES, FORMS
+from ..run.kinds import DTYPES, FORMS
 
 
 class Model:

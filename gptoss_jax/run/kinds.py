@@ -1,0 +1,117 @@
+"""What values options may have: kinds, each with its name in help, what it accepts, and how a word is read.
+
+This module imports no large package, so that --help answers at once.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values an option may have."""
+
+    metavar: str
+    expected: str
+    accepts: Callable[[Any], bool]
+    read: Callable[[str], Any]
+    """Reads a word of the command line; it raises ValueError where that is no such value."""
+
+
+def whole(least: int, most: int | float = math.inf) -> Kind:
+    """Whole numbers from `least` to `most`."""
+    bounds = f"of at least {least}" + (f" and at most {most}" if most < math.inf else "")
+    return Kind("INTEGER", f"a whole number {bounds}", lambda x: type(x) is int and least <= x <= most, int)
+
+
+def real(least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> Kind:
+    """Finite numbers from `least` to `most`, and above `above`."""
+    bounds = [f"of at least {least:g}"] if least > -math.inf else []
+    bounds += [f"above {above:g}"] if above > -math.inf else []
+    bounds += [f"of at most {most:g}"] if most < math.inf else []
+
+    def accepts(x: Any) -> bool:
+        is_number = isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+        return is_number and least <= x <= most and x > above
+
+    return Kind("NUMBER", " ".join(["a finite number", " and ".join(bounds)]).strip(), accepts, float)
+
+
+def one_of(*names: str) -> Kind:
+    """One of some names."""
+    return Kind(f"[{'|'.join(names)}]", f"one of {', '.join(names)}", lambda x: x in names, str)
+
+
+FORMS, DTYPES = one_of("bf16", "mxfp4"), one_of("bfloat16", "float32")
+TEXT = Kind("TEXT", "a text", lambda x: isinstance(x, str), str)
+ROWS = Kind("PATH", "a path, a hub id, or in Python a list of records", lambda x: isinstance(x, str | Path | list), str)
+SWITCH = Kind("", "true or false", lambda x: isinstance(x, bool), bool)
+WHOLE = Kind("INTEGER", "a whole number", lambda x: type(x) is int, int)
+
+
+def _mesh_of(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"data=(\d{1,9}),expert=(\d{1,9})", text.replace(" ", ""))
+    if not match:
+        raise ValueError
+    return int(match[1]), int(match[2])
+
+
+def _is_mesh(x: Any) -> bool:
+    return isinstance(x, tuple) and len(x) == 2 and all(type(n) is int and n > 0 for n in x)
+
+
+MESH = Kind("data=N,expert=M", "numbers of devices as in data=2,expert=4 (in Python a pair)", _is_mesh, _mesh_of)
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+def _size_of(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMG]?i?B?)", text.strip(), re.IGNORECASE)
+    if not match or match[2].upper() not in UNITS:
+        raise ValueError
+    return int(min(float(match[1]) * UNITS[match[2].upper()], float(1 << 63)))  # which is too large
+
+
+SIZE = Kind(
+    "SIZE",
+    "a size as 5GB or 500MiB (in Python a number of bytes)",
+    lambda x: type(x) is int and 1 <= x < 1 << 63,
+    _size_of,
+)
+KEEP = Kind(
+    "NUMBER|PERCENT",
+    "a whole number of experts, or a per cent of them as 50%",
+    lambda x: isinstance(x, int | str),
+    lambda text: text if text.endswith("%") else int(text),
+)
+CHANNELS = ("analysis", "commentary", "final")  # of harmony, the ones that GPT-OSS was trained with
+
+
+def _channel_weights_of(text: str) -> dict[str, float]:
+    pairs = [pair.split("=") for pair in text.split(",")]
+    return {channel.strip(): float(weight) for channel, weight in pairs}
+
+
+def _are_channel_weights(x: Any) -> bool:
+    return isinstance(x, dict) and set(x) <= {*CHANNELS} and all(real(0.0).accepts(weight) for weight in x.values())
+
+
+CHANNEL_WEIGHTS = Kind(
+    "CHANNEL=WEIGHT,…",
+    f"weights of at least 0 as in analysis=0.5,final=1, for the channels {', '.join(CHANNELS)}",
+    _are_channel_weights,
+    _channel_weights_of,
+)
+
+
+def _is_coordinator(x: Any) -> bool:
+    if x == "auto":
+        return True
+    match = re.fullmatch(r"[^\s:/]+:(\d{1,5})", x) if isinstance(x, str) else None
+    return bool(match) and 0 < int(match[1]) < 1 << 16  # type: ignore[index]
+
+
+COORDINATOR = Kind("HOST:PORT", "an address as 10.0.0.1:1234, or auto", _is_coordinator, str)
