@@ -160,6 +160,12 @@ def test_the_header_names_a_subset() -> None:
     )
 
 
+def test_the_header_says_that_no_column_was_named() -> None:
+    made = {name: np.reshape(column, (4, 7)) for name, column in table().items()}
+    info = INFO | {"options": INFO["options"] | {"text_column": None}}
+    assert "split `high_part00` col found in each row\n" in profile_report(info, made, nothing_measured(4, 7, 3), {})
+
+
 def test_the_published_table_gives_the_published_concentration(published: str, rendered: str) -> None:
     lines = section(published, "Saliency concentration")
     cells = [cell for line in lines[2:] for cell in line.strip("| ").split(" | ")[1:]]

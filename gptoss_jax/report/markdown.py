@@ -94,8 +94,10 @@ def _rows(info: Mapping[str, Any]) -> list[str]:
     o = info["options"]
     domains = ", ".join(o["domain"])
     subset = f" subset `{o['subset']}`" if o.get("subset") else ""
+    # Where none is named each row has its own, and the warnings say which.
+    column = f"col `{o['text_column']}`" if o["text_column"] is not None else "col found in each row"
     return [
-        f"- Dataset: `{o['data']}`{subset} split `{o['split']}` col `{o['text_column']}`",
+        f"- Dataset: `{o['data']}`{subset} split `{o['split']}` {column}",
         f"- Domain filter: `{domains}`" + ("" if domains else " (empty = no filter)"),
         f"- Rows: {info['rows']:,} | Batch size: {o['batch_size']}",
     ]
