@@ -25,10 +25,13 @@ class MoE(nnx.Module):
         place: Placement,
         layer: Int[Array, ""] | None = None,
         gates_BSk: Float[Array, "B S k"] | None = None,
+        kept_BE: Bool[Array, "B E"] | None = None,
     ) -> tuple[Float[Array, "B S D"], Routing, Mixture]:
-        """Invalid tokens, which are padding, get no expert. `gates_BSk` takes the place of the router's gates."""
+        """Invalid tokens, which are padding, get no expert. `gates_BSk` takes the place of the router's gates;
+        `kept_BE` says what experts the tokens of a row may choose."""
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
-        routing = self.router(x_TD, place)
+        kept_TE = None if kept_BE is None else jnp.repeat(kept_BE, x_BSD.shape[1], axis=0)
+        routing = self.router(x_TD, place, kept_TE)
         if gates_BSk is not None:
             routing = routing._replace(gates_Tk=gates_BSk.reshape(routing.gates_Tk.shape).astype(jnp.float32))
         mixture = self.experts(x_TD, routing, valid_BS.reshape(-1), place, layer)

@@ -32,7 +32,7 @@ from .engine import Engine, Unit
 from .measure import measure
 from .options import Counting, Data, Options, Placing, as_dict, check_together, declared_options, flag_of
 from .profile import Profile
-from .progress import Progress
+from .progress import Progress, State
 
 REASON = "engine_reason"  # in profile.json, and beside the settings of an unfinished run
 
@@ -162,7 +162,7 @@ def _measured(
 ) -> Finished:
     """Measure what is not measured yet, and write."""
     with _keeping(kept):
-        state, eaft = kept.state(), eaft_options(request.counting)
+        state, eaft = kept.state(State.from_bytes) or State(), eaft_options(request.counting)
         engine = choose.build(source, choice.engine, given, kept)
         total = dataset.tokens_of_process * (2 if eaft else 1)
         with bar(total, "tokens", shown=hosts.is_first(), done=state.tokens) as advance:

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -19,11 +20,21 @@ from ..statistics.sums import Statistics
 from ..statistics.weightings import WEIGHTINGS
 from .engine import Unit
 
+T = TypeVar("T")
+
 SUFFIX = ".progress"
 VERSION = 1  # of the files' content: what older programs kept has none
 RUN, STATE = "run", "state"
 DIGEST_BYTES = hashlib.sha256().digest_size  # at the head of each file
 SHARE = 20  # saving may take at most one twentieth of the run
+
+
+class Kept(Protocol):
+    """A state that can be kept."""
+
+    def to_bytes(self) -> bytes:
+        """Write the state as a file's bytes."""
+        ...
 
 
 class Progress:
@@ -97,19 +108,19 @@ class Progress:
         with suppress(Exception):
             (self.folder / name).unlink(missing_ok=True)
 
-    def save(self, state: "State", always: bool) -> None:
-        """Keep the state, unless it was kept a short while ago."""
+    def save(self, state: "Kept", always: bool, name: str = STATE) -> None:
+        """Keep the state under `name`, unless it was kept a short while ago."""
         if always or time.monotonic() >= self._due:
             start = time.monotonic()
-            self.write(STATE, state.to_bytes())
+            self.write(name, state.to_bytes())
             self._due = time.monotonic() + SHARE * (time.monotonic() - start)
 
-    def state(self) -> "State":
-        """What was kept last, of the first process, or the state of a run that begins."""
-        kept = self.read(STATE) if hosts.is_first() else None
+    def state(self, read: Callable[[bytes], T], name: str = STATE) -> T | None:
+        """What was kept last under `name`, of the first process; None where nothing was."""
+        kept = self.read(name) if hosts.is_first() else None
         data = hosts.from_first(b"" if kept is None else kept.tobytes())
         try:
-            return State.from_bytes(data) if data else State()
+            return read(data) if data else None
         except Exception as error:  # of several packages; the digest is right
             raise self._foreign() from error
 

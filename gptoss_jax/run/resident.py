@@ -43,4 +43,5 @@ class Resident:
                 statistics=None if results.statistics is None else results.statistics.to_host(),
                 routing=None if results.routing is None else jax.tree.map(layers, results.routing),
                 scores=None if results.scores is None else np.stack([rows(x) for x in results.scores], axis=-1),
+                finals=results.finals,
             )

@@ -6,17 +6,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from ..config import Config
+from ..config import SLIDING, Config
 from ..devices import mesh as sharding
 from ..devices.mesh import DATA
 from ..devices.placement import Placement, over
 from ..network import rope
 from ..network.batch import Batch
-from ..network.model import GptOss, Head, Layer, LayerOutput
+from ..network.model import GptOss, Head, Interventions, Layer, LayerOutput
 from ..statistics.sums import Statistics, layer_statistics
 from .scores import TokenScores, token_scores
 
@@ -33,6 +34,8 @@ class Asked(NamedTuple):
     """How the model expected each token."""
     routing: bool = False
     """Which experts each token chose, and its gates."""
+    finals: bool = False
+    """What the unembedding takes, at the positions that the batch names."""
 
 
 class Chosen(NamedTuple):
@@ -49,6 +52,7 @@ class Results(NamedTuple):
     """They are [L, G, …] of every layer, and [G, …] of a single one."""
     routing: Chosen | None = None
     scores: TokenScores | None = None
+    finals: Float[Array, "B N D"] | None = None
 
 
 def observe(output: LayerOutput, batch: Batch, place: Placement, asked: Asked) -> Results:
@@ -63,8 +67,12 @@ def observe(output: LayerOutput, batch: Batch, place: Placement, asked: Asked) -
 @float32_is_float32
 def network_step(model: GptOss, batch: Batch, place: Placement, asked: Asked) -> Results:
     """What is asked for of every layer, and the scores of every token; [B, S, V] never exists."""
-    output = model(batch.tokens, place, partial(observe, batch=batch, place=place, asked=asked))
+    kept_LBE = None if batch.kept is None else jnp.moveaxis(batch.kept, 1, 0)
+    observed = partial(observe, batch=batch, place=place, asked=asked)
+    output = model(batch.tokens, place, observed, Interventions(kept=kept_LBE))
     results: Results = output.layers
+    if asked.finals:
+        results = results._replace(finals=_at(output.final, batch))
     if asked.scores:
         scores = token_scores(model.logits, model.config.vocab_size, output.final, batch.tokens, place)
         results = results._replace(scores=scores)
@@ -76,14 +84,26 @@ def layer_step(
     layer: Layer,
     x_BSD: Float[Array, "B S D"],
     batch: Batch,
-    sliding: Bool[Array, ""],
+    index: Int[Array, ""],
     config: Config,
     place: Placement,
     asked: Asked,
 ) -> tuple[Float[Array, "B S D"], Results]:
-    """One layer alone: its output, and what is asked for of it."""
-    output = layer(x_BSD, batch.tokens, rope.tables(config, batch.tokens.positions), sliding, place)
+    """The layer of that index alone: its output, and what is asked for of it."""
+    tables = rope.tables(config, batch.tokens.positions)
+    sliding = jnp.array([kind == SLIDING for kind in config.layer_types])[index]
+    interventions = Interventions(kept=None if batch.kept is None else batch.kept[:, index])
+    output = layer(x_BSD, batch.tokens, tables, sliding, place, interventions=interventions)
     return output.hidden, observe(output, batch, place, asked)
+
+
+def final_step(head: Head, x_BSD: Float[Array, "B S D"], batch: Batch) -> Float[Array, "B N D"]:
+    """The finals that `network_step` adds, from the last layer's output."""
+    return _at(head.final_norm(x_BSD), batch)
+
+
+def _at(final_BSD: Float[Array, "B S D"], batch: Batch) -> Float[Array, "B N D"]:
+    return jnp.take_along_axis(final_BSD, batch.at[..., None], axis=1)
 
 
 @float32_is_float32
@@ -109,6 +129,7 @@ def specs(asked: Asked) -> Results:
         Statistics.specs() if asked.statistics else None,
         Chosen(chosen, chosen) if asked.routing else None,
         TokenScores(scores, scores) if asked.scores else None,
+        sharding.split("B N D") if asked.finals else None,
     )
 
 

@@ -1,0 +1,160 @@
+"""How models expect the scored tokens, and how far they are from a baseline. Letters: see `config`.
+
+Logits of a vocabulary of 200,000 are large: they are made for some tokens at a time, for one variant after the other.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from ..devices import mesh as sharding
+from ..devices.placement import Placement, over
+from ..network.model import unembed
+from ..run.scores import UNEMBED_BLOCK, Logits, expect, log_p_of
+from ..run.steps import float32_is_float32
+
+TOP = 64  # of a stored baseline's most probable tokens so many have their own probability
+
+
+class Expected(NamedTuple):
+    """Of each token and variant; what is behind `best` is None where nobody asks for it."""
+
+    nats: Float[Array, "*any"]
+    """−ln p of the true token."""
+    entropy: Float[Array, "*any"]
+    """Of the top 20 logits, renormalised, over ln 20."""
+    best: Int[Array, "*any"]
+    """The most probable token."""
+    kl: Float[Array, "*any"] | None = None
+    """KL(baseline ‖ variant), in nats."""
+    top: "Top | None" = None
+
+
+class Top(NamedTuple):
+    """What is kept of a baseline: its most probable tokens, best first, the true one, and the rest together."""
+
+    ids: Int[Array, "*any top"]
+    log_p: Float[Array, "*any top"]
+    true: Float[Array, "*any"]
+    """ln p of the true token."""
+    rest: Float[Array, "*any"]
+    """ln of the probability of all tokens but these; −∞ where there are no others."""
+
+
+class Other(NamedTuple):
+    """Another model as the baseline: what its unembedding takes, and that."""
+
+    finals: Float[Array, "B N D"]
+    unembedding: Float[Array, "V D"]
+
+
+Baseline = Other | Top | None
+"""None is the first variant."""
+
+
+def compare(
+    finals_BvND: Float[Array, "B v N D"],
+    targets_BN: Int[Array, "B N"],
+    unembedding: Float[Array, "V D"],
+    baseline: Baseline,
+    place: Placement,
+    vocab_size: int,
+    keep_top: bool = False,
+) -> Expected:
+    """What is expected at each scored position, [B, v, N]: of every variant, against the baseline.
+
+    The vocabulary may be split over devices. With `keep_top` there is no baseline, and the TOP tokens are returned.
+    """
+    B, v, N, D = finals_BvND.shape
+    block = min(UNEMBED_BLOCK, B * N)
+    padding = -(B * N) % block
+
+    def blocks(x: Array) -> Array:
+        flat = x.reshape(B * N, *x.shape[2:])
+        return jnp.pad(flat, [(0, padding)] + [(0, 0)] * (flat.ndim - 1)).reshape(-1, block, *flat.shape[1:])
+
+    def one_block(inputs: tuple[Array, Array, Any]) -> Expected:
+        finals_MvD, targets_M, base = inputs
+        first = None
+        if isinstance(baseline, Other):
+            first = expect(unembed(base, baseline.unembedding), targets_M, vocab_size, place).log_p
+
+        def one(carry: Array | None, at: tuple[Array, Array]) -> tuple[Array | None, Expected]:
+            number, finals_MD = at
+            logits = expect(unembed(finals_MD, unembedding), targets_M, vocab_size, place)
+            kl_M = top = None
+            if keep_top:
+                top = _top(logits, targets_M, vocab_size, place)
+            elif isinstance(baseline, Top):
+                kl_M = _kl_of_top(Top(*base), logits, targets_M, vocab_size, place)
+            else:
+                # The first variant is the baseline of the others where there is no other model.
+                carry = carry if baseline is not None else jnp.where(number == 0, logits.log_p, carry)
+                kl_M = place.sum_experts((jnp.exp(carry) * (carry - logits.log_p)).sum(-1))
+            return carry, Expected(-logits.true, logits.entropy, logits.best, kl_M, top)
+
+        start = jnp.zeros((block, place.local(vocab_size)[1]), jnp.float32) if first is None else first
+        numbered = jnp.arange(v), jnp.moveaxis(finals_MvD, 1, 0)
+        return lax.scan(one, start, numbered)[1]
+
+    beside = None if baseline is None else baseline.finals if isinstance(baseline, Other) else tuple(baseline)
+    found = lax.map(
+        one_block, (blocks(jnp.moveaxis(finals_BvND, 1, 2)), blocks(targets_BN), jax.tree.map(blocks, beside))
+    )
+
+    def whole(x: Array) -> Array:  # [blocks, v, block, …] → [B, v, N, …]
+        by_variant = jnp.moveaxis(x, 1, 0).reshape(v, -1, *x.shape[3:])[:, : B * N]
+        return jnp.moveaxis(by_variant.reshape(v, B, N, *x.shape[3:]), 0, 1)
+
+    return jax.tree.map(whole, found)
+
+
+def _top(logits: Logits, targets_M: Array, vocab_size: int, place: Placement) -> Top:
+    """The most probable tokens of all devices' parts of the vocabulary."""
+    first, count = place.local(vocab_size)
+    values, ids = lax.top_k(logits.log_p, min(TOP, count))
+    values, ids = place.gather_experts(values), place.gather_experts(ids + first)
+    values, order = lax.top_k(values, min(TOP, vocab_size))
+    ids = jnp.take_along_axis(ids, order, axis=-1)
+    return Top(ids, values, logits.true, _rest(logits, ids, targets_M, vocab_size, place))
+
+
+def _rest(logits: Logits, ids: Array, targets_M: Array, vocab_size: int, place: Placement) -> Array:
+    """ln of the probability of all but some tokens, of which the true one is one. (1 − Σp would lose its digits.)"""
+    first, count = place.local(vocab_size)
+    named = jnp.concatenate([ids, targets_M[:, None]], axis=-1)
+    here = jnp.where(named >= first, named - first, count)
+    rows = jnp.arange(len(here))[:, None]
+    others = logits.log_p.at[rows, here].set(-jnp.inf, mode="drop")
+    return jnp.log(place.sum_experts(jnp.exp(others).sum(-1)))
+
+
+def _kl_of_top(base: Top, logits: Logits, targets_M: Array, vocab_size: int, place: Placement) -> Array:
+    """KL of the distributions over the named tokens and the rest, which is at most that over all tokens."""
+    there = log_p_of(logits.log_p, base.ids, vocab_size, place)
+    rest = _rest(logits, base.ids, targets_M, vocab_size, place)
+    is_named = (base.ids == targets_M[:, None]).any(-1)
+    true = jnp.where(is_named, 0, _term(base.true, logits.true))
+    return _term(base.log_p, there).sum(-1) + true + _term(base.rest, rest)
+
+
+def _term(log_p: Array, log_q: Array) -> Array:
+    """p·ln(p/q), 0 where p is 0."""
+    return jnp.where(log_p > -jnp.inf, jnp.exp(log_p) * (log_p - log_q), 0)
+
+
+def mapped(mesh: Mesh, vocab_size: int, baseline: Baseline, keep_top: bool = False) -> Callable[..., Expected]:
+    """`compare` over a mesh, jitted: rows and the vocabulary are split. `baseline` shows which one there will be; the
+    function takes finals, targets, the unembedding and the baseline."""
+    place, rows, vocabulary = over(mesh), sharding.split("B"), sharding.split("V D")
+    kind: Any = {Other: Other(rows, vocabulary), Top: Top(rows, rows, rows, rows)}.get(type(baseline))
+    run = partial(compare, place=place, vocab_size=vocab_size, keep_top=keep_top)
+    local = float32_is_float32(run)
+    split = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, vocabulary, kind), out_specs=rows, check_vma=False)
+    return jax.jit(split)
