@@ -101,3 +101,7 @@ class HostsError(UserError):
 
 class StorageError(UserError):
     """A path is none that a file system takes, or is of a remote storage that cannot be reached or written."""
+
+
+class BaselineError(UserError):
+    """A stored baseline that cannot be read, or is of other rows."""

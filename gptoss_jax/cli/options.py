@@ -69,8 +69,18 @@ def options_of(*kinds: type[Options]) -> Callable[[F], F]:
 
     def decorate(command: F) -> F:
         for kind in reversed(kinds):
-            for name in reversed(declared_options(kind)):
-                command = option_of(kind, name)(command)
+            command = some_of(kind, *declared_options(kind))(command)
+        return command
+
+    return decorate
+
+
+def some_of(kind: type[Options], *names: str) -> Callable[[F], F]:
+    """Some options of an option type, for a command."""
+
+    def decorate(command: F) -> F:
+        for name in reversed(names):
+            command = option_of(kind, name)(command)
         return command
 
     return decorate

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import TokenizerError, reason
 from .batching import Document
-from .harmony import HarmonyText, Piece, channel_of, marks_of, pieces, role_of, standings
+from .harmony import START, HarmonyText, Part, Piece, channel_of, marks_of, messages_of, pieces, role_of, standings
 from .rows import Row
 
 ROWS_AT_ONCE = 256  # the tokenizer gives offsets as Python tuples, some 300 bytes a token
@@ -43,6 +43,13 @@ def written_in_ids(token_ids: Sequence[int], tokenizer: Any) -> list[Piece]:
             found += (Piece(tokenizer.convert_ids_to_tokens(number), True) for number in run)
         else:
             found.append(Piece(tokenizer.decode(run), False))
+    return found
+
+
+def messages_in_ids(token_ids: Sequence[int], tokenizer: Any) -> list[Part]:
+    """The messages of a reply, which begins behind the assistant's name."""
+    begun = [Piece(START, True), Piece("assistant", False)]
+    found, _ = messages_of([*begun, *written_in_ids(token_ids, tokenizer)])
     return found
 
 

@@ -1,5 +1,6 @@
 """Rows as blocks of equal length, each once for every variant of the model. Letters: see `config`."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -75,6 +76,18 @@ class Blocks:
             np.take_along_axis(batch.groups, behind, axis=1),
             np.take_along_axis(is_scored, at, axis=1),
         )
+
+    @cached_property
+    def tokens(self) -> int:
+        """How many tokens go through the network."""
+        return int((self.whole.tokens.segments[:, :-1] > 0).sum())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all tokens, and of which are scored."""
+        tokens = self.whole.tokens
+        arrays = (tokens.ids, tokens.positions, tokens.segments, self.scored.at, self.scored.real)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()
 
     def batches(self, kept_vLE: np.ndarray | None, blocks_each: int, share: Share) -> Iterator[Batch]:
         """This process' rows of all batches: of each block a row for every variant, one after the other.

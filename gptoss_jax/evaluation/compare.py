@@ -4,7 +4,7 @@ Logits of a vocabulary of 200,000 are large: they are made for some tokens at a 
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -149,11 +149,12 @@ def _term(log_p: Array, log_q: Array) -> Array:
     return jnp.where(log_p > -jnp.inf, jnp.exp(log_p) * (log_p - log_q), 0)
 
 
-def mapped(mesh: Mesh, vocab_size: int, baseline: Baseline, keep_top: bool = False) -> Callable[..., Expected]:
-    """`compare` over a mesh, jitted: rows and the vocabulary are split. `baseline` shows which one there will be; the
-    function takes finals, targets, the unembedding and the baseline."""
+@cache
+def mapped(mesh: Mesh, vocab_size: int, baseline: type, keep_top: bool = False) -> Callable[..., Expected]:
+    """`compare` over a mesh, jitted: rows and the vocabulary are split. `baseline` is the class of what there will be;
+    the function takes finals, targets, the unembedding and the baseline."""
     place, rows, vocabulary = over(mesh), sharding.split("B"), sharding.split("V D")
-    kind: Any = {Other: Other(rows, vocabulary), Top: Top(rows, rows, rows, rows)}.get(type(baseline))
+    kind: Any = {Other: Other(rows, vocabulary), Top: Top(rows, rows, rows, rows)}.get(baseline)
     run = partial(compare, place=place, vocab_size=vocab_size, keep_top=keep_top)
     local = float32_is_float32(run)
     split = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, vocabulary, kind), out_specs=rows, check_vma=False)

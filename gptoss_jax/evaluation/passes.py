@@ -21,7 +21,7 @@ from ..run.steps import Asked
 from .blocks import Blocks
 from .compare import Baseline, Expected, Other, Top, mapped
 
-FINALS = "finals"
+FINALS, TOP = "finals", "top"
 Arrays = dict[str, np.ndarray]
 """What a pass gives: `nats`, `entropy` and `kl`, float32, and `best`, int32, of each scored position, [B, v, N]; with
 `finals` what the unembedding takes, [B, N, D], and with a stored top `top/…`."""
@@ -114,12 +114,13 @@ def run(
 
     Args:
         baseline: gives that of some blocks; by default it is the first variant.
-        keep: FINALS for what the unembedding takes, "top" for the most probable tokens.
+        keep: FINALS for what the unembedding takes, TOP for the most probable tokens.
     """
-    state = _kept(name, place.progress)
+    state = place.progress.kept(State.from_bytes, name) or State()
     engine.clock = Clock(state.seconds, state.compile_seconds)
+    advance(Unit(0, state.tokens))
     batches = blocks.batches(variants.kept_vLE, place.blocks_each, place.share)
-    score = _Score(variants, blocks, place, baseline, "top" in keep)
+    score = _Score(variants, blocks, place, baseline, TOP in keep)
     for unit in engine.run(batches, Asked(statistics=False, finals=True), state.units):
         if unit.finals is not None:
             found = score(len(state.batches), unit.finals)
@@ -135,11 +136,6 @@ def run(
     if hosts.is_first():
         place.progress.save(state, always=True, name=name)
     return state.whole(len(blocks)), state
-
-
-def _kept(name: str, progress: Progress) -> State:
-    kept = progress.state(State.from_bytes, name)
-    return State() if kept is None else kept
 
 
 class _Score:

@@ -71,7 +71,7 @@ def prune(
     opened, writing = as_model(model), Writing(format=format, max_shard_size=max_shard_size)
     return cut.prune(
         _checkpoint(opened),
-        _as_keep_sets(keep_sets),
+        as_keep_sets(keep_sets),
         None if out is None else place(out),
         model=opened.name,
         domain=domain,
@@ -84,7 +84,8 @@ def prune(
     )
 
 
-def _as_keep_sets(given: Any) -> KeepSets:
+def as_keep_sets(given: Any) -> KeepSets:
+    """What functions take as keep-sets: those of `select`, or for each layer the experts that stay."""
     if isinstance(given, KeepSets):
         return given
     layers = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [given]

@@ -32,7 +32,7 @@ from .engine import Engine, Unit
 from .measure import measure
 from .options import Counting, Data, Options, Placing, as_dict, check_together, declared_options, flag_of
 from .profile import Profile
-from .progress import Progress, State
+from .progress import Progress
 
 REASON = "engine_reason"  # in profile.json, and beside the settings of an unfinished run
 
@@ -161,8 +161,8 @@ def _measured(
     overwrite: bool,
 ) -> Finished:
     """Measure what is not measured yet, and write."""
-    with _keeping(kept):
-        state, eaft = kept.state(State.from_bytes) or State(), eaft_options(request.counting)
+    with keeping(kept):
+        state, eaft = kept.state(), eaft_options(request.counting)
         engine = choose.build(source, choice.engine, given, kept)
         total = dataset.tokens_of_process * (2 if eaft else 1)
         with bar(total, "tokens", shown=hosts.is_first(), done=state.tokens) as advance:
@@ -224,8 +224,8 @@ def _adopt(began: Any, request: Request, source: Source) -> tuple[Request, Choic
 
 
 @contextmanager
-def _keeping(kept: Progress) -> Iterator[None]:
-    """Errors say that what is finished is not lost."""
+def keeping(kept: Progress) -> Iterator[None]:
+    """A block whose errors say that what is finished is not lost."""
     try:
         yield
     except UserError as error:
@@ -244,15 +244,10 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
     data, counting, share = request.data, request.counting, given.share
     if data.max_seq_length > source.config.max_position:
         raise OptionError(f"--max-seq-length is above the model's context of {source.config.max_position}")
-    with local_folder(source.folder) as folder:
-        tokenizer = tokens.load_tokenizer(folder)
-    columns, remarks = ColumnNames(data.text_column, data.domain_column, data.id_column), Remarks()
-    template = cache(lambda: Template(tokenizer))
-    reading = Reading(columns, template, remarks, data.keep_thinking, data.skip_bad_rows)
-    stream = read_rows(records(data.data, data.split, data.subset, remarks), reading)
-    rows = sample(stream, data.domain, data.num_rows, data.seed)
+    tokenizer, remarks = tokenizer_of(source), Remarks()
+    rows = read(data, tokenizer, remarks)
     domains = domains_of(rows, data.domain_column)
-    eos = _eos(tokenizer, source.config) if data.pack else 0
+    eos = eos_of(tokenizer, source.config, "--pack") if data.pack else 0
     documents = tokens.encode(
         # What a packed block holds depends on all rows before it.
         rows if data.pack else rows[share.number :: share.of],
@@ -275,11 +270,35 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
     return Dataset(rows, documents, domains, layout, share, remarks.lines())
 
 
-def _eos(tokenizer: Any, config: Config) -> int:
+def tokenizer_of(source: Source) -> Any:
+    """The checkpoint's own tokenizer."""
+    with local_folder(source.folder) as folder:
+        return tokens.load_tokenizer(folder)
+
+
+def read(
+    data: Data,
+    tokenizer: Any,
+    remarks: Remarks,
+    answer_column: str | None = None,
+    wanted: Callable[[Row], bool] | None = None,
+) -> list[Row]:
+    """The rows that are asked for, in their order; `remarks` get what a user should know of how they were taken.
+
+    `wanted` says of each row whether it may be taken; by default all may."""
+    columns = ColumnNames(data.text_column, data.domain_column, data.id_column, answer_column)
+    template = cache(lambda: Template(tokenizer))
+    reading = Reading(columns, template, remarks, data.keep_thinking, data.skip_bad_rows)
+    stream = read_rows(records(data.data, data.split, data.subset, remarks), reading)
+    return sample(filter(wanted, stream) if wanted else stream, data.domain, data.num_rows, data.seed)
+
+
+def eos_of(tokenizer: Any, config: Config, what: str) -> int:
+    """The token behind each packed document; TokenizerError where the model has none."""
     eos = tokenizer.eos_token_id
     if eos is None or eos >= config.vocab_size:
         raise TokenizerError(
-            f"--pack needs an eos_token below vocab_size {config.vocab_size}; the tokenizer's is {eos}"
+            f"{what} needs an eos_token below vocab_size {config.vocab_size}; the tokenizer's is {eos}"
         )
     return int(eos)
 

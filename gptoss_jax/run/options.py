@@ -11,7 +11,22 @@ from typing import Any, Literal, TypeVar
 from ..config import Form
 from ..data.formats import KINDS
 from ..errors import OptionError
-from .kinds import CHANNEL_WEIGHTS, COORDINATOR, FORMS, MESH, ROWS, SIZE, SWITCH, TEXT, WHOLE, Kind, one_of, real, whole
+from .kinds import (
+    ANSWER_KINDS,
+    CHANNEL_WEIGHTS,
+    COORDINATOR,
+    FORMS,
+    MESH,
+    ROWS,
+    SIZE,
+    SWITCH,
+    TEXT,
+    WHOLE,
+    Kind,
+    one_of,
+    real,
+    whole,
+)
 
 T = TypeVar("T")
 Merging = Literal["equal", "told", "free"]
@@ -272,7 +287,49 @@ class Slice(Options):
     weights: Form = option("bf16", FORMS, "The form of the experts in device memory.")
 
 
+@dataclass(frozen=True)
+class Judging(Options):
+    """What is compared with a baseline, and how."""
+
+    seq_len: tuple[int, ...] = option(
+        (1024,), whole(1), "The length of blocks, in tokens; given several times, each is measured.", several=0
+    )
+    blocks: int | None = option(None, whole(1), "The most blocks of each length.", otherwise="all")
+    keep: str = option("assistant", one_of("assistant", "all"), "Which tokens are scored.")
+    cross_document: bool = option(False, SWITCH, "Attention crosses from row to row of a block.")
+    exclude_calibrated: bool = option(
+        False, SWITCH, "Leaves out rows that the keep-sets were chosen by; otherwise such rows are an error."
+    )
+    replies: int = option(0, whole(0), "Answers the first so many rows, of which the replies are compared.")
+    answer_column: str | None = option(
+        None, TEXT, "The column with the right answer.", otherwise="the final message of the row's own reply"
+    )
+    answer_kind: str = option("exact", one_of(*ANSWER_KINDS), "How the answer is read from a reply's final message.")
+    max_new_tokens: int = option(512, whole(1), "The most tokens that a reply has.")
+
+    def check(self) -> None:
+        if len(set(self.seq_len)) < len(self.seq_len):
+            raise OptionError("--seq-len is given twice with the same value: leave one out")
+        if self.answer_column is not None and not self.replies:
+            raise OptionError("--answer-column needs --replies: say how many rows are answered")
+
+
 PROFILE: tuple[type[Options], ...] = (Data, Counting, Placing)
+# What `eval` takes of these.
+OF_DATA = (
+    "data",
+    "split",
+    "subset",
+    "text_column",
+    "id_column",
+    "domain_column",
+    "domain",
+    "keep_thinking",
+    "skip_bad_rows",
+    "num_rows",
+    "seed",
+)
+OF_PLACING = ("batch_size", "engine", "memory_gib", "activation_gib", "mesh", "weights", "dtype")
 
 
 def check_together(data: Data, counting: Counting) -> None:
@@ -299,3 +356,11 @@ def named(**values: Any) -> tuple[Data, Counting, Placing]:
         raise OptionError(f"there is no option {min(values)!r}: there are {known}")
     check_together(data, counting)
     return data, counting, placing
+
+
+def judged(**values: Any) -> tuple[Data, Judging, Placing]:
+    """The option types of `eval` from values by their names; OptionError where it has no option of a name."""
+    known = [*OF_DATA, *declared_options(Judging), *OF_PLACING]
+    if unknown := sorted({*values} - {*known}):
+        raise OptionError(f"there is no option {unknown[0]!r}: there are {', '.join(known)}")
+    return taken(Data, values), taken(Judging, values), taken(Placing, values)

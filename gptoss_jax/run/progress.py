@@ -115,7 +115,11 @@ class Progress:
             self.write(name, state.to_bytes())
             self._due = time.monotonic() + SHARE * (time.monotonic() - start)
 
-    def state(self, read: Callable[[bytes], T], name: str = STATE) -> T | None:
+    def state(self) -> "State":
+        """What a profile kept last, or the state of one that begins."""
+        return self.kept(State.from_bytes, STATE) or State()
+
+    def kept(self, read: Callable[[bytes], T], name: str) -> T | None:
         """What was kept last under `name`, of the first process; None where nothing was."""
         kept = self.read(name) if hosts.is_first() else None
         data = hosts.from_first(b"" if kept is None else kept.tobytes())
