@@ -132,6 +132,22 @@ def test_kept_spans_are_the_contents_of_the_assistant(text: str) -> None:
     assert each == [float(channel is not None) for channel in content_channels(text)]
 
 
+def test_a_reply_is_kept_with_its_headers_and_marks() -> None:
+    asked = "<|start|>system<|message|>You.<|end|><|start|>user<|message|>2<|end|>"
+    said = "<|start|>assistant<|channel|>analysis<|message|>Two.<|end|>"
+    called = '<|start|>assistant to=functions.f<|channel|>commentary <|constrain|>json<|message|>{"a": 1}<|call|>'
+    heard = "<|start|>functions.f to=assistant<|channel|>commentary<|message|>assistant<|end|>"
+    ended = "<|start|>assistant<|channel|>final<|message|>2<|return|>"
+    stray = "<|start|>assistant"
+    cut = list(harmony.pieces(HarmonyText(asked + said + called + heard + ended + stray), harmony.MARKS))
+    weighed = {channel: tokens.weights_of(cut, "reply", {channel: 3.0}) for channel in CHANNELS}
+    texts = {c: "".join(p.text for p, w in zip(cut, each, strict=True) if w == 3.0) for c, each in weighed.items()}
+    assert texts == {"analysis": said, "commentary": called, "final": ended}
+    whole = tokens.weights_of(cut, "reply")
+    assert "".join(p.text for p, w in zip(cut, whole, strict=True) if w == 1.0) == said + called + ended
+    assert {*whole} == {0.0, 1.0}
+
+
 @given(conversations())
 @settings(deadline=None, max_examples=150)
 def test_a_token_is_kept_when_any_of_its_characters_is(tokenizer: Any, text: str) -> None:
@@ -185,11 +201,11 @@ def test_without_a_message_no_token_is_kept(tokenizer: Any) -> None:
 
 @given(conversations())
 def test_keep_all_keeps_every_token(tokenizer: Any, text: str) -> None:
-    assert (encode(text, tokenizer, keep_all=True).weights == 1).all()
+    assert (encode(text, tokenizer, keep="all").weights == 1).all()
 
 
-@pytest.mark.parametrize("keep_all", [False, True])
-def test_tokens_with_an_empty_character_range_are_never_kept(keep_all: bool) -> None:
+@pytest.mark.parametrize("keep", ["assistant", "all"])
+def test_tokens_with_an_empty_character_range_are_never_kept(keep: Any) -> None:
     class Odd:
         """Gives every text a token before it, one for each character, and one behind it."""
 
@@ -200,7 +216,7 @@ def test_tokens_with_an_empty_character_range_are_never_kept(keep_all: bool) -> 
             ranges = [[(0, 0), *((i, i + 1) for i in range(len(text))), (len(text),) * 2] for text in texts]
             return {"input_ids": [list(range(len(each))) for each in ranges], "offset_mapping": ranges}
 
-    assert encode("xy", Odd(), keep_all=keep_all).weights.tolist() == ([0, 1, 1, 0] if keep_all else [0] * 4)
+    assert encode("xy", Odd(), keep=keep).weights.tolist() == ([0, 1, 1, 0] if keep == "all" else [0] * 4)
 
 
 # Truncation, domains, vocabulary

@@ -46,7 +46,7 @@ def material(request: Request, sides: Sides) -> Material:
         lines.append(f"{apart.left_out:,} rows are left out: keep-sets were chosen by them")
     apart.check(rows)
     domains = domains_of(rows, data.domain_column)
-    documents = _encode(rows, domains, tokenizer, source, judging.keep == "all")
+    documents = _encode(rows, domains, tokenizer, source, judging.keep)  # type: ignore[arg-type]
     if isinstance(sides.baseline, Source) and not isinstance(sides.baseline, StoredBaseline):
         _check_alike(rows, domains, documents, source, sides.baseline)
     eos = job.eos_of(tokenizer, source.config, "eval, which packs rows into blocks,")
@@ -93,16 +93,18 @@ class _Apart:
             )
 
 
-def _encode(rows: Sequence[Row], domains: Sequence[str], tokenizer: Any, source: Source, keep: bool) -> list[Document]:
+def _encode(
+    rows: Sequence[Row], domains: Sequence[str], tokenizer: Any, source: Source, keep: tokens.Keep
+) -> list[Document]:
     vocab_size = source.config.vocab_size
-    return tokens.encode(rows, tokenizer, domains, vocab_size, max_length=None, keep_all=keep)
+    return tokens.encode(rows, tokenizer, domains, vocab_size, max_length=None, keep=keep)
 
 
 def _check_alike(
     rows: Sequence[Row], domains: Sequence[str], documents: Sequence[Document], source: Source, baseline: Source
 ) -> None:
     """TokenizerError where the baseline's tokens are others."""
-    theirs = _encode(rows, domains, job.tokenizer_of(baseline), baseline, keep=True)
+    theirs = _encode(rows, domains, job.tokenizer_of(baseline), baseline, "all")
     is_alike = all(np.array_equal(d.token_ids, t.token_ids) for d, t in zip(documents, theirs, strict=True))
     if not is_alike or source.config.vocab_size != baseline.config.vocab_size:
         raise TokenizerError(

@@ -256,7 +256,7 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
         vocab_size=source.config.vocab_size,
         max_length=None if data.pack else data.max_seq_length,
         truncate=data.truncate,
-        keep_all=counting.keep == "all",
+        keep=counting.keep,  # type: ignore[arg-type]
         channel_weights=counting.channel_weights,
     )
     layout = Layout(

@@ -163,7 +163,11 @@ class Data(Options):
 class Counting(Options):
     """Which tokens count in the statistics, and for how much."""
 
-    keep: str = option("assistant", one_of("assistant", "all"), "Which tokens count.")
+    keep: str = option(
+        "assistant",
+        KEEPS,
+        "Which tokens count: the contents of the assistant's messages, these with their headers and marks, or all.",
+    )
     channel_weights: dict[str, float] | None = option(
         None, CHANNEL_WEIGHTS, "Weights of channels; others get 0. Sums are weighted, counts are not."
     )
@@ -182,7 +186,7 @@ class Counting(Options):
 
     def check(self) -> None:
         if self.channel_weights and self.keep == "all":
-            raise OptionError("--channel-weights needs --keep assistant: only its messages have channels")
+            raise OptionError("--channel-weights goes without --keep all: only the assistant's messages have channels")
 
 
 @dataclass(frozen=True)
@@ -295,7 +299,7 @@ class Judging(Options):
         (1024,), whole(1), "The length of blocks, in tokens; given several times, each is measured.", several=0
     )
     blocks: int | None = option(None, whole(1), "The most blocks of each length.", otherwise="all")
-    keep: str = option("assistant", one_of("assistant", "all"), "Which tokens are scored.")
+    keep: str = option("assistant", KEEPS, "Which tokens are scored, as `profile` counts them.")
     cross_document: bool = option(False, SWITCH, "Attention crosses from row to row of a block.")
     exclude_calibrated: bool = option(
         False, SWITCH, "Leaves out rows that the keep-sets were chosen by; otherwise such rows are an error."
