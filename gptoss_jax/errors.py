@@ -71,6 +71,10 @@ class ProfileError(UserError):
     """A profile lacks what is asked of it, its files cannot be read, or profiles cannot be merged."""
 
 
+class EvaluationError(UserError):
+    """The file of an evaluation cannot be read, or is of other keep-sets."""
+
+
 class StatisticsError(UserError):
     """A statistic became NaN or infinite."""
 

@@ -1,0 +1,138 @@
+"""Intervals of means over tokens or replies, clustered by document. D documents, M columns of which means are taken.
+
+Tokens of one document resemble one another, so documents are what is drawn, and two models are compared on the same
+documents. Two things are said of each quantity:
+
+- its standard error, robust against clusters: the root of Σ_d (Σ_i (x_di − x̄))² / N² (E. Miller, Adding Error Bars to
+  Evals, arXiv:2411.00640, section 2.2; paired, with x the difference of two models, section 2.5), times D / (D − 1) for
+  few documents; of functions of means by the delta method. The p-value rests on it, with Student's distribution for
+  the effective number of documents, (Σ n_d)² / Σ n_d², less one.
+- its interval by the studentised bootstrap over documents (bootstrap-t): each draw has a standard error of its own.
+  Percentiles of draws were tried beside it, and lost: with skewed lengths or skewed values they hold the truth in 86 to
+  92 of 100 cases, where the studentised one holds it in 92 to 95. `tests/test_intervals.py` simulates both.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from ..errors import DataError
+
+DRAWS = 2000
+LEVEL = 0.95
+CHUNK = 1 << 22  # draws times documents that are held at once: 32 MiB
+STEP = 1e-30  # of a complex step, which has no rounding: f(x + ih) = f(x) + i h f'(x)
+
+Quantity = Callable[[np.ndarray], np.ndarray]
+"""A function of means, [..., M] → [...]. It is analytic, since its slopes are taken with complex steps."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A quantity as measured, and how far its true value may be."""
+
+    value: float
+    low: float
+    high: float
+    """The ends of the 95 % interval."""
+    error: float
+    """The standard error, robust against clusters."""
+    p_value: float
+    """Two-sided, of a true value of zero."""
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Columns summed within each document."""
+
+    sums_DM: np.ndarray
+    counts_D: np.ndarray
+
+
+def clusters(documents_N: np.ndarray, columns: Sequence[np.ndarray]) -> Clusters:
+    """The sums of columns [N] within each document. DataError where there are fewer than two documents."""
+    _, document_N = np.unique(documents_N, return_inverse=True)
+    counts_D = np.bincount(document_N)
+    if len(counts_D) < 2:
+        raise DataError(f"{len(counts_D)} rows have scored tokens: an interval needs 2 rows at least: give more")
+    sums = [np.bincount(document_N, weights=column) for column in columns]
+    return Clusters(np.stack(sums, axis=1), counts_D.astype(np.float64))
+
+
+def estimates(of: Clusters, quantities: Sequence[Quantity], draws: int = DRAWS, seed: int = 0) -> list[Estimate]:
+    """Each quantity of the means with its interval. Equal seeds draw equal documents, whatever is estimated."""
+    D, N = len(of.counts_D), of.counts_D.sum()
+    means_M = of.sums_DM.sum(0) / N
+    residuals_DM = of.sums_DM - means_M * of.counts_D[:, None]
+    values, slopes = _values_and_slopes(quantities, means_M)
+    spread_MM = residuals_DM.T @ residuals_DM
+    few = D / (D - 1)
+    errors = [float(np.sqrt(few * max(slope @ spread_MM @ slope, 0.0)) / N) for slope in slopes]
+    drawn = [*_drawn(of.counts_D, residuals_DM, means_M, quantities, values, few, draws, seed)]
+    ratios = np.concatenate(drawn, axis=1)  # [quantities, draws]: (drawn − measured) / the drawn one's error
+    freedom = max(1.0, N**2 / (of.counts_D**2).sum() - 1)
+    return [_estimate(*found, freedom) for found in zip(map(float, values), errors, ratios, strict=True)]
+
+
+def _estimate(value: float, error: float, ratios: np.ndarray, freedom: float) -> Estimate:
+    tail = (1 - LEVEL) / 2
+    # "lower" and "higher": between infinite ratios nothing can be interpolated.
+    least, most = np.quantile(ratios, tail, method="lower"), np.quantile(ratios, 1 - tail, method="higher")
+    if not (np.isfinite(least) and np.isfinite(most)):
+        # Many draws miss the few documents that differ, and have no error: the symmetric interval stands.
+        most = stdtrit(freedom, 1 - tail)
+        least = -most
+    p_value = 2 * stdtr(freedom, -abs(value) / error) if error else float(value == 0)
+    return Estimate(value, value - float(most) * error, value - float(least) * error, error, float(p_value))
+
+
+def _values_and_slopes(quantities: Sequence[Quantity], means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Quantities of means [..., M], [quantities, ...], and how they change with each mean, [quantities, ..., M]."""
+    stepped = means[..., None, :] + 1j * STEP * np.eye(means.shape[-1])
+    values = np.stack([quantity(means) for quantity in quantities])
+    return values, np.stack([quantity(stepped).imag / STEP for quantity in quantities])
+
+
+def _drawn(
+    counts_D: np.ndarray,
+    residuals_DM: np.ndarray,
+    means_M: np.ndarray,
+    quantities: Sequence[Quantity],
+    values: np.ndarray,
+    few: float,
+    draws: int,
+    seed: int,
+) -> Iterator[np.ndarray]:
+    """The studentised differences of some draws at a time, [quantities, draws]."""
+    D, M = residuals_DM.shape
+    rng = np.random.default_rng(seed)
+    columns_DK = np.concatenate([residuals_DM, counts_D[:, None]], axis=1)
+    products_DKK = (columns_DK[:, :, None] * columns_DK[:, None, :]).reshape(D, -1)
+    step = max(1, CHUNK // D)
+    for first in range(0, draws, step):
+        times_CD = rng.multinomial(D, np.full(D, 1 / D), size=min(step, draws - first)).astype(np.float64)
+        sums_CK, products_CKK = times_CD @ columns_DK, (times_CD @ products_DKK).reshape(-1, M + 1, M + 1)
+        counts_C = sums_CK[:, -1]
+        moved_CM = sums_CK[:, :M] / counts_C[:, None]
+        drawn_QC, slopes_QCM = _values_and_slopes(quantities, means_M + moved_CM)
+        # What a document adds is slope · (residual − moved · count): a quadratic form of the products.
+        along_QC1 = -(slopes_QCM * moved_CM).sum(-1, keepdims=True)
+        along_QCK = np.concatenate([slopes_QCM, along_QC1], axis=-1)
+        squares_QC = np.einsum("qck,ckl,qcl->qc", along_QCK, products_CKK, along_QCK, optimize=True)
+        errors_QC = np.sqrt(few * np.maximum(squares_QC, 0)) / counts_C
+        differences_QC = drawn_QC - values[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            yield np.where(differences_QC == 0, 0.0, differences_QC / errors_QC)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, corrected so that of all true null hypotheses together none is rejected in 95 of 100 cases.
+
+    References: S. Holm, A simple sequentially rejective multiple test procedure, 1979."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, p_values[at] * (len(p_values) - rank)))
+        corrected[at] = largest
+    return corrected
