@@ -22,8 +22,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .interface.checkpoints import convert, prune
     from .interface.choosing import rank, select
-    from .interface.judging import evaluate
     from .interface.jobs import generate, merge, plan, profile
+    from .interface.judging import evaluate
     from .interface.model import Model, open
     from .run.forward import Forward
     from .run.profile import Profile

@@ -6,7 +6,7 @@ import click
 
 from ..run.options import OF_DATA, OF_PLACING, Data, Judging, Placing, judged
 from . import terminal
-from .options import MODEL, PATH, command_line, option_of, options_of, some_of
+from .options import MODEL, PATH, command_line, options_of, some_of
 
 
 @click.command("eval")
@@ -65,4 +65,4 @@ def evaluate(
             stop.add_note("what is finished is kept: the same command with --resume goes on")
         raise
     for text in finished.said:
-        terminal.report(text)
+        terminal.show(text)

@@ -14,7 +14,6 @@ import safetensors
 import safetensors.numpy
 
 from ..errors import BaselineError, reason, refusal, shown
-from ..files.atomic import write_bytes
 from ..files.paths import AnyPath, place, storage_errors
 from .blocks import Blocks
 from .compare import Top
@@ -69,8 +68,8 @@ class StoredBaseline:
         length = str(blocks.length)
         if length not in self.digests:
             raise BaselineError(
-                f"{self.where}: has no blocks of {length} tokens: give --seq-len {', '.join(self.digests)}, or write it "
-                "anew"
+                f"{self.where}: has no blocks of {length} tokens: give --seq-len {', '.join(self.digests)}, or write "
+                "it anew"
             )
         if self.digests[length] != blocks.digest:
             raise BaselineError(

@@ -71,7 +71,7 @@ def compare(
 
     The vocabulary may be split over devices. With `keep_top` there is no baseline, and the TOP tokens are returned.
     """
-    B, v, N, D = finals_BvND.shape
+    B, v, N, _ = finals_BvND.shape
     block = min(UNEMBED_BLOCK, B * N)
     padding = -(B * N) % block
 

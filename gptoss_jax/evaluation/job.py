@@ -1,11 +1,12 @@
-"""The job `eval`: keep-sets of a model, or the model itself, beside a baseline on the same rows. Letters: see `config`."""
+"""The job `eval`: keep-sets of a model, or the model itself, beside a baseline on the same rows.
+
+Letters: see `config`.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from ..data.answers import read_answers
 from ..data.rows import prompts_hash
@@ -167,19 +168,19 @@ def _finished(
     request: Request, found: Sides, rows: Material, measured: Measured, asked: Asked | None, said: dict[str, list[Said]]
 ) -> Finished:
     """What was found, and lines of it for the user."""
-    tokens = {str(length): measured.scored(blocks, found.places) for length, blocks in rows.blocks.items()}
+    tokens = {length: measured.scored(blocks, found.places) for length, blocks in rows.blocks.items()}
     candidates = [Candidate(name, request.keep_sets.get(name)) for name in found.places]
     judged = {name: _judged(replies, request.judging, asked) for name, replies in said.items()}
     setting = _setting(request, found, rows, asked)
-    summary = summarise(setting, candidates, tokens, _domains(rows), judged.pop(BASELINE, []), judged)
+    summary = summarise(setting, candidates, tokens, judged.pop(BASELINE, []), judged)
     return Finished(summary, said, [*_lines(tokens, setting.baseline), _took(measured)])
 
 
-def _lines(tokens: Mapping[str, ScoredTokens], baseline: str) -> Iterator[str]:
+def _lines(tokens: Mapping[int, ScoredTokens], baseline: str) -> Iterator[str]:
     """The lines that people's scripts read, of each model and length."""
     for length, scored in tokens.items():
         for name, other in scored.others.items():
-            yield f"{name} against {baseline}, blocks of {length} tokens:"
+            yield f"{name} beside {baseline}, blocks of {length} tokens:"
             yield from llama_lines(scored.baseline, other)
 
 
@@ -187,12 +188,6 @@ def _took(measured: Measured) -> str:
     speed = rate(measured.tokens / max(measured.seconds, 1e-9), ",")
     peak = peak_rss_bytes() / choose.GIB
     return f"{measured.tokens:,.0f} tokens at {speed} tokens/s; engine {measured.engine}; peak memory {peak:.2f} GiB"
-
-
-def _domains(rows: Material) -> dict[str, np.ndarray]:
-    """Of each domain that has a name, where there are several: whether each row is of it."""
-    of = np.array([row.domain for row in rows.rows])
-    return {name: of == name for name in rows.domains if name} if len(rows.domains) > 1 else {}
 
 
 def _judged(replies: Sequence[Said], judging: Judging, asked: Asked | None) -> list[Judged]:
@@ -216,8 +211,7 @@ def _setting(request: Request, found: Sides, rows: Material, asked: Asked | None
         baseline=baseline,
         data=str(data) if is_path(data) else f"{len(data)} records given in Python",
         rows=len(rows.rows),
-        blocks=tuple(map(len, rows.blocks.values())),
-        seq_len=tuple(rows.blocks),
+        blocks={length: len(blocks) for length, blocks in rows.blocks.items()},
         prompts_hash=prompts_hash(rows.rows),
         calibration="disjoint" if rows.is_disjoint else "unknown",
         answers=request.judging.answer_kind if asked and asked.answers is not None else "",

@@ -112,7 +112,8 @@ def try_folder(path: AnyPath, overwrite: bool = False) -> None:
 
 
 def write_file(path: AnyPath, content: str | bytes, overwrite: bool = False) -> None:
-    """Write a file, of bytes or of text in UTF-8, whole or not at all: under a temporary name, to be renamed, where it is of this machine."""
+    """Write bytes, or text in UTF-8, whole or not at all: under a temporary name, to be renamed, where the file is of
+    this machine."""
     check_free(path, overwrite)
     data = content.encode() if isinstance(content, str) else content
     if not is_local(path):

@@ -41,15 +41,15 @@ class Batch:
     """What each token counts in the statistics; 0 is a token that is not kept, as all padding is."""
     groups: Int32[Any, "B S"]
     """The group, as a domain, whose statistics each token counts in."""
-    kept: Bool[Any, "B L E"] | None = None
-    """The experts of each layer that the tokens of a row may choose; None for all."""
-    at: Int32[Any, "B N"] | None = None
-    """The positions of a row, some perhaps twice, whose final outputs are asked for."""
     num_groups: int = 1
     """G; static, since it is a dimension of the statistics."""
     joint: tuple[int, ...] = ()
     """The joint group, of J, that each group's co-activations are counted in. Co-activations are [E, E] for each joint
     group, so that there may be fewer of these. Empty where they are the groups themselves; static."""
+    kept: Bool[Any, "B L E"] | None = None
+    """The experts of each layer that the tokens of a row may choose; None for all."""
+    at: Int32[Any, "B N"] | None = None
+    """The positions of a row, some perhaps twice, whose final outputs are asked for."""
 
     @property
     def num_joint(self) -> int:

@@ -88,7 +88,6 @@ KEEP = Kind(
     lambda x: isinstance(x, int | str),
     lambda text: text if text.endswith("%") else int(text),
 )
-ANSWER_KINDS = ("exact", "last-number", "letter")
 CHANNELS = ("analysis", "commentary", "final")  # of harmony, the ones that GPT-OSS was trained with
 
 

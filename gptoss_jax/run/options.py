@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from ..config import Form
+from ..data.answers import ANSWER_KINDS
 from ..data.formats import KINDS
 from ..errors import OptionError
 from .kinds import (
-    ANSWER_KINDS,
     CHANNEL_WEIGHTS,
     COORDINATOR,
     FORMS,
+    KEEPS,
     MESH,
     ROWS,
     SIZE,
@@ -308,7 +309,11 @@ class Judging(Options):
     answer_column: str | None = option(
         None, TEXT, "The column with the right answer.", otherwise="the final message of the row's own reply"
     )
-    answer_kind: str = option("exact", one_of(*ANSWER_KINDS), "How the answer is read from a reply's final message.")
+    answer_kind: str = option(
+        "exact",
+        one_of(*ANSWER_KINDS),
+        f"How replies are judged: {'; '.join(f'{name}: {kind.help}' for name, kind in ANSWER_KINDS.items())}.",
+    )
     max_new_tokens: int = option(512, whole(1), "The most tokens that a reply has.")
 
     def check(self) -> None:
