@@ -46,8 +46,10 @@ class Measured:
 
 def _scored(arrays: Arrays, variant: int, real: np.ndarray) -> Scored:
     taken = {name: arrays[name][:, variant][real] for name in ("nats", "entropy", "best", "kl") if name in arrays}
-    kl = taken.get("kl", np.zeros(1)).astype(np.float64)
-    return Scored(taken["nats"].astype(np.float64), taken["entropy"], taken["best"].astype(np.int32), kl)
+    nats = taken["nats"].astype(np.float64)
+    # Of a baseline no divergence is measured where its most probable tokens are kept.
+    kl = taken.get("kl", np.zeros_like(nats)).astype(np.float64)
+    return Scored(nats, taken["entropy"], taken["best"].astype(np.int32), kl)
 
 
 class _Beside(NamedTuple):

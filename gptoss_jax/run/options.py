@@ -372,4 +372,5 @@ def judged(**values: Any) -> tuple[Data, Judging, Placing]:
     known = [*OF_DATA, *declared_options(Judging), *OF_PLACING]
     if unknown := sorted({*values} - {*known}):
         raise OptionError(f"there is no option {unknown[0]!r}: there are {', '.join(known)}")
-    return taken(Data, values), taken(Judging, values), taken(Placing, values)
+    data = {name: values.pop(name) for name in OF_DATA if name in values}
+    return taken(Data, data), taken(Judging, values), taken(Placing, values)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import safetensors.numpy
@@ -29,6 +29,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size  # at the head of each file
 SHARE = 20  # saving may take at most one twentieth of the run
 
 
+@runtime_checkable  # annotations are checked in tests
 class Kept(Protocol):
     """A state that can be kept."""
 
