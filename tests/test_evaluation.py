@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -110,7 +111,7 @@ def test_equals_transformers(name: str, tiny_mxfp4: Path, pruned: Path, measured
     ours = scored.others["four"]
     assert len(ours.nats) == len(theirs["nats"]) > 100
     np.testing.assert_allclose(ours.nats, theirs["nats"], atol=1e-5)
-    np.testing.assert_allclose(ours.kl, theirs["kl"], atol=3e-7)  # experts of random weights change little
+    np.testing.assert_allclose(ours.kl, theirs["kl"], rtol=0.02, atol=1e-8)  # experts of random weights change little
     assert (ours.best == scored.baseline.best).tolist() == [bool(x) for x in theirs["agrees"]]
     perplexity = np.exp(np.mean(theirs["nats"]))
     assert abs(np.exp(ours.nats.mean()) / perplexity - 1) < 1e-5
@@ -221,9 +222,11 @@ def test_divergences_from_a_stored_baseline_are_those_over_its_tokens() -> None:
         base, other = rng.normal(size=(2, 1, 5, 8)).astype(np.float32)
         targets = rng.integers(0, size, (1, 5)).astype(np.int32)
         place = here()
-        top = compare(base[:, None], targets, unembedding, None, place, size, keep_top=True).top
-        kept = Top(*(np.asarray(x)[:, 0] for x in top))
-        ours = np.asarray(compare(other[:, None], targets, unembedding, kept, place, size).kl)[0, 0]
+        arrays = (jnp.asarray(x) for x in (base[:, None], other[:, None], targets, unembedding))
+        first, second, ids, head = arrays
+        top = compare(first, ids, head, None, place, size, keep_top=True).top
+        kept = Top(*(x[:, 0] for x in top))
+        ours = np.asarray(compare(second, ids, head, kept, place, size).kl)[0, 0]
         p, q = log_p(base[0] @ unembedding.T), log_p(other[0] @ unembedding.T)
         for n in range(5):
             named = sorted({*np.argsort(-p[n])[:64].tolist(), int(targets[0, n])})
