@@ -104,9 +104,10 @@ def test_what_never_occurred_is_not_said_to_be_impossible() -> None:
     found = compare_replies(never, never, draws=50)
     unseen = 1 - 0.025 ** (1 / 50)
     own, difference = found.estimates["loops"], found.differences["loops"]
-    assert (own.low, own.value, own.high) == (0, 0, pytest.approx(unseen)) and 0.07 < unseen < 0.072
+    z = 1.959964
+    assert (own.low, own.value, own.high) == (0, 0, pytest.approx(z**2 / (50 + z**2))) and 0.07 < unseen < 0.072
     assert (difference.low, difference.high, difference.p_value) == (pytest.approx(-unseen), pytest.approx(unseen), 1)
-    assert found.estimates["ended"].high == 1 and found.estimates["ended"].low == pytest.approx(1 - unseen)
+    assert found.estimates["ended"].high == 1 and found.estimates["ended"].low == pytest.approx(50 / (50 + z**2))
 
 
 def test_replies_to_other_rows_are_refused() -> None:

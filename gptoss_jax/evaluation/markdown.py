@@ -192,8 +192,9 @@ def plain(text: str) -> str:
 
 def number(value: float, percent: bool = False, signed: bool = False) -> str:
     """A number with four digits, or as per cent with two decimals; a difference has its sign."""
-    sign = "+" if signed and value else ""
-    return f"{100 * value:{sign}.2f} %" if percent else f"{value:{sign}.4g}"
+    shown = round(100 * value, 2) + 0.0 if percent else value  # + 0.0: −0 has a sign
+    sign = "+" if signed and shown else ""
+    return f"{shown:{sign}.2f} %" if percent else f"{shown:{sign}.4g}"
 
 
 def interval(estimate: Estimate, percent: bool = False, signed: bool = False) -> str:
