@@ -14,10 +14,11 @@ from gptoss_jax.selection.origin import Origin
 
 V = 40
 LAYERS = 4  # of the tiny model, which has 7 experts
+# The best experts are those of `bad_input.RANKING`.
 KEPT = {
-    "best": KeepSets([[0, 1, 2, 3]] * LAYERS, Origin("reap", {"science": 1.0}, "best 4")),
-    "drawn": KeepSets([[2, 3, 5, 6]] * LAYERS, Origin("random", {}, "best 4", seed=5)),
-    "more": KeepSets([[0, 1, 2, 3, 4]] * LAYERS, Origin("reap", {"science": 1.0}, "best 5")),
+    "best": KeepSets([[3, 4, 5, 6]] * LAYERS, Origin("reap", {"science": 1.0}, "best 4")),
+    "drawn": KeepSets([[0, 1, 3, 5]] * LAYERS, Origin("random", {}, "best 4", seed=5)),
+    "more": KeepSets([[2, 3, 4, 5, 6]] * LAYERS, Origin("reap", {"science": 1.0}, "best 5")),
 }
 NOISE = {"best": 0.15, "drawn": 1.5, "more": 0.02}
 """How far each model's logits are from the baseline's."""
