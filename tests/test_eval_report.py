@@ -199,6 +199,7 @@ def test_cautions_are_of_what_was_done(full: Summary) -> None:
         r"Replies are to 40 questions, fewer than 100: the interval of the difference in .* is up to", text
     )
     assert "documents, fewer than 100: the interval of the difference in ΔPPL" in text
+    assert "19,200 bins: with 600 tokens" in text
     assert "nothing shows what choosing gained" not in text and "the sequence length" not in text.split("careful")[1]
     alone = summary(calibration="unknown", warnings=("some rows are long",))
     alone = replace(alone, entries=(alone.entries[0],))

@@ -62,7 +62,7 @@ def test_the_bootstrap_equals_a_loop_over_draws() -> None:
 
 
 def test_the_standard_error_is_millers() -> None:
-    """Equation 4 of arXiv:2411.00640: products of all pairs within a cluster."""
+    """That of arXiv:2411.00640: products of all pairs within a cluster."""
     x, _ = columns(2)
     square = 0.0
     for number in range(len(LENGTHS)):

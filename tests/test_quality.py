@@ -105,6 +105,19 @@ def test_the_baseline_beside_itself_is_exactly_zero() -> None:
     assert all(check.passed for check in gate.checks({1024: found}))
 
 
+@pytest.mark.filterwarnings("error")
+def test_models_that_differ_in_one_document_have_finite_intervals() -> None:
+    """Draws without it are draws of equal models."""
+    tokens = scored_tokens(logits(5))
+    same = tokens.documents != tokens.documents[0]
+    both = zip(vars(tokens.baseline).values(), vars(tokens.others["drawn"]).values(), strict=True)
+    found = compare(tokens.documents, tokens.baseline, Scored(*(np.where(same, a, b) for a, b in both)))
+    for name, estimate in found.estimates.items():
+        assert np.isfinite([*vars(estimate).values()]).all(), name
+        assert estimate.low <= estimate.value <= estimate.high, name
+    assert found.estimates["kl"].low == 0 < found.estimates["kl"].high
+
+
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_slopes_of_quantities_are_finite_differences(name: str) -> None:
     """Complex steps need functions that take complex numbers."""

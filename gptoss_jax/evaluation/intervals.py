@@ -3,10 +3,10 @@
 Tokens of one document resemble one another, so documents are what is drawn, and two models are compared on the same
 documents. Two things are said of each quantity:
 
-- its standard error, robust against clusters: the root of Σ_d (Σ_i (x_di − x̄))² / N² (E. Miller, Adding Error Bars to
-  Evals, arXiv:2411.00640, section 2.2; paired, with x the difference of two models, section 2.5), times D / (D − 1) for
-  few documents; of functions of means by the delta method. The p-value rests on it, with Student's distribution for
-  the effective number of documents, (Σ n_d)² / Σ n_d², less one.
+- its standard error, robust against clusters: the root of Σ_d (Σ_i (x_di − x̄))² / N², in which x may be the difference
+  of two models (E. Miller, Adding Error Bars to Evals, arXiv:2411.00640: clustered and paired standard errors), times
+  D / (D − 1) for few documents; of functions of means by the delta method. The p-value rests on it, with Student's
+  distribution for the effective number of documents, (Σ n_d)² / Σ n_d², less one.
 - its interval by bootstrap over documents. For means over tokens it is studentised (bootstrap-t): each draw has a
   standard error of its own. Percentiles of draws were tried there too: with skewed lengths or skewed values they held
   the truth in 86 to 92 of 100 simulated cases, and the studentised interval in 92 to 95. Replies count one each, and
@@ -114,8 +114,10 @@ def _studentised(error: float, differences_C: np.ndarray, errors_C: np.ndarray, 
 def _values_and_slopes(quantities: Sequence[Quantity], means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Quantities of means [..., M], [quantities, ...], and how they change with each mean, [quantities, ..., M]."""
     stepped = means[..., None, :] + 1j * STEP * np.eye(means.shape[-1])
-    values = np.stack([quantity(means) for quantity in quantities])
-    return values, np.stack([quantity(stepped).imag / STEP for quantity in quantities])
+    # What is not finite is told of where it is written; a root of what rounding took below zero is one such draw.
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.stack([quantity(means) for quantity in quantities])
+        return values, np.stack([quantity(stepped).imag / STEP for quantity in quantities])
 
 
 def _drawn(
