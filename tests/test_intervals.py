@@ -8,6 +8,7 @@ import pytest
 from gptoss_jax.errors import DataError
 from gptoss_jax.evaluation import intervals
 from gptoss_jax.evaluation.intervals import Clusters, Estimate, clusters, estimates, holm
+from gptoss_jax.evaluation.replies import Judged, compare_replies
 
 LENGTHS = np.array([3, 1, 7, 2, 2, 9, 4, 1, 5, 6, 3, 8])
 DOCUMENTS = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
@@ -61,7 +62,7 @@ def test_the_bootstrap_equals_a_loop_over_draws() -> None:
 
 
 def test_the_standard_error_is_millers() -> None:
-    """Equation 4 of arXiv:2411.00640: products of all pairs within a cluster."""
+    """That of arXiv:2411.00640: products of all pairs within a cluster."""
     x, _ = columns(2)
     square = 0.0
     for number in range(len(LENGTHS)):
@@ -149,6 +150,31 @@ def test_the_bootstrap_holds_where_symmetric_intervals_do_not() -> None:
     """Means of documents that spread over two orders of magnitude."""
     bootstrap, robust = covered("skewed")
     assert 0.92 <= bootstrap <= 0.98 and robust < bootstrap
+
+
+def test_percentiles_of_draws_are_those_of_a_loop() -> None:
+    x, _ = columns(5)
+    D = len(LENGTHS)
+    times_CD = np.random.default_rng(3).multinomial(D, np.full(D, 1 / D), size=80)
+    drawn = [np.average(x, weights=np.repeat(times_D, LENGTHS)) for times_D in times_CD]
+    (found,) = estimates(clusters(DOCUMENTS, [x]), [mean()], 80, seed=3, studentised=False)
+    np.testing.assert_allclose([found.low, found.high], np.quantile(drawn, [0.025, 0.975]), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("rise", "fall"), [(0.05, 0.1), (0.02, 0.2)])
+def test_intervals_of_replies_hold_the_truth(rise: float, fall: float) -> None:
+    """Of 100 rows some are answered rightly by one model alone."""
+    rng, held, rows = np.random.default_rng(16), np.zeros(2), 100
+    for case in range(CASES):
+        kind = rng.choice(3, rows, p=[rise, fall, 1 - rise - fall])
+        both = rng.random(rows) < 0.7
+        base, other = (np.where(kind == 2, both, kind == alone) for alone in (1, 0))
+        replies = [[Judged(False, 1.0, True, True, 9, bool(right)) for right in of] for of in (base, other)]
+        found = compare_replies(*replies, draws=400, seed=case)
+        truths = (rise - fall, 0.7 * (1 - rise - fall) + rise)
+        for at, (of, truth) in enumerate(zip((found.differences, found.estimates), truths, strict=True)):
+            held[at] += of["correct"].low <= truth <= of["correct"].high
+    assert (held >= 0.92 * CASES).all() and (held <= 0.98 * CASES).all()
 
 
 def test_holm_by_hand() -> None:

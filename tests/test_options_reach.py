@@ -481,6 +481,7 @@ SEEN: dict[str, dict[str, str]] = {
         **dict.fromkeys(["format", "max_shard_size", "domain", "lower_top_k"], PRUNED),
         **dict.fromkeys(["out", "overwrite"], OUT),
         "verify": "convert/test_prune.py::test_verify_finds_a_byte_that_differs",
+        "eval": "convert/test_card.py::test_the_command_puts_what_was_measured_into_the_card",
     },
     "convert": {
         **dict.fromkeys(["model", "to", "format", "max_shard_size", "mesh"], CONVERTED),

@@ -13,10 +13,12 @@ from upath import UPath
 from gptoss_jax.cli import cli
 from gptoss_jax.cli.options import Place, Value
 from gptoss_jax.errors import StorageError
+from gptoss_jax.evaluation import stored
 from gptoss_jax.files.paths import place
 from gptoss_jax.run.kinds import ROWS, TEXT
 
 from .bad_input import Program, Refused, dump, tree
+from .simulated import summary
 
 # Parameters that take any text and name no path. One that names a path has the type `cli.options.PATH`.
 TEXTS = {"prompts", "domain", "split", "subset", "text_column", "id_column", "domain_column", "topology"}
@@ -58,6 +60,10 @@ def words(argv: list[Any], parameter: click.Parameter, tmp_path: Path) -> list[A
     """A command line that has the parameter."""
     if parameter.name == "keep_sets":
         argv = ["prune", argv[1], "--keep-sets", dump(tmp_path / "keep.json", [[0, 1, 2, 3]] * 4)]
+    if parameter.name == "eval":
+        made = tmp_path / "eval.json"
+        made.write_text(stored.to_json(summary()), encoding="utf-8")
+        argv = [*argv, "--eval", made]
     if parameter.name == "messages":
         messages = dump(tmp_path / "messages.json", [{"role": "user", "content": "1 + 1"}])
         argv = ["generate", argv[1], "--messages", messages, "--max-new-tokens", 4]

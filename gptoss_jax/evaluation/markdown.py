@@ -1,11 +1,12 @@
 """eval.md: an evaluation for people to read."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..selection.origin import quoted
 from .gate import SEQ_LENS
 from .intervals import LEVEL, Estimate
-from .quality import QUANTITIES, Quality
+from .quality import BINS, CONFLICT_QUANTILE, QUANTITIES, Quality
 from .replies import COLUMNS, RepliesCompared
 from .summary import Entry, Summary
 
@@ -58,7 +59,11 @@ def _tokens(summary: Summary, seq_len: int) -> str:
     for entry in (summary.baseline, *summary.entries):
         quality = entry.quality[seq_len]
         rows.append([title(entry), kept(entry), *figures(quality, SHOWN), number(quality.js2d)])
-    return "\n".join([f"## Against the baseline, sequence length {seq_len:,}", "", *table(head, rows)])
+    said = (
+        f"A confident conflict is a token whose entropy is at most the {CONFLICT_QUANTILE:.0%} quantile and whose "
+        "probability is below its own: both quantiles are the baseline's, for all models."
+    )
+    return "\n".join([f"## Against the baseline, sequence length {seq_len:,}", "", *table(head, rows), "", said])
 
 
 def figures(quality: Quality, names: Iterable[str]) -> list[str]:
@@ -158,7 +163,10 @@ def cautions(summary: Summary) -> list[str]:
         found.append("No keep-set was drawn at random (criterion `random`): nothing shows what choosing gained.")
     if absent := [length for length in SEQ_LENS if length not in setting.blocks]:
         found.append(f"The near-lossless gate asks for the sequence length {_lengths(absent)} too.")
-    found.append("Percentiles and JS2D have no interval. JS2D is above zero by chance where tokens are few.")
+    found.append("Percentiles and JS2D have no interval.")
+    fewest, bins = min(of.tokens for of in summary.baseline.quality.values()), math.prod(BINS)
+    if fewest < bins:
+        found.append(f"JS2D counts tokens in {bins:,} bins: with {fewest:,} tokens chance alone lifts it far above 0.")
     if replies:
         found.append("A rise of loops that is not significant may still be one: its interval says how large.")
     return found
@@ -192,8 +200,9 @@ def plain(text: str) -> str:
 
 def number(value: float, percent: bool = False, signed: bool = False) -> str:
     """A number with four digits, or as per cent with two decimals; a difference has its sign."""
-    sign = "+" if signed and value else ""
-    return f"{100 * value:{sign}.2f} %" if percent else f"{value:{sign}.4g}"
+    shown = round(100 * value, 2) + 0.0 if percent else value  # + 0.0: −0 has a sign
+    sign = "+" if signed and shown else ""
+    return f"{shown:{sign}.2f} %" if percent else f"{shown:{sign}.4g}"
 
 
 def interval(estimate: Estimate, percent: bool = False, signed: bool = False) -> str:

@@ -5,6 +5,7 @@ tokens, and the far ones rest on a handful of them. JS2D is larger than zero by 
 between bins, and draws of documents add that chance a second time: an interval would lie above what it is of.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -45,19 +46,25 @@ class Quantity:
     percent: bool = False
     is_difference: bool = False
     """Whether equal models have zero, so that its p-value says something."""
+    least: float = -math.inf
+    most: float = math.inf
 
 
 QUANTITIES: dict[str, Quantity] = {
-    "ppl": Quantity("PPL", lambda m: np.exp(m.nats + m.nats_more)),
-    "ppl_baseline": Quantity("PPL of the baseline", lambda m: np.exp(m.nats)),
+    "ppl": Quantity("PPL", lambda m: np.exp(m.nats + m.nats_more), least=1.0),
+    "ppl_baseline": Quantity("PPL of the baseline", lambda m: np.exp(m.nats), least=1.0),
     "ppl_difference": Quantity("ΔPPL", lambda m: np.exp(m.nats) * np.expm1(m.nats_more), is_difference=True),
     "ln_ppl_ratio": Quantity("ln PPL ratio", lambda m: m.nats_more, is_difference=True),
-    "kl": Quantity("KL (nats)", lambda m: m.kl),
-    "agreement": Quantity("same top token", lambda m: m.agrees, percent=True),
-    "p": Quantity("p of the true token", lambda m: m.p + m.p_more, percent=True),
+    "kl": Quantity("KL (nats)", lambda m: m.kl, least=0.0),
+    "agreement": Quantity("same top token", lambda m: m.agrees, percent=True, least=0.0, most=1.0),
+    "p": Quantity("p of the true token", lambda m: m.p + m.p_more, percent=True, least=0.0, most=1.0),
     "p_difference": Quantity("Δp", lambda m: m.p_more, percent=True, is_difference=True),
-    "p_difference_rms": Quantity("Δp, root mean square", lambda m: np.sqrt(m.p_more_squared), percent=True),
-    "conflicts": Quantity("confident conflicts", lambda m: m.conflict + m.conflict_more, percent=True),
+    "p_difference_rms": Quantity(
+        "Δp, root mean square", lambda m: np.sqrt(m.p_more_squared), percent=True, least=0.0, most=1.0
+    ),
+    "conflicts": Quantity(
+        "confident conflicts", lambda m: m.conflict + m.conflict_more, percent=True, least=0.0, most=1.0
+    ),
     "conflict_difference": Quantity("Δ conflicts", lambda m: m.conflict_more, percent=True, is_difference=True),
 }
 
@@ -95,7 +102,7 @@ def compare(
     return Quality(
         len(documents_N),
         len(of.counts_D),
-        dict(zip(QUANTITIES, found, strict=True)),
+        {name: one.within(what.least, what.most) for (name, what), one in zip(QUANTITIES.items(), found, strict=True)},
         _percentiles(other.kl, KL_PERCENTILES),
         _percentiles(probability(other) - probability(baseline), DP_PERCENTILES),
         js2d(baseline, other),

@@ -1,14 +1,16 @@
 """What generated replies say: loops, variety, ends, harmony, answers; and two models' replies to the same rows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from ..data.answers import ANSWER_KINDS
 from ..errors import DataError
-from .intervals import DRAWS, LEVEL, Estimate, clusters, estimates
+from .intervals import DRAWS, TAILS, Estimate, Quantity, clusters, estimates
 
 LOOP_SPAN = 20  # tokens
 LOOP_TIMES = 4
@@ -102,29 +104,37 @@ def compare_replies(
     if len(baseline) != len(other):
         raise DataError(f"{len(other)} replies stand beside {len(baseline)} of the baseline: ask both the same rows")
     names = [name for name in COLUMNS if all(getattr(reply, name) is not None for reply in (*baseline, *other))]
-    means, differences = {}, {}
+    base_RK, other_RK = (
+        np.array([[getattr(reply, name) for name in names] for reply in of], np.float64) for of in (baseline, other)
+    )
+    columns = [*other_RK.T, *(other_RK - base_RK).T]
+    rows = clusters(np.arange(len(other)), columns)
+    found = estimates(rows, [_mean_of(at) for at in range(len(columns))], draws, seed, studentised=False)
+    means, differences = dict(zip(names, found, strict=False)), dict(zip(names, found[len(names) :], strict=True))
     for name in names:
-        first, second = (np.array([getattr(reply, name) for reply in of], float) for of in (baseline, other))
-        found = estimates(
-            clusters(np.arange(len(first)), [second, second - first]),
-            [lambda m: m[..., 0], lambda m: m[..., 1]],
-            draws,
-            seed,
-        )
         if COLUMNS[name][1]:
-            found = [_widened(estimate, len(first)) for estimate in found]
-            means[name] = replace(found[0], low=max(0.0, found[0].low), high=min(1.0, found[0].high))
-        else:
-            means[name] = found[0]
-        differences[name] = found[1]
+            means[name], differences[name] = _wilson(means[name], len(other)), _widened(differences[name], len(other))
     return RepliesCompared(len(other), means, differences, float(np.median([reply.length for reply in other])))
 
 
-def _widened(estimate: Estimate, rows: int) -> Estimate:
-    """An estimate of a share that all rows agree on: draws of such rows agree too, and would say that it is certain.
+def _mean_of(column: int) -> Quantity:
+    return lambda means: means[..., column]
 
-    What never occurred in n rows may have the probability 1 − 0.025^(1/n)."""
-    if estimate.error:
-        return estimate
-    unseen = 1 - ((1 - LEVEL) / 2) ** (1 / rows)
-    return replace(estimate, low=max(-1.0, estimate.value - unseen), high=min(1.0, estimate.value + unseen))
+
+def _wilson(share: Estimate, rows: int) -> Estimate:
+    """A share with Wilson's interval, which holds for few rows and near 0 and 1, where draws do not."""
+    z = NormalDist().inv_cdf(TAILS[1])
+    middle, n = (share.value + z**2 / (2 * rows)) / (1 + z**2 / rows), rows
+    half = z * math.sqrt(share.value * (1 - share.value) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
+    # Rounding must not leave a share of 0 or 1 outside.
+    low, high = min(share.value, middle - half), max(share.value, middle + half)
+    return replace(share, low=low, high=high).within(0.0, 1.0)
+
+
+def _widened(difference: Estimate, rows: int) -> Estimate:
+    """A difference of shares. Where no row differs, no draw does, and would say that none ever will: but what never
+    occurred in n rows may have the probability 1 − 0.025^(1/n)."""
+    if difference.error:
+        return difference
+    unseen = 1 - TAILS[0] ** (1 / rows)
+    return replace(difference, low=difference.value - unseen, high=difference.value + unseen).within(-1.0, 1.0)

@@ -148,10 +148,11 @@ def _key(kind: Any, key: str, where: str, name: str) -> Any:
 
 
 def _plain(kind: Any, raw: Any, where: str, name: str) -> Any:
-    fits = type(raw) is kind or (kind is float and type(raw) is int)
+    is_whole = type(raw) is int and abs(raw) < 1 << 53  # such a number is a float too
+    fits = is_whole if kind is int else type(raw) is kind or (kind is float and is_whole)
     if not fits or (kind is float and not math.isfinite(raw)):
         raise _wrong(where, name, raw, NAMES[kind])
-    return raw
+    return kind(raw)
 
 
 def _wrong(where: str, name: str, raw: Any, wanted: str) -> EvaluationError:

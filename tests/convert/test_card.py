@@ -13,15 +13,20 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import gptoss_jax as gj
 from convert import card
 from convert.hf import Checkpoint
 from gptoss_jax.cli import cli
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY
 from gptoss_jax.errors import UserError
+from gptoss_jax.evaluation import stored
+from gptoss_jax.evaluation.summary import Summary
 from gptoss_jax.selection.keep_sets import KeepSets
 from gptoss_jax.selection.origin import UNKNOWN, Origin
 from gptoss_jax.selection.ranking import Ranking
+from tests.bad_input import Refused
 from tests.oracle import needs_torch
+from tests.simulated import KEPT, summary
 
 KEEP = 4
 KEEP_SETS = KeepSets([list(range(KEEP))] * TINY.num_layers)
@@ -206,6 +211,66 @@ def test_a_change_of_precision_is_told(write_card: Card) -> None:
 
 def test_quality_is_said_to_be_unmeasured(write_card: Card) -> None:
     assert "quality has not been measured" in words(write_card())
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_mxfp4: Path) -> Summary:
+    return summary(rows=30, model_fingerprint=Checkpoint(tiny_mxfp4).fingerprint())
+
+
+def test_the_command_puts_what_was_measured_into_the_card(evaluated: Summary, tiny_mxfp4: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "eval.json", tmp_path / "out"
+    file.write_text(stored.to_json(evaluated), encoding="utf-8")
+    best = replace(KEPT["best"], origin=Origin("reap", {"science": 1.0}, profile_hash="5ca1ab1e"))
+    keep_sets = tmp_path / "keep.json"
+    keep_sets.write_text(best.to_json())
+    argv = ["prune", str(tiny_mxfp4), "--keep-sets", str(keep_sets), "--eval", str(file), "--out", str(out)]
+    assert CliRunner().invoke(cli, argv, catch_exceptions=False).exit_code == 0
+    text = (out / "README.md").read_text(encoding="utf-8")
+    quality = text.split("## Quality")[1].split("\n## ")[0]
+    (entry,) = (one for one in evaluated.entries if one.name == "best")
+    measured, base = entry.quality[1024].estimates, evaluated.baseline.quality[1024].estimates
+    for of in (measured["ppl"], measured["ppl_difference"], measured["kl"], base["ppl"]):
+        assert f"{of.value:.4g}" in quality and f"{of.low:.4g}" in quality and f"{of.high:.4g}" in quality
+    assert "drawn (control)" in quality and "`rows.jsonl`" in quality and "by hash" in quality
+    assert "Replies to 30 rows" in quality and "fewer than 100" in quality and "fingerprint" not in quality
+    assert "by `reap` over the profile's domain `science`" in text and "5ca1ab1e" in text
+    assert "unmeasured" not in text and "has not been measured" not in text
+
+
+def test_python_takes_an_evaluation_too(evaluated: Summary, tiny_mxfp4: Path, tmp_path: Path) -> None:
+    out = gj.prune(str(tiny_mxfp4), KEPT["more"], eval=evaluated, out=tmp_path / "out").folder
+    assert "## Quality" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_evaluation_of_another_checkpoint_is_told(evaluated: Summary, tiny_mxfp4: Path, tmp_path: Path) -> None:
+    other = replace(evaluated, setting=replace(evaluated.setting, model_fingerprint="another"))
+    out = gj.prune(str(tiny_mxfp4), KEPT["more"], eval=other, out=tmp_path / "out").folder
+    assert "Measured with a checkpoint of another fingerprint" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_evaluation_of_other_keep_sets_is_refused(
+    evaluated: Summary, refused: Refused, tiny_mxfp4: Path, ranking: Path, tmp_path: Path
+) -> None:
+    others = replace(evaluated, entries=tuple(one for one in evaluated.entries if one.name != "best"))
+    file = tmp_path / "eval.json"
+    file.write_text(stored.to_json(others), encoding="utf-8")
+    argv = ["prune", tiny_mxfp4, "--ranking", ranking, "--keep", 4, "--eval", file, "--out", tmp_path / "out"]
+    refused(*argv, says=("eval.json", "drawn (4 experts by `random`", "more (5 experts by `reap`", "evaluate these"))
+    file.write_text("{}")
+    refused(*argv, says=("eval.json: is no evaluation",))
+    file.unlink()
+    refused(*argv, says=("eval.json: cannot be read",))
+
+
+def test_a_folder_is_not_written_over_the_evaluation(
+    evaluated: Summary, refused: Refused, tiny_mxfp4: Path, ranking: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out" / "eval.json"
+    file.write_text(stored.to_json(evaluated), encoding="utf-8")
+    argv = ["prune", tiny_mxfp4, "--ranking", ranking, "--keep", 4, "--eval", file, "--out", tmp_path / "out"]
+    refused(*argv, "--overwrite", says=("is where the input",))
 
 
 def test_the_method_names_criterion_data_rule_and_seed(pruned: Path, write_card: Card) -> None:
