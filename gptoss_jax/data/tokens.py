@@ -96,7 +96,8 @@ def weights_of(
     channel where weights are given."""
     if keep == "all":
         return [1.0] * len(pieces)
-    weights, begun = [], 0
+    weights: list[float] = []
+    begun = 0
     for standing, header in standings(pieces):
         if standing == "header" and pieces[len(weights)] == (START, True):
             begun = len(weights)

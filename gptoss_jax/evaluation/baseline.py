@@ -6,6 +6,7 @@ at most those over all tokens: what moves among the rest is not seen.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,7 @@ class StoredBaseline:
 KEYS = ("model", "fingerprint", "digests")
 
 
-def to_bytes(model: str, fingerprint: str, found: dict[int, Arrays], digests: dict[int, str]) -> bytes:
+def to_bytes(model: str, fingerprint: str, found: Mapping[int, Arrays], digests: Mapping[int, str]) -> bytes:
     """The content of a file, from passes with the most probable tokens by the length of blocks."""
     about = {"version": VERSION, "model": model, "fingerprint": fingerprint, "digests": digests}
     arrays = {f"{length}/{name}": np.ascontiguousarray(x[name]) for length, x in found.items() for name in NAMES}

@@ -52,7 +52,8 @@ class Blocks:
         tokens = Tokens(
             *(np.concatenate([getattr(b.tokens, n) for b in blocks]) for n in ("ids", "positions", "segments"))
         )
-        return Batch(tokens, *(np.concatenate([getattr(b, name) for b in blocks]) for name in ("weights", "groups")))
+        weights, groups = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("weights", "groups"))
+        return Batch(tokens, weights, groups)
 
     def __len__(self) -> int:
         """How many blocks there are."""

@@ -43,7 +43,7 @@ def by_row(
     `asked` are the numbers of the rows that were answered; the baseline is the model None."""
     found: list[dict[str, Any]] = []
     for length, scored in tokens.items():
-        for name, model in {None: scored.baseline, **scored.others}.items():
+        for name, model in ((None, scored.baseline), *scored.others.items()):
             found += ({"model": name, "seq_len": length, **sums} for sums in _sums(scored, model))
     for name, said in replies.items():
         for number, reply in zip(asked, said, strict=True):

@@ -39,19 +39,19 @@ class Expected(NamedTuple):
 class Top(NamedTuple):
     """What is kept of a baseline: its most probable tokens, best first, the true one, and the rest together."""
 
-    ids: Int[Array, "*any top"]
-    log_p: Float[Array, "*any top"]
-    true: Float[Array, "*any"]
+    ids: Int[Any, "*any top"]
+    log_p: Float[Any, "*any top"]
+    true: Float[Any, "*any"]
     """ln p of the true token."""
-    rest: Float[Array, "*any"]
+    rest: Float[Any, "*any"]
     """ln of the probability of all tokens but these; −∞ where there are no others."""
 
 
 class Other(NamedTuple):
     """Another model as the baseline: what its unembedding takes, and that."""
 
-    finals: Float[Array, "B N D"]
-    unembedding: Float[Array, "V D"]
+    finals: Float[Any, "B N D"]
+    unembedding: Float[Any, "V D"]
 
 
 Baseline = Other | Top | None
@@ -81,27 +81,27 @@ def compare(
 
     def one_block(inputs: tuple[Array, Array, Any]) -> Expected:
         finals_MvD, targets_M, base = inputs
-        first = None
-        if isinstance(baseline, Other):
-            first = expect(unembed(base, baseline.unembedding), targets_M, vocab_size, place).log_p
 
-        def one(carry: Array | None, at: tuple[Array, Array]) -> tuple[Array | None, Expected]:
+        def expected(finals_MD: Array, head_VD: Array = unembedding) -> Logits:
+            return expect(unembed(finals_MD, head_VD), targets_M, vocab_size, place)
+
+        def one(log_p_MV: Array, at: tuple[Array, Array]) -> tuple[Array, Expected]:
             number, finals_MD = at
-            logits = expect(unembed(finals_MD, unembedding), targets_M, vocab_size, place)
-            kl_M = top = None
+            logits = expected(finals_MD)
+            found = Expected(-logits.true, logits.entropy, logits.best)
             if keep_top:
-                top = _top(logits, targets_M, vocab_size, place)
-            elif isinstance(baseline, Top):
-                kl_M = _kl_of_top(Top(*base), logits, targets_M, vocab_size, place)
-            else:
-                # The first variant is the baseline of the others where there is no other model.
-                carry = carry if baseline is not None else jnp.where(number == 0, logits.log_p, carry)
-                kl_M = place.sum_experts(_terms(carry, logits.log_p).sum(-1))
-            return carry, Expected(-logits.true, logits.entropy, logits.best, kl_M, top)
+                return log_p_MV, found._replace(top=_top(logits, targets_M, vocab_size, place))
+            if isinstance(baseline, Top):
+                return log_p_MV, found._replace(kl=_kl_of_top(Top(*base), logits, targets_M, vocab_size, place))
+            if baseline is None:
+                log_p_MV = jnp.where(number == 0, logits.log_p, log_p_MV)  # the first is that of the others
+            return log_p_MV, found._replace(kl=place.sum_experts(_terms(log_p_MV, logits.log_p).sum(-1)))
 
-        start = jnp.zeros((block, place.local(vocab_size)[1]), jnp.float32) if first is None else first
-        numbered = jnp.arange(v), jnp.moveaxis(finals_MvD, 1, 0)
-        return lax.scan(one, start, numbered)[1]
+        if isinstance(baseline, Other):
+            start = expected(base, baseline.unembedding).log_p
+        else:
+            start = jnp.zeros((block, place.local(vocab_size)[1]), jnp.float32)
+        return lax.scan(one, start, (jnp.arange(v), jnp.moveaxis(finals_MvD, 1, 0)))[1]
 
     beside = None if baseline is None else baseline.finals if isinstance(baseline, Other) else tuple(baseline)
     found = lax.map(
@@ -157,11 +157,11 @@ def _terms(log_p: Array, log_q: Array) -> Array:
 
 
 @cache
-def mapped(mesh: Mesh, vocab_size: int, baseline: type, keep_top: bool = False) -> Callable[..., Expected]:
+def mapped(mesh: Mesh, vocab_size: int, baseline: Any, keep_top: bool = False) -> Callable[..., Expected]:
     """`compare` over a mesh, jitted: rows and the vocabulary are split. `baseline` is the class of what there will be;
     the function takes finals, targets, the unembedding and the baseline."""
     place, rows, vocabulary = over(mesh), sharding.split("B"), sharding.split("V D")
-    kind: Any = {Other: Other(rows, vocabulary), Top: Top(rows, rows, rows, rows)}.get(baseline)
+    kind = {Other: Other(rows, vocabulary), Top: Top(rows, rows, rows, rows)}.get(baseline)
     run = partial(compare, place=place, vocab_size=vocab_size, keep_top=keep_top)
     local = float32_is_float32(run)
     split = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, vocabulary, kind), out_specs=rows, check_vma=False)

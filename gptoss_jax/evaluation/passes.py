@@ -162,7 +162,8 @@ class _Score:
         base = self.baseline(numbers)
         targets = _padded(self.blocks.scored.targets[numbers], each)
         by_variant = finals.reshape(each, self.variants.number, *finals.shape[1:])
-        compare = mapped(place.mesh, self.variants.source.config.vocab_size, type(base), self.keep_top)
+        kind: Any = type(base)
+        compare = mapped(place.mesh, self.variants.source.config.vocab_size, kind, self.keep_top)
         found = hosts.gather(compare(place.put(by_variant), place.put(targets), self.unembedding, self._put(base)))
         return _arrays(found)
 

@@ -55,13 +55,13 @@ def write(folder: Path, info: dict[str, Any], sums: Sums) -> None:
     """Write all artifacts of a profile into `folder`; `info` becomes profile.json."""
     total, weighted = sums.total()
     table, by_domain = columns(total, weighted), sums.by_domain()
-    _write_table(folder / SALIENCY, saliency_table(table))
-    _write_table(folder / USAGE, usage_table(total))
+    write_table(folder / SALIENCY, saliency_table(table))
+    write_table(folder / USAGE, usage_table(total))
     if by_domain:
         saliency = {name: saliency_table(columns(*of)) for name, of in by_domain.items()}
         usage = {name: usage_table(statistics) for name, (statistics, _) in by_domain.items()}
-        _write_table(folder / SALIENCY_BY_DOMAIN, with_domain(saliency))
-        _write_table(folder / USAGE_BY_DOMAIN, with_domain(usage))
+        write_table(folder / SALIENCY_BY_DOMAIN, with_domain(saliency))
+        write_table(folder / USAGE_BY_DOMAIN, with_domain(usage))
     write_sums(folder / STORE, sums)
     _write_json(folder / select.RANKING, select.rank(table).layers)
     _write_json(folder / INFO, info, indent=2)
@@ -132,7 +132,8 @@ def data_warnings(num_rows: int, truncated: int, empty: int) -> list[str]:
     return warnings
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file."""
     # To PyArrow a path with a colon is an address.
     with path.open("wb") as file:
         pq.write_table(table, file, compression="zstd")

@@ -103,6 +103,7 @@ def final_step(head: Head, x_BSD: Float[Array, "B S D"], batch: Batch) -> Float[
 
 
 def _at(final_BSD: Float[Array, "B S D"], batch: Batch) -> Float[Array, "B N D"]:
+    assert batch.at is not None, "finals are asked for at positions"
     return jnp.take_along_axis(final_BSD, batch.at[..., None], axis=1)
 
 
@@ -125,11 +126,12 @@ def specs(asked: Asked) -> Results:
     """How what is asked for is split over a mesh."""
     chosen: Any = sharding.split("L B S k")
     scores: Any = sharding.split("B S")
+    finals: Any = sharding.split("B N D")
     return Results(
         Statistics.specs() if asked.statistics else None,
         Chosen(chosen, chosen) if asked.routing else None,
         TokenScores(scores, scores) if asked.scores else None,
-        sharding.split("B N D") if asked.finals else None,
+        finals if asked.finals else None,
     )
 
 
