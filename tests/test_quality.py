@@ -10,7 +10,16 @@ from gptoss_jax.errors import DataError, StatisticsError
 from gptoss_jax.evaluation import gate
 from gptoss_jax.evaluation.intervals import Estimate
 from gptoss_jax.evaluation.llama_lines import llama_lines
-from gptoss_jax.evaluation.quality import DP_PERCENTILES, KL_PERCENTILES, QUANTITIES, Means, Quality, compare, js2d
+from gptoss_jax.evaluation.quality import (
+    DP_PERCENTILES,
+    KL_PERCENTILES,
+    QUANTITIES,
+    Means,
+    Quality,
+    compare,
+    conflicts,
+    js2d,
+)
 from gptoss_jax.evaluation.replies import compare_replies
 from gptoss_jax.evaluation.scored import Scored
 from tests.simulated import Logits, logits, replies, scored_tokens
@@ -136,6 +145,15 @@ def test_cuts_of_conflicts_are_the_baselines() -> None:
     N = len(tokens.documents)
     sure = Scored(np.full(N, 30.0), np.zeros(N, np.float32), tokens.baseline.best, np.zeros(N))
     assert compare(tokens.documents, tokens.baseline, sure, draws=10).estimates["conflicts"].value == 1
+
+
+def test_tokens_on_the_cuts_of_conflicts() -> None:
+    """Of 21 tokens the fourth lies on each cut: it is sure enough, and not improbable enough."""
+    p = np.array([0.01, 0.04, 0.02, 0.03, *np.linspace(0.5, 0.9, 17)])
+    entropy = (np.arange(21) / 32).astype(np.float32)
+    of = Scored(-np.log(p), entropy, np.zeros(21, np.int32), np.zeros(21))
+    own, others = conflicts(of, of)
+    assert [*np.flatnonzero(own)] == [*np.flatnonzero(others)] == [0, 2, 3]
 
 
 def test_scores_that_are_not_finite_or_not_of_the_same_tokens_are_refused() -> None:

@@ -140,13 +140,13 @@ def conflicts(baseline: Scored, other: Scored) -> tuple[np.ndarray, np.ndarray]:
 
     Both quantiles are the baseline's, for both models: with cuts of its own, a model that grew unsure everywhere would
     look no worse."""
-    p, entropy = probability(baseline), baseline.entropy.astype(np.float64)
-    least_p, most_entropy = (float(np.quantile(values, CONFLICT_QUANTILE)) for values in (p, entropy))
-    first, second = (
-        ((scored.entropy <= most_entropy) & (probability(scored) < least_p)).astype(np.float64)
-        for scored in (baseline, other)
+    # float64: the cuts interpolate between tokens, and float32 would move them past one.
+    (p, entropy), (p_other, entropy_other) = (
+        (probability(scored), scored.entropy.astype(np.float64)) for scored in (baseline, other)
     )
-    return first, second
+    least_p, most_entropy = np.quantile(p, CONFLICT_QUANTILE), np.quantile(entropy, CONFLICT_QUANTILE)
+    own, others = (entropy <= most_entropy) & (p < least_p), (entropy_other <= most_entropy) & (p_other < least_p)
+    return own.astype(np.float64), others.astype(np.float64)
 
 
 def js2d(baseline: Scored, other: Scored) -> float:
