@@ -56,8 +56,8 @@ def _head(questions: int, keeps: Sequence[int]) -> str:
             f"{', '.join(map(str, keeps))} of 16 experts a layer. Experts are chosen by one family's calibration "
             f"questions, and measured on {questions} evaluation questions of that family, which neither the training "
             "nor any choice saw; all choices of a family pass the model together as soft prunes. Exact match is of "
-            "greedy replies; KL is that of the full model from the pruned one over the contents of the right replies, in "
-            "nats a token. Intervals hold 95 %, paired and clustered by question. `random` is the mean of five seeds.",
+            "greedy replies; KL is that of the full model from the pruned one over the contents of the right replies, "
+            "in nats a token. Intervals hold 95 %, paired and clustered by question. `random` is the mean of its seeds.",
         ]
     )
 
@@ -67,7 +67,7 @@ def _compared(
 ) -> Iterator[str]:
     """Each rule beside a reference over all settings."""
     settings = [(found, keep) for found in families.values() for keep in keeps]
-    ids = [np.array([hash((family, name)) for name in found.ids]) for family, found in families.items() for _ in keeps]
+    ids = [np.array([f"{family}/{name}" for name in found.ids]) for family, found in families.items() for _ in keeps]
     of = {rule: [answers(found, kind, rule, keep) for found, keep in settings] for rule in rules}
     others = [rule for rule in rules if rule != reference]
     more = {rule: results.exact_difference(of[rule], of[reference], ids) for rule in others}
