@@ -118,6 +118,14 @@ def test_side_by_side_every_document_is_whole_and_once(documents: list[Document]
     assert sorted(got) == sorted(document for document in expected if document)
 
 
+def test_side_by_side_holds_as_many_rows_as_documents_need() -> None:
+    """Each fills a row; above 256 equal numbers are different objects in Python."""
+    ids = np.ones(SHORTEST, np.int32)
+    whole = [Document(ids * n, np.ones(SHORTEST, np.float32)) for n in range(1, 301)]
+    batches = list(side_by_side(whole, 100, SHORTEST))
+    assert sorted(int(row[0][0]) for row in rows(batches)) == [*range(1, 301)]
+
+
 @given(documents, batch_sizes)
 def test_side_by_side_is_one_shape_and_wastes_little(documents: list[Document], batch_size: int) -> None:
     batches = list(side_by_side(documents, batch_size, MAX_LENGTH, 3))

@@ -502,6 +502,8 @@ REFUSED = [
     ),
     case("a number", {"messages": 3}, "column 'messages' holds int"),
     case("a history of no pairs", {"instruction": "a", "output": "b", "history": ["c"]}, "column 'history'"),
+    case("a history of texts", {"instruction": "a", "output": "b", "history": ["cd"]}, "column 'history'"),
+    case("a history of three", {"instruction": "a", "output": "b", "history": [["c", "d", "e"]]}, "column 'history'"),
 ]
 
 

