@@ -14,7 +14,7 @@ from ..config import Config
 from ..data import tokens
 from ..data.dataset import Dataset, Layout, domains_of
 from ..data.remarks import Remarks
-from ..data.rows import ColumnNames, Reading, Row, prompts_hash, read_rows, sample
+from ..data.rows import ColumnNames, Reading, Row, in_part, prompts_hash, read_rows, sample
 from ..data.sources import records
 from ..data.template import Template
 from ..devices import hosts
@@ -127,7 +127,7 @@ def run(
     if writes:
         for remark in dataset.remarks:
             tell(remark)
-    info = _info(request, source.fingerprint(), dataset, given, choice)
+    info = _info(request, source, dataset, given, choice)
     settings = _computed(info, request, dataset.rows)
     hosts.agree(settings)
     info["settings_hash"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -250,7 +250,7 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
     template = cache(lambda: Template(tokenizer))
     reading = Reading(columns, template, remarks, data.keep_thinking, data.skip_bad_rows)
     stream = read_rows(records(data.data, data.split, data.subset, remarks), reading)
-    rows = sample(stream, data.domain, data.num_rows, data.seed)
+    rows = sample(in_part(stream, data.part, remarks), data.domain, data.num_rows, data.seed)
     domains = domains_of(rows, data.domain_column)
     eos = _eos(tokenizer, source.config) if data.pack else 0
     documents = tokens.encode(
@@ -284,12 +284,14 @@ def _eos(tokenizer: Any, config: Config) -> int:
     return int(eos)
 
 
-def _info(request: Request, fingerprint: str, dataset: Dataset, given: Place, choice: Choice) -> dict[str, Any]:
+def _info(request: Request, source: Source, dataset: Dataset, given: Place, choice: Choice) -> dict[str, Any]:
     """What profile.json says of the run before it is measured."""
     rows = dataset.rows
     return {
         "model": request.model,
-        "model_fingerprint": fingerprint,
+        "model_fingerprint": source.fingerprint(),
+        "config": source.config.to_json(),
+        "quantized": source.quantized,
         "command": request.command,
         "versions": artifacts.versions(),
         "options": request.values(),

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from ..config import Form
 from ..data.formats import KINDS
+from ..data.parts import PARTS
 from ..errors import OptionError
 from .kinds import CHANNEL_WEIGHTS, COORDINATOR, FORMS, MESH, ROWS, SIZE, SWITCH, TEXT, WHOLE, Kind, one_of, real, whole
 
@@ -128,6 +129,13 @@ class Data(Options):
         None, whole(1), "Takes a sample of this many rows by their hashes.", otherwise="all", merging="free"
     )
     seed: int = option(0, WHOLE, "The seed of the row sample.", merging="free")
+    part: str = option(
+        "all",
+        one_of(*PARTS),
+        "Takes four fifths of the rows, by their hashes, to choose experts by, or the other fifth to judge the choice.",
+        merging="told",
+        newer=True,
+    )
     max_seq_length: int = option(
         2048, whole(1), "The most tokens that a row has, or those of a packed block.", merging="told"
     )
