@@ -83,13 +83,11 @@ def option_of(kind: type[Options], name: str) -> Callable[[F], F]:
     flag = flag_of(kind, name)
     help = f"{declared.help}  [default: {declared.otherwise}]" if declared.otherwise else declared.help
     if declared.kind.join:
-        several = {"multiple": True, "callback": lambda _, __, words: _joined(words, declared, flag)}
-        return click.option(
-            flag, name, type=Value(declared, flag), metavar=declared.kind.metavar, help=help, default=default, **several
-        )
     if declared.kind is SWITCH:
         return click.option(flag, name, is_flag=True, default=default, help=help)
     kept: dict[str, Any] = {"multiple": True} if not declared.several else {"nargs": declared.several}
+    if declared.kind.join:
+        kept = {"multiple": True, "callback": lambda _, __, words: _joined(words, declared, flag)}
     kept |= {"required": True} if declared.required else {"default": default, "show_default": not declared.otherwise}
     value = Value(declared, flag)
     return click.option(flag, name, type=value, metavar=declared.kind.metavar, help=help, **kept)

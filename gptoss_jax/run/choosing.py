@@ -68,7 +68,7 @@ class Keeping(Options):
         "sets hold as much as they can of all rows, or of the mix of --domain.",
     )
     protect_outliers: int = option(
-        0, whole(0), "Keeps so many experts of the whole model, those with the largest activations, whatever they score."
+        0, whole(0), "Keeps so many experts of the whole model whatever they score: those with the largest activations."
     )
     context: int | None = option(
         None, whole(1), "With --budget-gib, counts the KV cache of rows of so many tokens, in bfloat16."

@@ -13,7 +13,8 @@ from ..selection.evidence import Evidence
 from ..selection.mixes import Mix, mixed, weights_of
 from ..selection.origin import Origin, profile_origin, rows_as_text
 from ..selection.ranking import Ranking
-from ..statistics.store import LARGEST_COUNT, STORE, Sums, read_sums
+from ..statistics.counted import STORE
+from ..statistics.store import LARGEST_COUNT, Sums, read_sums
 from ..statistics.tables import Columns, check_domains, columns
 from . import artifacts
 from .artifacts import INFO

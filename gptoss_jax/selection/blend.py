@@ -56,8 +56,7 @@ class _Program:
     @property
     def layers_LX(self) -> sparse.csr_matrix:
         L, E = self.sets.allowed_LE.shape
-        ones = sparse.csr_matrix((np.ones(L * E), (np.repeat(np.arange(L), E), np.arange(L * E))), (L, L * E + 1))
-        return ones
+        return sparse.csr_matrix((np.ones(L * E), (np.repeat(np.arange(L), E), np.arange(L * E))), (L, L * E + 1))
 
     @property
     def bounds(self) -> Bounds:

@@ -48,5 +48,5 @@ def most_experts(config: Config, budget_gib: float, quantize: bool, beside: int 
             f"--budget-gib {budget_gib:g} is too little: with 1 expert a layer the model takes {least / GIB:.4f}: give "
             "at least that, or a smaller --context"
         )
-    fits = (n for n in range(config.num_experts, 0, -1) if weight_bytes(config, n, quantize) + beside <= budget_gib * GIB)
-    return next(fits)
+    counts = range(config.num_experts, 0, -1)
+    return next(n for n in counts if weight_bytes(config, n, quantize) + beside <= budget_gib * GIB)

@@ -25,8 +25,8 @@ class Criterion:
         needs: Columns that it reads beside `count`, which every table has.
         help: What it is, in a few words.
         hint: What to do where a profile lacks one of these columns.
-        mass: The column of which a share is meant where experts are to hold one: that of a sum itself, Σ g·n for a mean,
-            since means do not add up. Empty where scores may be negative or are drawn.
+        mass: The column of which experts hold shares, where a share is asked for: that of a sum itself, Σ g·n for a
+            mean, since means do not add up. Empty where scores may be negative or are drawn.
     """
 
     name: str
@@ -91,9 +91,9 @@ def scores(columns: Mapping[str, Any], criterion: str, seed: int) -> Any:
 
 
 def masses(columns: Mapping[str, Any], criterion: str) -> Any:
-    """What each expert holds [L, E], of which a layer's experts have shares; ProfileError where there is no such column.
+    """What each expert holds [L, E], of which it has a share, by a criterion that has a mass.
 
-    The criterion is one that has a mass.
+    ProfileError where the table lacks that column.
     """
     declared = CRITERIA[criterion]
     _check_columns(columns, (declared.mass,), declared)

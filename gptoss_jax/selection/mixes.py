@@ -35,8 +35,9 @@ def mixed(by_domain: Mapping[str, Columns], weights: Mapping[str, float]) -> Col
         return by_domain[next(iter(weights))]
     # A kept token chooses as many experts as any other, so that counts stand for tokens.
     pairs = {name: by_domain[name]["count"].sum() for name in weights}
-    scale = sum(pairs.values()) / sum(weights.values())
-    factors = {name: scale * weight / pairs[name] for name, weight in weights.items() if weight}
+    largest = max(weights.values())  # by which the sum of any weights is finite
+    scale = sum(pairs.values()) / sum(weight / largest for weight in weights.values())
+    factors = {name: weight / largest * scale / pairs[name] for name, weight in weights.items() if weight}
     tables = {name: by_domain[name] for name in factors}
     shared = [name for name in next(iter(tables.values())) if all(name in table for table in tables.values())]
 

@@ -47,9 +47,8 @@ class Ranking(ByLayer):
         by = "" if self.origin.criterion is None else f" by {self.origin.criterion}"
         layers: list[list[int]] = []
         reasons: list[list[str | None]] = []
-        for layer, experts in enumerate(self.layers):
-            first = [expert for expert in experts if (layer, expert) in protected]
-            layers.append([*first, *(expert for expert in experts if expert not in first)][:num_kept])
+        for layer, (experts, ordered) in enumerate(zip(self.layers, self.order(protected), strict=True)):
+            layers.append(ordered[:num_kept])
             places = {expert: f"place {place} of {num_experts}{by}" for place, expert in enumerate(experts, 1)}
             reasons.append([protected.get((layer, expert), places[expert]) for expert in layers[-1]])
         counts = self.counts
@@ -58,6 +57,13 @@ class Ranking(ByLayer):
             counts = [[of[expert] for expert in kept] for of, kept in zip(beside, layers, strict=True)]
         rule = f"best {num_kept}" + (f", {len(protected)} protected" if protected else "")
         return KeepSets(layers, replace(self.origin, rule=rule), counts, reasons)
+
+    def order(self, protected: Collection[tuple[int, int]]) -> list[list[int]]:
+        """The experts of each layer, protected ones before the others, and best first among either."""
+        return [
+            sorted(experts, key=lambda expert, layer=layer: (layer, expert) not in protected)  # type: ignore[misc]
+            for layer, experts in enumerate(self.layers)
+        ]
 
 
 def checked_number(keep: int | str, num_experts: int) -> int:

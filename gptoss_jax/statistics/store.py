@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from ..errors import ProfileError, reason
 from ..files.paths import AnyPath, storage_errors
-from .counted import ROW_HASHES, STORE
+from .counted import ROW_HASHES
 from .sums import DECLARED, GATE_BINS, Statistic, Statistics
 from .weightings import WEIGHTINGS, column
 
