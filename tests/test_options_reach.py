@@ -397,7 +397,7 @@ def test_forms_of_a_converted_checkpoint(program: Program, tiny_mxfp4: Path, tmp
 # Outputs of all commands.
 
 
-@pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "convert"])
+@pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert"])
 @pytest.mark.slow
 def test_an_output_is_where_it_is_asked_for_and_replaces_when_asked(
     command: str, argv: list[Any], program: Program, tmp_path: Path

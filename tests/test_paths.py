@@ -58,6 +58,8 @@ def words(argv: list[Any], parameter: click.Parameter, tmp_path: Path) -> list[A
     """A command line that has the parameter."""
     if parameter.name == "keep_sets":
         argv = ["prune", argv[1], "--keep-sets", dump(tmp_path / "keep.json", [[0, 1, 2, 3]] * 4)]
+    if parameter.name == "model" and argv[0] == "select":
+        argv = [*argv[:2], "--budget-gib", 1, "--model", tmp_path / "model"]
     if parameter.name == "messages":
         messages = dump(tmp_path / "messages.json", [{"role": "user", "content": "1 + 1"}])
         argv = ["generate", argv[1], "--messages", messages, "--max-new-tokens", 4]

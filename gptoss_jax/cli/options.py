@@ -82,7 +82,6 @@ def option_of(kind: type[Options], name: str) -> Callable[[F], F]:
     (default,) = (field.default for field in fields(kind) if field.name == name)
     flag = flag_of(kind, name)
     help = f"{declared.help}  [default: {declared.otherwise}]" if declared.otherwise else declared.help
-    if declared.kind.join:
     if declared.kind is SWITCH:
         return click.option(flag, name, is_flag=True, default=default, help=help)
     kept: dict[str, Any] = {"multiple": True} if not declared.several else {"nargs": declared.several}

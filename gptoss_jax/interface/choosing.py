@@ -14,7 +14,7 @@ from ..run.choosing import Keeping, Ranked
 from ..run.options import Writing
 from ..selection import budgets, choice
 from ..selection.coverage import domain_coverages, fewest_experts
-from ..selection.criteria import masses
+from ..selection.criteria import CRITERIA, masses
 from ..selection.evidence import Evidence, read_evidence
 from ..selection.keep_sets import KeepSets
 from ..selection.mixes import Mix
@@ -60,8 +60,8 @@ class Selected:
 
     keep_sets: KeepSets
     coverage: Mapping[str, float]
-    """Of each domain the mean over layers of what is kept of its mass, over what its own best experts, as many, would
-    keep; worst first."""
+    """Of each domain the mean over layers of the mass that is kept of it, over what its own best experts, as many,
+    would keep; worst first."""
     remarks: tuple[str, ...]
     """Lines that a user should read."""
     file: AnyPath | None = None
@@ -191,7 +191,8 @@ def _counts(case: _Case, format: str, model: Any) -> tuple[list[int], tuple[str,
     if keeping.coverage is not None:
         mass_LE = masses(case.evidence.columns, case.ranked.criterion)
         fewest = fewest_experts(case.ranking.order(case.protected), mass_LE, keeping.coverage)
-        return [fewest], (f"{fewest} experts are the fewest that hold {keeping.coverage:g} of every layer",)
+        mass = f"{keeping.coverage:g} of every layer's {CRITERIA[case.ranked.criterion].mass}"
+        return [fewest], (f"{fewest} experts are the fewest that hold {mass}",)
     return _numbers(keeping.keep, E), ()
 
 

@@ -52,8 +52,8 @@ class Keeping(Options):
     coverage: float | int | None = option(
         None,
         real(above=0.0, most=1.0),
-        "Keeps the fewest experts that hold this share of every layer's score; where the criterion is a mean, of its "
-        "sum of g·n, since means do not add up.",
+        "Keeps the fewest experts that hold this share of every layer's score; of its reap_sum where the criterion is "
+        "a mean, since means do not add up.",
     )
     blend: str = option(
         "weights",

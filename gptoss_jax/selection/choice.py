@@ -68,8 +68,8 @@ def maxmin(evidence: Evidence, criterion: str, counts: Sequence[int], protected:
         shares_DLE, nothing_D = coverage.shares(mass_DLE, num_kept)
         found = blend.maxmin(shares_DLE, nothing_D, sets)
         weights = dict(zip(names, found.weights_D.round(DECIMALS).tolist(), strict=True))
-        rule = f"{num_kept} whose worst domain keeps the most {_of(criterion)}"
-        origin = replace(evidence.origin, domains=weights, criterion=criterion, rule=rule)
+        rule = f"{num_kept} whose worst domain keeps the most"
+        origin = replace(evidence.origin, domains=weights, criterion=CRITERIA[criterion].mass, rule=rule)
         mix = whole_counts(mixed(evidence.by_domain, weights))
         reasons = _reasons(found, found.weights_D[:, None, None] * shares_DLE, names, criterion, protected)
         allowed_LE = found.kept_LE
@@ -92,17 +92,12 @@ def floors(
         found = _within(mass_DLE, pooled_1LE, [*shares.values()], sets)
         if found is None:
             raise RankingError(_nearest(mass_DLE, pooled_1LE, shares, sets))
-        rule = f"{num_kept} that hold the most {_of(criterion)}, {told}"
-        origin = replace(evidence.origin, criterion=criterion, rule=rule)
+        rule = f"{num_kept} that hold the most, {told}"
+        origin = replace(evidence.origin, criterion=CRITERIA[criterion].mass, rule=rule)
         held_DLE = coverage.shares(mass_DLE, num_kept)[0] * found.weights_D[:, None, None]
         reasons = _reasons(found, held_DLE, [*shares], criterion, protected, pooled_1LE[0])
         allowed_LE = found.kept_LE
         yield Found(_keep_sets(found, origin, whole_counts(evidence.columns), reasons))
-
-
-def _of(criterion: str) -> str:
-    """What is kept, in the words of a rule."""
-    return f"of its {CRITERIA[criterion].mass}" if CRITERIA[criterion].mass != criterion else "of its score"
 
 
 def _sets(num_kept: int, allowed_LE: np.ndarray, protected: Protected) -> Sets:
@@ -176,7 +171,7 @@ def _compared(evidence: Evidence, mass_DLE: np.ndarray, found: Blend, sets: Sets
     pooled = coverage.coverages(mass_DLE, best_LE).min()
     union_L = _best(mass_DLE, sets.num_kept).any(0).sum(1)
     return (
-        f"the worst domain keeps {found.value:.3f} of what its own best {sets.num_kept} would hold, and in no sets more "
+        f"the worst domain keeps {found.value:.3f} of what its own best {sets.num_kept} would hold, in no sets more "
         f"than {found.bound:.3f}; in the best of all together {pooled:.3f}; the union of each domain's best would keep "
         f"{union_L.min()} to {union_L.max()} of {E} experts a layer"
     )

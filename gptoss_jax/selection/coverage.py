@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float, Shaped
 from .criteria import CRITERIA, masses
 from .keep_sets import KeepSets
 
-# For what a choice costs domains, where the criterion itself has no mass.
-OTHERWISE = ("gate_norm_sum", "count")
+# For what a choice costs domains, where the criterion itself has no mass, and the second where a table has no more.
+OTHERWISE = ("reap_sum", "frequency")
 
 
-def mass_name(columns: Mapping[str, np.ndarray], criterion: str) -> str:
-    """The column in which it is told what a choice costs."""
+def told_by(columns: Mapping[str, np.ndarray], criterion: str) -> str:
+    """The criterion of which it is told what domains lose."""
     names = (CRITERIA[criterion].mass, *OTHERWISE)
-    return next(name for name in names if name in columns)
+    return next(name for name in names if name and {*CRITERIA[name].needs} <= {*columns})
 
 
 def best_mass(mass_DLE: Shaped[np.ndarray, "D L E"], num_kept: int) -> Float[np.ndarray, "D L"]:
@@ -59,8 +59,7 @@ def domain_coverages(
     counted = {name: columns for name, columns in by_domain.items() if columns["count"].any()}
     if not counted:
         return {}
-    column = mass_name(next(iter(counted.values())), criterion)
-    mass_DLE = np.stack([columns[column] for columns in counted.values()])
+    mass_DLE = masses_of(counted, [*counted], told_by(next(iter(counted.values())), criterion))
     found = coverages(mass_DLE, mask_of(keep_sets.layers, mass_DLE.shape[2]))
     return dict(sorted(zip(counted, found.tolist(), strict=True), key=lambda item: item[1]))
 

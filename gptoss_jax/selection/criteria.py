@@ -25,8 +25,8 @@ class Criterion:
         needs: Columns that it reads beside `count`, which every table has.
         help: What it is, in a few words.
         hint: What to do where a profile lacks one of these columns.
-        mass: The column of which experts hold shares, where a share is asked for: that of a sum itself, Σ g·n for a
-            mean, since means do not add up. Empty where scores may be negative or are drawn.
+        mass: The criterion of which experts hold shares, where a share is asked for: a sum itself, reap_sum for a mean,
+            since means do not add up. Empty where scores may be negative or are drawn.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Criterion:
     needs: tuple[str, ...]
     help: str
     hint: str = "profile again"
-    mass: str = "gate_norm_sum"
+    mass: str = "reap_sum"
 
 
 def _sum(column: str) -> Score:
@@ -59,9 +59,9 @@ def _random(columns: Mapping[str, Any], seed: int) -> Any:
 _DECLARED = (
     Criterion("reap", _mean("gate_norm_sum"), ("gate_norm_sum",), "mean of g·n over the tokens that chose the expert"),
     Criterion("reap_sum", _sum("gate_norm_sum"), ("gate_norm_sum",), "sum of g·n"),
-    Criterion("frequency", _sum("count"), (), "how many tokens chose the expert", mass="count"),
-    Criterion("gate", _sum("gate_sum"), ("gate_sum",), "sum of g", mass="gate_sum"),
-    Criterion("ean_sum", _sum("norm_sum"), ("norm_sum",), "sum of n", mass="norm_sum"),
+    Criterion("frequency", _sum("count"), (), "how many tokens chose the expert", mass="frequency"),
+    Criterion("gate", _sum("gate_sum"), ("gate_sum",), "sum of g", mass="gate"),
+    Criterion("ean_sum", _sum("norm_sum"), ("norm_sum",), "sum of n", mass="ean_sum"),
     Criterion("ean_mean", _mean("norm_sum"), ("norm_sum",), "mean of n"),
     Criterion("reap_l2", _root_mean("gate_norm_sq_sum"), ("gate_norm_sq_sum",), "root of the mean of (g·n)²"),
     Criterion(
@@ -86,22 +86,13 @@ def scores(columns: Mapping[str, Any], criterion: str, seed: int) -> Any:
     if criterion not in CRITERIA:
         raise UserError(f"there is no criterion {criterion!r}: take one of {', '.join(CRITERIA)}")
     declared = CRITERIA[criterion]
-    _check_columns(columns, declared.needs, declared)
+    if missing := [column for column in declared.needs if column not in columns]:
+        raise ProfileError(
+            f"criterion {criterion!r} needs the column {missing[0]!r}, which this profile lacks: {declared.hint}"
+        )
     return declared.score(columns, seed)
 
 
 def masses(columns: Mapping[str, Any], criterion: str) -> Any:
-    """What each expert holds [L, E], of which it has a share, by a criterion that has a mass.
-
-    ProfileError where the table lacks that column.
-    """
-    declared = CRITERIA[criterion]
-    _check_columns(columns, (declared.mass,), declared)
-    return columns[declared.mass]
-
-
-def _check_columns(columns: Mapping[str, Any], needs: tuple[str, ...], declared: Criterion) -> None:
-    if missing := [column for column in needs if column not in columns]:
-        raise ProfileError(
-            f"criterion {declared.name!r} needs the column {missing[0]!r}, which this profile lacks: {declared.hint}"
-        )
+    """What each expert holds [L, E], of which it has a share, by a criterion that has a mass."""
+    return scores(columns, CRITERIA[criterion].mass, 0)

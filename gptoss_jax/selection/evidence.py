@@ -51,12 +51,13 @@ def read_evidence(profile: AnyPath, domain: Mix = None, every_domain: bool = Fal
     With `every_domain` tables of domains are read too where none is named. ProfileError where a domain is not there.
     """
     weights = weights_of(domain)
-    origin, info = profile_origin(profile, domain), profile_info(profile)
     by_domain = read_by_domain(profile) if weights or every_domain else {}
     if not weights:
-        return Evidence(read_columns(profile), by_domain, origin, info)
-    if not by_domain:
-        read_columns(profile, next(iter(weights)))  # which says what is missing
-    file = profile / SALIENCY_BY_DOMAIN if profile.is_dir() else profile
-    check_domains(weights, by_domain, f"{file}: ")
-    return Evidence(mixed(by_domain, weights), by_domain, origin, info)
+        columns = read_columns(profile)
+    elif not by_domain:
+        columns = read_columns(profile, next(iter(weights)))  # which says what is missing
+    else:
+        file = profile / SALIENCY_BY_DOMAIN if profile.is_dir() else profile
+        check_domains(weights, by_domain, f"{file}: ")
+        columns = mixed(by_domain, weights)
+    return Evidence(columns, by_domain, profile_origin(profile, domain), profile_info(profile))
