@@ -37,7 +37,7 @@ def cache_bytes(config: Config, context: int, rows: int) -> int:
     return rows * tokens * 2 * config.num_kv_heads * config.head_dim * BF16_BYTES
 
 
-def most_experts(config: Config, budget_gib: float, quantize: bool, beside: int = 0) -> int:
+def most_experts(config: Config, budget_gib: float | int, quantize: bool, beside: int = 0) -> int:
     """The most experts a layer with which weights, and `beside` bytes more, take at most the budget.
 
     RankingError says what one expert a layer takes where that is too much.

@@ -77,7 +77,7 @@ def maxmin(evidence: Evidence, criterion: str, counts: Sequence[int], protected:
 
 
 def floors(
-    evidence: Evidence, criterion: str, counts: Sequence[int], protected: Protected, shares: Mapping[str, float]
+    evidence: Evidence, criterion: str, counts: Sequence[int], protected: Protected, shares: Mapping[str, float | int]
 ) -> Iterator[Found]:
     """The keep-sets that hold the most of the rows that count, and of each named domain at least its share.
 
@@ -108,13 +108,13 @@ def _sets(num_kept: int, allowed_LE: np.ndarray, protected: Protected) -> Sets:
     return Sets(num_kept, allowed_LE, forced_LE)
 
 
-def _within(mass_DLE: np.ndarray, pooled_1LE: np.ndarray, least: Sequence[float], sets: Sets) -> Blend | None:
+def _within(mass_DLE: np.ndarray, pooled_1LE: np.ndarray, least: Sequence[float | int], sets: Sets) -> Blend | None:
     shares_DLE, nothing_D = coverage.shares(mass_DLE, sets.num_kept)
     (pooled_LE,), _ = coverage.shares(pooled_1LE, sets.num_kept)
     return blend.floors(pooled_LE, shares_DLE, nothing_D, np.array(least), sets)
 
 
-def _nearest(mass_DLE: np.ndarray, pooled_1LE: np.ndarray, shares: Mapping[str, float], sets: Sets) -> str:
+def _nearest(mass_DLE: np.ndarray, pooled_1LE: np.ndarray, shares: Mapping[str, float | int], sets: Sets) -> str:
     """What can be had in place of floors that cannot: a part of each, or more experts."""
     least = np.array([*shares.values()])
     factor = blend.maxmin(*coverage.shares(mass_DLE, sets.num_kept), sets, least).value

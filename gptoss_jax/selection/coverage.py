@@ -64,7 +64,7 @@ def domain_coverages(
     return dict(sorted(zip(counted, found.tolist(), strict=True), key=lambda item: item[1]))
 
 
-def fewest_experts(order_LE: Sequence[Sequence[int]], mass_LE: Shaped[np.ndarray, "L E"], share: float) -> int:
+def fewest_experts(order_LE: Sequence[Sequence[int]], mass_LE: Shaped[np.ndarray, "L E"], share: float | int) -> int:
     """The fewest experts, of each layer the first in order, that hold the share of every layer's mass."""
     ordered_LE = np.take_along_axis(mass_LE.astype(np.float64), np.array(order_LE), 1)
     total_L = ordered_LE.sum(1)

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import OptionError
 from ..statistics.tables import Columns
 
-Mix = str | Mapping[str, float] | None
+Mix = str | Mapping[str, float | int] | None
 """Domains as users name them: one, several with their weights, or None for all rows."""
 
 
