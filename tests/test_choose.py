@@ -548,7 +548,7 @@ def test_options_that_cannot_be(
 def test_a_context_or_a_budget_that_the_model_does_not_have(tiny_mxfp4: Path, profile: Path, refused: Refused) -> None:
     of_model = ("select", profile, "--model", tiny_mxfp4, "--budget-gib")
     refused(*of_model, 1, "--context", 18001, says=("--context 18001", "18000"))
-    refused(*of_model, 1e-9, says=("--budget-gib 1e-09 is too little", "with 1 expert a layer", "0.0002"))
+    refused(*of_model, 1e-9, says=("--budget-gib 1e-09 is too little", "with 1 expert a layer", "takes 0.000"))
 
 
 def test_files_of_a_family_are_all_free_or_none_is_written(

@@ -18,7 +18,7 @@ from ..selection.criteria import CRITERIA, masses
 from ..selection.evidence import Evidence, read_evidence
 from ..selection.keep_sets import KeepSets
 from ..selection.mixes import Mix
-from ..selection.ranking import Ranking, checked_number
+from ..selection.ranking import Ranking, checked_number, most_protected
 from ..selection.serving import serving_limits
 from ..statistics.tables import check_domains
 
@@ -191,6 +191,7 @@ def _counts(case: _Case, format: str, model: Any) -> tuple[list[int], tuple[str,
     if keeping.coverage is not None:
         mass_LE = masses(case.evidence.columns, case.ranked.criterion)
         fewest = fewest_experts(case.ranking.order(case.protected), mass_LE, keeping.coverage)
+        fewest = max(fewest, most_protected(case.protected)[1])
         mass = f"{keeping.coverage:g} of every layer's {CRITERIA[case.ranked.criterion].mass}"
         return [fewest], (f"{fewest} experts are the fewest that hold {mass}",)
     return _numbers(keeping.keep, E), ()
@@ -233,7 +234,7 @@ def _of_ranking(
     ranking: Ranking, ranked: Ranked, keeping: Keeping, out: str | AnyPath | None, overwrite: bool
 ) -> list[Selected]:
     """The best of a ranking that is made already."""
-    if (ranked, replace(keeping, keep=1)) != (Ranked(), Keeping(keep=1)):
+    if keeping.keep is None or (ranked, keeping) != (Ranked(), Keeping(keep=keeping.keep)):
         raise InputError("a ranking is given, which says nothing more than an order: give keep alone, or a profile")
     counts = _numbers(keeping.keep, len(ranking.layers[0]))
     if out is not None:

@@ -39,7 +39,7 @@ def real(least: float = -math.inf, above: float = -math.inf, most: float = math.
 
     def accepts(x: Any) -> bool:
         is_number = isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-        return is_number and least <= x <= most and x > above
+        return is_number and bool(least <= x <= most and x > above)  # a number of NumPy compares to one of its own
 
     return Kind("NUMBER", " ".join(["a finite number", " and ".join(bounds)]).strip(), accepts, float)
 

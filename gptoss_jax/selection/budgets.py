@@ -1,5 +1,7 @@
 """How many bytes a cut model takes, and how many experts fit into some. Letters: see `config`."""
 
+import math
+
 from ..config import SLIDING, Config
 from ..errors import CheckpointError, OptionError, RankingError
 
@@ -45,8 +47,8 @@ def most_experts(config: Config, budget_gib: float | int, quantize: bool, beside
     least = weight_bytes(config, 1, quantize) + beside
     if least > budget_gib * GIB:
         raise RankingError(
-            f"--budget-gib {budget_gib:g} is too little: with 1 expert a layer the model takes {least / GIB:.4f}: give "
-            "at least that, or a smaller --context"
+            f"--budget-gib {budget_gib:g} is too little: with 1 expert a layer the model takes "
+            f"{math.ceil(least / GIB * 1e4) / 1e4:.4f}: give at least that, or a smaller --context"
         )
     counts = range(config.num_experts, 0, -1)
     return next(n for n in counts if weight_bytes(config, n, quantize) + beside <= budget_gib * GIB)

@@ -74,10 +74,15 @@ def checked_number(keep: int | str, num_experts: int) -> int:
     return num_kept
 
 
+def most_protected(protected: Collection[tuple[int, int]]) -> tuple[int, int]:
+    """The layer with the most protected experts, which are given by layer and id, and how many it has."""
+    of_layers = Counter(layer for layer, _ in protected)
+    return max(of_layers.items(), key=lambda item: item[1], default=(0, 0))
+
+
 def check_protected(protected: Collection[tuple[int, int]], num_kept: int) -> None:
     """RankingError where a layer has more protected experts, given by layer and id, than it keeps."""
-    of_layers = Counter(layer for layer, _ in protected)
-    layer, most = max(of_layers.items(), key=lambda item: item[1], default=(0, 0))
+    layer, most = most_protected(protected)
     if most > num_kept:
         raise RankingError(
             f"{num_kept} experts a layer are fewer than the {most} that --protect-outliers holds in layer {layer}: "
