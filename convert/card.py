@@ -9,6 +9,7 @@ from gptoss_jax.errors import UserError
 from gptoss_jax.files.paths import is_local, place
 from gptoss_jax.selection.keep_sets import KeepSets
 from gptoss_jax.selection.origin import Origin, quoted
+from gptoss_jax.selection.serving import serving_limits
 
 from .tensors import AnyCheckpoint, stored_forms
 
@@ -218,10 +219,7 @@ def _limitations(config: Config, n: int, is_measured: bool) -> str:
         lines.append("- Pruning saves memory; each token still uses as many experts, so decoding is hardly faster.")
     else:
         lines.append(f"- Each token uses {n} experts, the original {config.top_k}: a larger change than pruning alone.")
-    if n % 4:
-        lines.append(f"- Kernels of some servers want a multiple of 4 experts; this model has {n}.")
-    if n <= config.top_k:
-        lines.append(f"- Every token uses all {n} experts of a layer: the router only weighs them.")
+    lines += [f"- {limit}" for limit in serving_limits(n, config.top_k)]
     return "\n".join(["## Limitations", "", *lines])
 
 

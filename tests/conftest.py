@@ -192,6 +192,7 @@ def argv(command: str, model: Path, rows_jsonl: Path, ranking: Path, profile: Pa
         "merge": lambda: ["merge", finished("one", 1), finished("two", 2)],
         "prune": lambda: ["prune", model, "--ranking", ranking, "--keep", 4],
         "rank": lambda: ["rank", profile],
+        "select": lambda: ["select", profile, "--keep", 4],
         "convert": lambda: ["convert", model, "--to", "hf", "--format", "bf16"],
         "generate": lambda: ["generate", model, "--prompt", "1 + 1", "--max-new-tokens", 4],
         "plan": lambda: ["plan", model, "--topology", "v5e:2x4"],

@@ -35,8 +35,10 @@ Finished = Callable[..., Path]
 """Writes a profile by its name and a seed, with domains, rows and options; gives its folder."""
 
 
-def some_sums(seed: int, domains: list[str], rows: range, eaft: bool = False) -> Sums:
+def some_sums(seed: int, domains: list[str], rows: range, eaft: bool = False, shape: tuple[int, int] = (L, E)) -> Sums:
+    """Of so many layers and experts."""
     rng = np.random.default_rng(seed)
+    L, E = shape
     sizes = {"L": L, "G": len(domains), "J": len(domains), "E": E, "k": K, "b": GATE_BINS}
     shapes = {name: (L, *(sizes[x] for x in statistic.axes.split())) for name, statistic in DECLARED.items()}
     numbers: dict[str, Any] = {
@@ -50,10 +52,16 @@ def some_sums(seed: int, domains: list[str], rows: range, eaft: bool = False) ->
 
 
 def write_profile(
-    folder: Path, name: str, seed: int, domains: Any = ("",), rows: range | None = None, **options: Any
+    folder: Path,
+    name: str,
+    seed: int,
+    domains: Any = ("",),
+    rows: range | None = None,
+    shape: tuple[int, int] = (L, E),
+    **options: Any,
 ) -> Path:
     """A profile in `folder`; each has rows of its own unless told."""
-    sums = some_sums(seed, list(domains), rows or range(9 * seed, 9 * seed + 4), options.get("eaft", False))
+    sums = some_sums(seed, list(domains), rows or range(9 * seed, 9 * seed + 4), options.get("eaft", False), shape)
     tokens = int(sums.statistics.tokens[0].sum()) * 2
     measured = artifacts.Measured(
         tokens, 1 + len(sums.weighted), seconds=seed + 1.0, compile_seconds=2.0, peak_rss_bytes=seed

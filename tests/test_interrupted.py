@@ -47,7 +47,7 @@ from gptoss_jax.cli import main
 main()
 """
 # Commands that write, and of these those that write a folder in several steps, and a checkpoint.
-ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "convert"])
+ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert"])
 FOLDERS = pytest.mark.parametrize("command", ["profile", "merge", "prune", "convert"])
 CHECKPOINTS = pytest.mark.parametrize("command", ["prune", "convert"])
 
@@ -295,7 +295,7 @@ def test_small_disk(argv: list[Any], size: str, says: str, tmp_path: Path) -> No
     assert says in done.stderr
 
 
-@pytest.mark.parametrize("command", ["merge", "prune", "rank", "convert"])
+@pytest.mark.parametrize("command", ["merge", "prune", "rank", "select", "convert"])
 def test_read_only_disk(argv: list[Any], tmp_path: Path) -> None:
     done = on_disk("ro", tmp_path, [*argv, "--out", "disk/out"])
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr

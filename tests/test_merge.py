@@ -156,7 +156,7 @@ def test_profile_json_of_a_merge(finished: Finished, program: Program, tmp_path:
     assert info["tokens_per_s"] == info["total_tokens"] / 5 == sum(i["total_tokens"] for i in infos.values()) / 5
     assert info["engine"] == "resident, streamed"
     # An option that these profiles are older than has the value with which they were made.
-    expected = OPTIONS | {"max_seq_length": "several", "data": "several", "keep_thinking": False}
+    expected = OPTIONS | {"max_seq_length": "several", "data": "several", "keep_thinking": False, "part": "all"}
     assert info["options"] == expected
     assert "--max-seq-length is not the same in all merged profiles: 32, 64" in info["warnings"]
     assert info["command"].startswith("gptoss-jax merge ") and info["versions"]["jax"]

@@ -4,6 +4,7 @@ The table at the end names for each option the test that shows it. A new option 
 """
 
 import ast
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -76,6 +77,11 @@ def changed(**columns: str) -> list[dict[str, str]]:
     return [row | {name: row[other] for name, other in columns.items()} for row in ROWS]
 
 
+def is_for_evaluation(row: dict[str, str]) -> bool:
+    digest = hashlib.sha256(f"part\n{row['id']}\n{row['text']}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 5 == 0
+
+
 def kept(profile: gj.Profile) -> int:
     tokens: int = profile.info["kept_tokens"]
     return tokens
@@ -125,6 +131,12 @@ WAYS: dict[str, Way] = {
     "keep": Way(("--keep", "all"), {"keep": "all"}, seen=lambda a, b: kept(a) == a.info["total_tokens"] > kept(b)),
     "channel_weights": Way(
         ("--channel-weights", "analysis=0.5,final=2"), {"channel_weights": {"analysis": 0.5, "final": 2.0}}
+    ),
+    "part": Way(
+        ("--part", "evaluation"),
+        rows=[row for row in changed(id="key") if is_for_evaluation(row)],
+        without=("--id-column", "key"),
+        seen=lambda a, b: 0 < len(a.sums.row_hashes) < len(b.sums.row_hashes) == len(ROWS),
     ),
     "skip_first": Way(("--skip-first", 30), {"skip_first": 30}, seen=lambda a, b: 0 < kept(a) < kept(b)),
     "eaft": Way(("--eaft",), {"eaft": True}, seen=lambda a, b: [*a.sums.weighted] == ["eaft"] and not b.sums.weighted),
@@ -310,8 +322,9 @@ def printed(reply: Any) -> str:
         (("--criterion", "random"), {"criterion": "random"}),
         (("--criterion", "random", "--seed", 5), {"criterion": "random", "seed": 5}),
         (("--domain", "b"), {"domain": "b"}),
+        (("--domain", "a", "--domain", "b=5"), {"domain": {"a": 1, "b": 5}}),
     ],
-    ids=["criterion", "random", "seed", "domain"],
+    ids=["criterion", "random", "seed", "domain", "mix"],
 )
 def test_an_option_of_rank_is_that_of_python(
     words: tuple[object, ...], options: dict[str, Any], finished: Finished, tmp_path: Path
@@ -322,6 +335,46 @@ def test_an_option_of_rank_is_that_of_python(
     assert layers == gj.rank(profile, **options).layers
     smaller = dict([*options.items()][:-1])
     assert layers != gj.rank(profile, **smaller).layers
+
+
+# select: by what it says itself, and on the same tables as Python.
+
+CHOICES: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
+    "keep": (("--keep", 2), {"keep": 2}),
+    "coverage": (("--coverage", 0.7), {"coverage": 0.7}),
+    "budget_gib": (("--budget-gib", 4.8e-4, "--model", "MODEL"), {"budget_gib": 4.8e-4}),
+    "context": (("--budget-gib", 4.4e-4, "--model", "MODEL", "--context", 50), {"budget_gib": 4.4e-4, "context": 50}),
+    "rows": (
+        ("--budget-gib", 4.5e-4, "--model", "MODEL", "--context", 9, "--rows", 7),
+        {"budget_gib": 4.5e-4, "context": 9, "rows": 7},
+    ),
+    "format": (
+        ("--budget-gib", 5e-4, "--model", "MODEL", "--format", "bf16"),
+        {"budget_gib": 5e-4, "format": "bf16"},
+    ),
+    "criterion": (("--keep", 2, "--criterion", "frequency"), {"keep": 2, "criterion": "frequency"}),
+    "seed": (
+        ("--keep", 2, "--criterion", "random", "--seed", 5),
+        {"keep": 2, "criterion": "random", "seed": 5},
+    ),
+    "domain": (("--keep", 2, "--domain", "b=2"), {"keep": 2, "domain": {"b": 2}}),
+    "blend": (("--keep", 2, "--blend", "maxmin"), {"keep": 2, "blend": "maxmin"}),
+    "floor": (("--keep", 2, "--floor", "b=0.9"), {"keep": 2, "floor": {"b": 0.9}}),
+    "protect_outliers": (("--keep", 2, "--protect-outliers", 3), {"keep": 2, "protect_outliers": 3}),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_an_option_of_select_is_that_of_python(name: str, finished: Finished, tiny_mxfp4: Path, tmp_path: Path) -> None:
+    words, options = CHOICES[name]
+    profile = finished("profile", 1, domains=("a", "b"), shape=(4, 7))
+    run("select", profile, *(tiny_mxfp4 if w == "MODEL" else w for w in words), "--out", tmp_path / "keep.json")
+    written = json.loads((tmp_path / "keep.json").read_text())
+    model = {"model": str(tiny_mxfp4)} if "budget_gib" in options else {}
+    kept = gj.select(profile, **options, **model)
+    assert (written["layers"], written["rule"]) == (kept.layers, kept.origin.rule)
+    fewer = {n: value for n, value in options.items() if n != name} or {"keep": 3}
+    assert kept.layers != gj.select(profile, **fewer, **(model if "budget_gib" in fewer else {})).layers
 
 
 # prune and convert
@@ -397,7 +450,7 @@ def test_forms_of_a_converted_checkpoint(program: Program, tiny_mxfp4: Path, tmp
 # Outputs of all commands.
 
 
-@pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "convert"])
+@pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert"])
 @pytest.mark.slow
 def test_an_output_is_where_it_is_asked_for_and_replaces_when_asked(
     command: str, argv: list[Any], program: Program, tmp_path: Path
@@ -474,6 +527,11 @@ SEEN: dict[str, dict[str, str]] = {
     "merge": {"profiles": ADDED, **dict.fromkeys(["out", "overwrite"], OUT)},
     "rank": {
         **dict.fromkeys(["profile", "criterion", "domain", "seed"], RANK),
+        **dict.fromkeys(["out", "overwrite"], OUT),
+    },
+    "select": {
+        **dict.fromkeys(CHOICES, "test_an_option_of_select_is_that_of_python"),
+        **dict.fromkeys(["profile", "model"], "test_an_option_of_select_is_that_of_python"),
         **dict.fromkeys(["out", "overwrite"], OUT),
     },
     "prune": {

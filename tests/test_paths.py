@@ -64,6 +64,8 @@ def words(argv: list[Any], parameter: click.Parameter, tmp_path: Path) -> list[A
         made = tmp_path / "eval.json"
         made.write_text(stored.to_json(summary()), encoding="utf-8")
         argv = [*argv, "--eval", made]
+    if parameter.name == "model" and argv[0] == "select":
+        argv = [*argv[:2], "--budget-gib", 1, "--model", tmp_path / "model"]
     if parameter.name == "messages":
         messages = dump(tmp_path / "messages.json", [{"role": "user", "content": "1 + 1"}])
         argv = ["generate", argv[1], "--messages", messages, "--max-new-tokens", 4]

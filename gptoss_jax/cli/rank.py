@@ -4,23 +4,14 @@ from typing import Any
 
 import click
 
-from ..selection.criteria import CRITERIA, LETTERS
+from ..run.choosing import Ranked
 from . import terminal
-from .options import PATH
-
-CRITERION_HELP = "\n".join(
-    [
-        f"The score; experts with a higher one stay. {LETTERS}\n\n\b",
-        *(f"{criterion.name}: {criterion.help}" for criterion in CRITERIA.values()),
-    ]
-)
+from .options import PATH, options_of
 
 
 @click.command()
 @click.argument("profile", type=PATH)
-@click.option("--criterion", type=click.Choice([*CRITERIA]), default="reap", help=CRITERION_HELP)
-@click.option("--domain", help="Ranks by the statistics of this domain alone.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="The seed of criteria that draw.")
+@options_of(Ranked)
 @click.option("--out", type=PATH, default="ranking.json", help="The file for the ranking.")
 @click.option("--overwrite", is_flag=True, help="Replaces an existing file.")
 def rank(profile: Any, out: Any, **options: Any) -> None:

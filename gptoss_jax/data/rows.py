@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import DataError
 from .formats import Records
 from .harmony import HarmonyText
+from .parts import part_of
 from .remarks import Remarks
 from .spellings import as_seen, conversation_of
 from .template import Template
@@ -83,6 +84,20 @@ def read_rows(records: Records, reading: Reading) -> Iterator[Row]:
     if bad:
         named = "; ".join(line[:LONGEST] for line in bad[:NAMED])
         raise DataError(f"{len(bad):,} rows cannot be read: mend them, or leave them out with --skip-bad-rows: {named}")
+
+
+def in_part(rows: Iterable[Row], part: str, remarks: Remarks) -> Iterator[Row]:
+    """The rows of a part, or of all; what is left out is remarked. DataError where none is of the part."""
+    found = left = False
+    for row in rows:
+        if part in ("all", part_of(_hash("part", row.id, row.text))):
+            found = True
+            yield row
+        else:
+            left = True
+            remarks.say(f"left out by --part {part}", row.id or row.text)
+    if left and not found:
+        raise DataError(f"no row is of the part {part}: give more rows, or --part all")
 
 
 def sample(rows: Iterable[Row], domains: tuple[str, ...], num_rows: int | None, seed: int) -> list[Row]:

@@ -63,9 +63,7 @@ def material(request: Request, sides: Sides) -> Material:
 
 def _calibration(keep_sets: Mapping[str, KeepSets]) -> np.ndarray | None:
     """The hashes of all rows that keep-sets were chosen by; None where some do not say, or there are none."""
-    said = [
-        getattr(kept, "calibration_rows", None) for kept in keep_sets.values() if kept.origin.criterion not in DATA_FREE
-    ]
+    said = [kept.origin.row_hashes for kept in keep_sets.values() if kept.origin.criterion not in DATA_FREE]
     if not keep_sets or any(hashes is None for hashes in said):
         return None
     return np.unique(np.concatenate([np.zeros(0, np.uint64), *said]))

@@ -133,7 +133,7 @@ def summarise(
             name,
             {n: compare(of.documents, of.baseline, scored[n], name, **drawn) for n, of in tokens.items()},
             compare_replies(baseline_replies, said, **drawn) if said else None,
-            *((kept.layers_hash, tuple(map(len, kept.layers)), kept.origin) if kept else ()),
+            *((kept.layers_hash, tuple(map(len, kept.layers)), _in_short(kept.origin)) if kept else ()),
         )
 
     itself = entry(setting.baseline, None, {n: of.baseline for n, of in tokens.items()}, baseline_replies)
@@ -142,6 +142,11 @@ def summarise(
         for one in candidates
     ]
     return Summary(setting, itself, tuple(with_corrected(found)))
+
+
+def _in_short(origin: Origin) -> Origin:
+    """Without the hashes of rows, which are long, and have been looked at."""
+    return replace(origin, calibration_rows=None)
 
 
 def with_corrected(entries: Sequence[Entry]) -> list[Entry]:

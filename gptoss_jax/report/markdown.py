@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..selection.ranking import RANKING, rank
-from ..statistics.store import STORE
+from ..statistics.counted import STORE
 from ..statistics.sums import Statistics
 from ..statistics.tables import SALIENCY, SALIENCY_BY_DOMAIN, USAGE, USAGE_BY_DOMAIN, Columns
 from .pictures import PICTURES

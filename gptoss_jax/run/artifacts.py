@@ -19,7 +19,8 @@ from ..report.markdown import profile_report, thin_evidence
 from ..report.pictures import pictures
 from ..selection import ranking as select
 from ..selection.origin import INFO
-from ..statistics.store import STORE, Sums, write_sums
+from ..statistics.counted import STORE
+from ..statistics.store import Sums, write_sums
 from ..statistics.tables import (
     SALIENCY,
     SALIENCY_BY_DOMAIN,

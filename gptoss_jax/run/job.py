@@ -14,7 +14,7 @@ from ..config import Config
 from ..data import tokens
 from ..data.dataset import Dataset, Layout, domains_of
 from ..data.remarks import Remarks
-from ..data.rows import ColumnNames, Reading, Row, prompts_hash, read_rows, sample
+from ..data.rows import ColumnNames, Reading, Row, in_part, prompts_hash, read_rows, sample
 from ..data.sources import records
 from ..data.template import Template
 from ..devices import hosts
@@ -127,7 +127,7 @@ def run(
     if writes:
         for remark in dataset.remarks:
             tell(remark)
-    info = _info(request, source.fingerprint(), dataset, given, choice)
+    info = _info(request, source, dataset, given, choice)
     settings = _computed(info, request, dataset.rows)
     hosts.agree(settings)
     info["settings_hash"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -290,7 +290,8 @@ def read(
     template = cache(lambda: Template(tokenizer))
     reading = Reading(columns, template, remarks, data.keep_thinking, data.skip_bad_rows)
     stream = read_rows(records(data.data, data.split, data.subset, remarks), reading)
-    return sample(filter(wanted, stream) if wanted else stream, data.domain, data.num_rows, data.seed)
+    some = in_part(filter(wanted, stream) if wanted else stream, data.part, remarks)
+    return sample(some, data.domain, data.num_rows, data.seed)
 
 
 def eos_of(tokenizer: Any, config: Config, what: str) -> int:
@@ -303,12 +304,14 @@ def eos_of(tokenizer: Any, config: Config, what: str) -> int:
     return int(eos)
 
 
-def _info(request: Request, fingerprint: str, dataset: Dataset, given: Place, choice: Choice) -> dict[str, Any]:
+def _info(request: Request, source: Source, dataset: Dataset, given: Place, choice: Choice) -> dict[str, Any]:
     """What profile.json says of the run before it is measured."""
     rows = dataset.rows
     return {
         "model": request.model,
-        "model_fingerprint": fingerprint,
+        "model_fingerprint": source.fingerprint(),
+        "config": source.config.to_json(),
+        "quantized": source.quantized,
         "command": request.command,
         "versions": artifacts.versions(),
         "options": request.values(),

@@ -94,6 +94,7 @@ def _info(profiles: Sequence[Profile], added: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": first["model"],
         "model_fingerprint": first["model_fingerprint"],
+        **{name: p.info[name] for p in profiles for name in ("config", "quantized") if name in p.info},
         "options": {name: _common(profiles, name) for profile in profiles for name in profile.info["options"]},
         "engine": ", ".join(sorted(engines)),
         "rows": rows,

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from ..config import Form
 from ..data.answers import ANSWER_KINDS
 from ..data.formats import KINDS
+from ..data.parts import PARTS
 from ..errors import OptionError
 from .kinds import (
     CHANNEL_WEIGHTS,
@@ -144,6 +145,13 @@ class Data(Options):
         None, whole(1), "Takes a sample of this many rows by their hashes.", otherwise="all", merging="free"
     )
     seed: int = option(0, WHOLE, "The seed of the row sample.", merging="free")
+    part: str = option(
+        "all",
+        one_of(*PARTS),
+        "Takes four fifths of the rows, by their hashes, to choose experts by, or the other fifth to judge the choice.",
+        merging="told",
+        newer=True,
+    )
     max_seq_length: int = option(
         2048, whole(1), "The most tokens that a row has, or those of a packed block.", merging="told"
     )
@@ -335,6 +343,7 @@ OF_DATA = (
     "domain",
     "keep_thinking",
     "skip_bad_rows",
+    "part",
     "num_rows",
     "seed",
 )

@@ -9,10 +9,13 @@ from typing import Any
 from ..errors import ProfileError, reason
 from ..files import atomic
 from ..files.paths import AnyPath, place, storage_errors
-from ..selection.origin import Origin, profile_origin
-from ..selection.ranking import Ranking, rank
-from ..statistics.store import LARGEST_COUNT, STORE, Sums, read_sums
-from ..statistics.tables import Columns, columns
+from ..selection.evidence import Evidence
+from ..selection.mixes import Mix, mixed, weights_of
+from ..selection.origin import Origin, profile_origin, rows_as_text
+from ..selection.ranking import Ranking
+from ..statistics.counted import STORE
+from ..statistics.store import LARGEST_COUNT, Sums, read_sums
+from ..statistics.tables import Columns, check_domains, columns
 from . import artifacts
 from .artifacts import INFO
 from .options import PROFILE, declared_options
@@ -84,26 +87,37 @@ class Profile:
         """The names of its domains; empty where rows have none."""
         return [name for name in self.sums.domains if name]
 
-    def columns(self, domain: str | None = None) -> Columns:
-        """The saliency table, of one domain or of all rows: a dictionary of arrays [L, E]."""
-        if domain is None:
-            return columns(*self.sums.total())
-        if domain not in self.domains:
-            known = f"there are {', '.join(self.domains)}" if self.domains else "its rows have none"
-            raise ProfileError(f"no domain {domain!r}: {known}")
-        return columns(*self.sums.by_domain()[domain])
+    def columns(self, domain: Mix = None) -> Columns:
+        """The saliency table of all rows, of one domain or of a mix of several: a dictionary of arrays [L, E]."""
+        return self.evidence(domain).columns
 
-    def rank(self, criterion: str = "reap", domain: str | None = None, seed: int = 0) -> Ranking:
-        """All experts of each layer, best first, by a criterion over one domain or all rows.
+    def evidence(self, domain: Mix = None) -> Evidence:
+        """What a choice of experts rests on: the table of all rows, or of the domains that are named, and the others.
+
+        ProfileError where a domain is not there.
+        """
+        weights = weights_of(domain)
+        by_domain = {name: columns(*sums) for name, sums in sorted(self.sums.by_domain().items())}
+        check_domains(weights, by_domain)
+        return Evidence(
+            mixed(by_domain, weights) if weights else columns(*self.sums.total()),
+            by_domain,
+            self._origin(weights),
+            self.info,
+        )
+
+    def _origin(self, weights: dict[str, float]) -> Origin:
+        if self.folder is not None:
+            return profile_origin(self.folder, weights or None)
+        rows = rows_as_text(self.sums.row_hashes)
+        return Origin(domains=weights, model_fingerprint=self.info["model_fingerprint"], calibration_rows=rows)
+
+    def rank(self, criterion: str = "reap", domain: Mix = None, seed: int = 0) -> Ranking:
+        """All experts of each layer, best first, by a criterion over all rows, one domain or several with weights.
 
         ProfileError where there is no such criterion or domain, or the profile lacks what the criterion needs.
         """
-        if self.folder is not None:
-            origin = profile_origin(self.folder, domain)
-        else:
-            fingerprint = self.info["model_fingerprint"]
-            origin = Origin(domains={} if domain is None else {domain: 1.0}, model_fingerprint=fingerprint)
-        return rank(self.columns(domain), criterion, seed, origin)
+        return self.evidence(domain).rank(criterion, seed)
 
     def write(self, folder: Path) -> None:
         """Write all artifacts into a folder that is there."""

@@ -1,6 +1,8 @@
 """From statistics to rankings, and from these to keep-sets. Letters: see `config`."""
 
 import re
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
@@ -33,22 +35,58 @@ class Ranking(ByLayer):
                     f"{where}: layer {layer} lacks expert {missing[0]}: a ranking holds all experts, best first"
                 )
 
-    def keep(self, keep: int | str) -> KeepSets:
+    def keep(self, keep: int | str, protected: Mapping[tuple[int, int], str] | None = None) -> KeepSets:
         """The best experts of each layer, each with its place as the reason; so many, or a per cent of them as "50%".
 
-        RankingError where the layers have fewer experts, or none is to be kept.
+        `protected` experts, by layer and id, stay before all others, with the reasons that are given.
+        RankingError where the layers have fewer experts, none is to be kept, or more are protected.
         """
-        num_experts = len(self.layers[0])
-        num_kept = number_kept(keep, num_experts)
-        if not 1 <= num_kept <= num_experts:
-            raise RankingError(f"--keep {keep}: the model has {num_experts} experts a layer: keep 1 to that many")
+        num_experts, protected = len(self.layers[0]), protected or {}
+        num_kept = checked_number(keep, num_experts)
+        check_protected(protected, num_kept)
         by = "" if self.origin.criterion is None else f" by {self.origin.criterion}"
-        reasons: list[str | None] = [f"place {place} of {num_experts}{by}" for place in range(1, num_kept + 1)]
-        return KeepSets(
-            [experts[:num_kept] for experts in self.layers],
-            replace(self.origin, rule=f"best {num_kept}"),
-            None if self.counts is None else [counts[:num_kept] for counts in self.counts],
-            [reasons] * len(self.layers),
+        layers: list[list[int]] = []
+        reasons: list[list[str | None]] = []
+        for layer, (experts, ordered) in enumerate(zip(self.layers, self.order(protected), strict=True)):
+            layers.append(ordered[:num_kept])
+            places = {expert: f"place {place} of {num_experts}{by}" for place, expert in enumerate(experts, 1)}
+            reasons.append([protected.get((layer, expert), places[expert]) for expert in layers[-1]])
+        counts = self.counts
+        if counts is not None:
+            beside = [dict(zip(*pair, strict=True)) for pair in zip(self.layers, counts, strict=True)]
+            counts = [[of[expert] for expert in kept] for of, kept in zip(beside, layers, strict=True)]
+        rule = f"best {num_kept}" + (f", {len(protected)} protected" if protected else "")
+        return KeepSets(layers, replace(self.origin, rule=rule), counts, reasons)
+
+    def order(self, protected: Collection[tuple[int, int]]) -> list[list[int]]:
+        """The experts of each layer, protected ones before the others, and best first among either."""
+        return [
+            sorted(experts, key=lambda expert, layer=layer: (layer, expert) not in protected)  # type: ignore[misc]
+            for layer, experts in enumerate(self.layers)
+        ]
+
+
+def checked_number(keep: int | str, num_experts: int) -> int:
+    """How many of a layer's experts are meant; RankingError where the layer has fewer, or it is none."""
+    num_kept = number_kept(keep, num_experts)
+    if not 1 <= num_kept <= num_experts:
+        raise RankingError(f"--keep {keep}: the model has {num_experts} experts a layer: keep 1 to that many")
+    return num_kept
+
+
+def most_protected(protected: Collection[tuple[int, int]]) -> tuple[int, int]:
+    """The layer with the most protected experts, which are given by layer and id, and how many it has."""
+    of_layers = Counter(layer for layer, _ in protected)
+    return max(of_layers.items(), key=lambda item: item[1], default=(0, 0))
+
+
+def check_protected(protected: Collection[tuple[int, int]], num_kept: int) -> None:
+    """RankingError where a layer has more protected experts, given by layer and id, than it keeps."""
+    layer, most = most_protected(protected)
+    if most > num_kept:
+        raise RankingError(
+            f"{num_kept} experts a layer are fewer than the {most} that --protect-outliers holds in layer {layer}: "
+            "protect fewer, or keep as many"
         )
 
 
@@ -81,5 +119,11 @@ def rank(columns: Columns, criterion: str = "reap", seed: int = 0, origin: Origi
     return Ranking(
         order.tolist(),
         replace(origin, criterion=criterion, rule="falling score", seed=seed),
-        np.take_along_axis(count, order, axis=1).astype(np.int64).tolist(),
+        np.take_along_axis(whole_counts(columns), order, axis=1).tolist(),
     )
+
+
+def whole_counts(columns: Columns) -> np.ndarray:
+    """How many tokens chose each expert, int64 [L, E]: of a mix the nearest whole number, and at least 1 for any."""
+    count = columns["count"]
+    return np.maximum(np.rint(count), count > 0).astype(np.int64)

@@ -12,13 +12,12 @@ import safetensors.numpy
 
 from ..errors import ProfileError, reason
 from ..files.paths import AnyPath, storage_errors
+from .counted import ROW_HASHES
 from .sums import DECLARED, GATE_BINS, Statistic, Statistics
 from .weightings import WEIGHTINGS, column
 
-STORE = "statistics.safetensors"
 # The first one has no number, and its domains as a text of metadata. A new statistic makes the next version.
 VERSION = max(2, *(statistic.since for statistic in DECLARED.values()))
-ROW_HASHES = "row_hashes"
 DTYPES = {"F64": "<f8", "I64": "<i8", "U64": "<u8"}
 # Above these no number of a run lies: usage.parquet has counts in float64, which holds integers to 2**53, and
 # sums are of so many steps' at most, each a float32. Below them sums of profiles cannot overflow.
