@@ -49,7 +49,7 @@ def one_of(*names: str) -> Kind:
     return Kind(f"[{'|'.join(names)}]", f"one of {', '.join(names)}", lambda x: x in names, str)
 
 
-KEEPS = one_of("assistant", "reply", "all")
+COUNTED = one_of("assistant", "reply", "all")
 FORMS, DTYPES = one_of("bf16", "mxfp4"), one_of("bfloat16", "float32")
 TEXT = Kind("TEXT", "a text", lambda x: isinstance(x, str), str)
 ROWS = Kind("PATH", "a path, a hub id, or in Python a list of records", lambda x: isinstance(x, str | Path | list), str)

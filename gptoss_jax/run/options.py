@@ -16,8 +16,8 @@ from ..errors import OptionError
 from .kinds import (
     CHANNEL_WEIGHTS,
     COORDINATOR,
+    COUNTED,
     FORMS,
-    KEEPS,
     MESH,
     ROWS,
     SIZE,
@@ -174,7 +174,7 @@ class Counting(Options):
 
     keep: str = option(
         "assistant",
-        KEEPS,
+        COUNTED,
         "Which tokens count: the contents of the assistant's messages, these with their headers and marks, or all.",
     )
     channel_weights: dict[str, float] | None = option(
@@ -308,7 +308,7 @@ class Judging(Options):
         (1024,), whole(1), "The length of blocks, in tokens; given several times, each is measured.", several=0
     )
     blocks: int | None = option(None, whole(1), "The most blocks of each length.", otherwise="all")
-    keep: str = option("assistant", KEEPS, "Which tokens are scored, as `profile` counts them.")
+    keep: str = option("assistant", COUNTED, "Which tokens are scored, as `profile` counts them.")
     cross_document: bool = option(False, SWITCH, "Attention crosses from row to row of a block.")
     exclude_calibrated: bool = option(
         False, SWITCH, "Leaves out rows that the keep-sets were chosen by; otherwise such rows are an error."
