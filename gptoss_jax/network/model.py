@@ -27,6 +27,8 @@ class LayerOutput(NamedTuple):
     routing: Routing
     mixture: Mixture
     cache: Cache | None = None
+    changes_Tk: Float[Array, "T k"] | None = None
+    """The squared norm by which the mixture's output changes where a chosen expert is dropped; where it is asked for."""
 
 
 Observe = Callable[[LayerOutput], Any]
@@ -84,14 +86,18 @@ class Layer(nnx.Module):
         index: Int[Array, ""] | None = None,
         cache: Cache | None = None,
         gates_BSk: Float[Array, "B S k"] | None = None,
+        swap_BS: Bool[Array, "B S"] | None = None,
     ) -> LayerOutput:
         """`index` is this layer's, where its experts' weights are left in the stack of all layers; `cache` holds what
-        it keeps of the tokens before these, where these go on; `gates_BSk` takes the place of the router's gates."""
+        it keeps of the tokens before these, where these go on; `gates_BSk` takes the place of the router's gates; `swap_BS` says for
+        which tokens `changes_Tk` is wanted."""
         normed_BSD = self.attention_norm(x_BSD)
         attended_BSD, cache = self.attention(normed_BSD, rope_tables, tokens, sliding, place, cache)
         x_BSD = x_BSD + attended_BSD
-        mixed_BSD, routing, mixture = self.moe(self.moe_norm(x_BSD), tokens.segments > 0, place, index, gates_BSk)
-        return LayerOutput(x_BSD + mixed_BSD, routing, mixture, cache)
+        mixed_BSD, routing, mixture, changes_Tk = self.moe(
+            self.moe_norm(x_BSD), tokens.segments > 0, place, index, gates_BSk, swap_BS
+        )
+        return LayerOutput(x_BSD + mixed_BSD, routing, mixture, cache, changes_Tk)
 
 
 class GptOss(nnx.Module):
@@ -109,9 +115,17 @@ class GptOss(nnx.Module):
         self.unembedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape))
 
     def __call__(
-        self, tokens: Tokens, place: Placement, observe: Observe, interventions: Interventions | None = None
+        self,
+        tokens: Tokens,
+        place: Placement,
+        observe: Observe,
+        interventions: Interventions | None = None,
+        swap_BS: Bool[Array, "B S"] | None = None,
     ) -> Output:
-        """The final output, and what `observe` keeps of every layer; `logits` unembeds what is wanted of the former."""
+        """The final output, and what `observe` keeps of every layer; `logits` unembeds what is wanted of the former.
+
+        `swap_BS` says for which tokens the layers show `changes_Tk`; these then take k + 1 experts.
+        """
         rope_tables = rope.tables(self.config, tokens.positions)
         # One compiled layer serves both kinds: the pattern is data.
         sliding_L = jnp.array([kind == SLIDING for kind in self.config.layer_types])
@@ -128,7 +142,8 @@ class GptOss(nnx.Module):
             layer = nnx.merge(graph, *held, *states)
             if steering_BSD is not None:
                 x_BSD = x_BSD + steering_BSD.astype(x_BSD.dtype)
-            output = layer(x_BSD, tokens, rope_tables, sliding, place, index if held else None, gates_BSk=gates_BSk)
+            index = index if held else None
+            output = layer(x_BSD, tokens, rope_tables, sliding, place, index, None, gates_BSk, swap_BS)
             return output.hidden, observe(output)
 
         indices_L = jnp.arange(self.config.num_layers)

@@ -165,6 +165,13 @@ class Counting(Options):
         (1.0, -2.0, 0.25), real(), "The weights of right, of wrong and of other tokens.", several=3, beside="eaft"
     )
 
+    swap: bool = option(
+        False,
+        SWITCH,
+        "Also sums for the criterion swap: each token that counts takes one expert more.",
+        newer=True,
+    )
+
     def check(self) -> None:
         if self.channel_weights and self.keep == "all":
             raise OptionError("--channel-weights needs --keep assistant: only its messages have channels")

@@ -12,6 +12,7 @@ from ..files.paths import AnyPath, place, storage_errors
 from ..selection.origin import Origin, profile_origin
 from ..selection.ranking import Ranking, rank
 from ..statistics.store import LARGEST_COUNT, STORE, Sums, read_sums
+from ..statistics.sums import DECLARED
 from ..statistics.tables import Columns, columns
 from . import artifacts
 from .artifacts import INFO
@@ -138,6 +139,9 @@ def _check_info(info: Any, sums: Sums) -> None:
     if info["options"]["eaft"] != ("eaft" in sums.weighted):
         raise ValueError(f"the option 'eaft' is not that of {STORE}")
     statistics = sums.statistics
+    for name, statistic in DECLARED.items():
+        if statistic.asked and info["options"][statistic.asked] != (getattr(statistics, name) is not None):
+            raise ValueError(f"the option {statistic.asked!r} is not that of {STORE}")
     measured = {
         "rows": len(sums.row_hashes),
         "total_tokens": statistics.computed[0].sum() / statistics.gate_rank_sum.shape[-1],

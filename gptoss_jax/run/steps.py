@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
@@ -33,6 +34,12 @@ class Asked(NamedTuple):
     """How the model expected each token."""
     routing: bool = False
     """Which experts each token chose, and its gates."""
+    swap: bool = False
+    """Among the statistics, what dropping an expert changes: kept tokens then take k + 1 experts."""
+
+    def swap_BS(self, batch: Batch) -> Bool[Any, "B S"] | None:
+        """The tokens whose layers are to show what dropping a chosen expert changes."""
+        return batch.weights != 0 if self.swap else None
 
 
 class Chosen(NamedTuple):
@@ -53,17 +60,27 @@ class Results(NamedTuple):
 
 def observe(output: LayerOutput, batch: Batch, place: Placement, asked: Asked) -> Results:
     """What is kept of one layer."""
-    statistics = layer_statistics(output.routing, output.mixture, batch, place) if asked.statistics else None
-    chosen = None
+    statistics, chosen = None, None
+    if asked.statistics:
+        statistics = layer_statistics(output.routing, output.mixture, batch, place, _swaps(output))
     if asked.routing:
         chosen = Chosen(*(x.reshape(*batch.shape, -1) for x in (output.routing.experts_Tk, output.routing.gates_Tk)))
     return Results(statistics, chosen)
 
 
+def _swaps(output: LayerOutput) -> Float[Array, "T k"] | None:
+    """The squared change of the layer's output, relative to the residual stream behind the layer."""
+    if output.changes_Tk is None:
+        return None
+    wide_BSD = output.hidden.astype(jnp.float32)
+    return output.changes_Tk / jnp.sum(wide_BSD**2, axis=-1).reshape(-1, 1)
+
+
 @float32_is_float32
 def network_step(model: GptOss, batch: Batch, place: Placement, asked: Asked) -> Results:
     """What is asked for of every layer, and the scores of every token; [B, S, V] never exists."""
-    output = model(batch.tokens, place, partial(observe, batch=batch, place=place, asked=asked))
+    observer = partial(observe, batch=batch, place=place, asked=asked)
+    output = model(batch.tokens, place, observer, swap_BS=asked.swap_BS(batch))
     results: Results = output.layers
     if asked.scores:
         scores = token_scores(model.logits, model.config.vocab_size, output.final, batch.tokens, place)
@@ -82,7 +99,8 @@ def layer_step(
     asked: Asked,
 ) -> tuple[Float[Array, "B S D"], Results]:
     """One layer alone: its output, and what is asked for of it."""
-    output = layer(x_BSD, batch.tokens, rope.tables(config, batch.tokens.positions), sliding, place)
+    tables = rope.tables(config, batch.tokens.positions)
+    output = layer(x_BSD, batch.tokens, tables, sliding, place, swap_BS=asked.swap_BS(batch))
     return output.hidden, observe(output, batch, place, asked)
 
 
@@ -106,7 +124,7 @@ def specs(asked: Asked) -> Results:
     chosen: Any = sharding.split("L B S k")
     scores: Any = sharding.split("B S")
     return Results(
-        Statistics.specs() if asked.statistics else None,
+        Statistics.specs(("swap",) if asked.swap else ()) if asked.statistics else None,
         Chosen(chosen, chosen) if asked.routing else None,
         TokenScores(scores, scores) if asked.scores else None,
     )

@@ -67,10 +67,20 @@ _DECLARED = (
         "sum of w·g·n, of a profile with --eaft",
         "profile again with --eaft",
     ),
+    Criterion(
+        "swap",
+        _sum("swap_sum"),
+        ("swap_sum",),
+        "sum of ‖Δ‖²/‖h‖², of a profile with --swap; over the kept tokens it is their mean, with 0 for others' tokens",
+        "profile again with --swap",
+    ),
     Criterion("random", _random, (), "drawn with --seed, for comparison"),
 )
 CRITERIA = {criterion.name: criterion for criterion in _DECLARED}
-LETTERS = "g is the gate of a chosen expert, n the norm of its output, w the weight that EAFT gives the token."
+LETTERS = (
+    "g is the gate of a chosen expert, n the norm of its output, w the weight that EAFT gives the token, Δ the change of "
+    "the layer's output where the expert is dropped and the next best takes over, h the residual stream behind the layer."
+)
 
 
 def scores(columns: Mapping[str, Any], criterion: str, seed: int) -> Any:
