@@ -190,8 +190,8 @@ def test_the_runner_up_changes_no_bit_of_the_rest(place: Placement, dtype: Any) 
     for swap in (valid, valid & (jnp.arange(x.shape[1]) % 2 == 0)[None]):
         plain, with_ = (run(mixture, x, asked, place, valid) for asked in (None, swap))
         assert plain[3] is None and with_[3].shape == (TOKENS, TINY.top_k)
-        assert plain[2].outputs_TrD is None
-        rest = with_[0], with_[1], with_[2]._replace(outputs_TrD=None)
+        assert plain[2].outputs is None
+        rest = with_[0], with_[1], with_[2]._replace(outputs=None)
         for ours, theirs in zip(jax.tree.leaves(rest), jax.tree.leaves(plain[:3]), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
@@ -199,8 +199,8 @@ def test_the_runner_up_changes_no_bit_of_the_rest(place: Placement, dtype: Any) 
 def test_only_tokens_that_are_asked_for_take_one_more() -> None:
     x = inputs()
     swap = jnp.arange(x.shape[1]) % 3 == 0
-    mixture = run(moe(TINY), x, jnp.broadcast_to(swap[None], x.shape[:2]))[2]
-    ran = np.asarray(mixture.outputs_TrD != 0).any(-1).reshape(*x.shape[:2], -1)
+    outputs = run(moe(TINY), x, jnp.broadcast_to(swap[None], x.shape[:2]))[2].outputs
+    ran = np.asarray(outputs.at(outputs.places_Tr) != 0).any(-1).reshape(*x.shape[:2], -1)
     assert ran[..., :-1].all() and (ran[..., -1] == np.asarray(swap)).all()
 
 

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from ..config import Config, Form
 from ..devices.placement import Placement
 from ..kernels import grouped
 from ..kernels.mxfp4 import BLOCK, dequantise, dequantise_pairs
 from .router import Routing
-from .swap import to_bits
+from .swap import Outputs
 
 
 class Mixture(NamedTuple):
@@ -31,8 +31,8 @@ class Mixture(NamedTuple):
     """max |f_j(x)| of each pair, float32."""
     computed_Tk: Bool[Array, "T k"]
     """Whether the pair's expert ran: over all devices, once for each valid token and chosen expert."""
-    outputs_TrD: Shaped[Array, "T r D"] | None = None
-    """f_j(x) of each pair, and of the runner-up, in the type of x, as `swap.to_bits` keeps it; where one was given."""
+    outputs: Outputs | None = None
+    """f_j(x) of each pair, and of the runner-up, in the type of x; where a runner-up was given."""
 
 
 class Experts(nnx.Module):
@@ -154,7 +154,7 @@ class Experts(nnx.Module):
         zeros = jnp.zeros((T, k), jnp.float32)
         mixture = Mixture(jnp.zeros(x_TD.shape, jnp.float32), zeros, zeros, jnp.zeros((T, k), bool))
         if runner_up_T is not None:
-            mixture = mixture._replace(outputs_TrD=to_bits(jnp.zeros((T, k + 1, x_TD.shape[1]), x_TD.dtype)))
+            mixture = mixture._replace(outputs=pairs.outputs())
         if kernel.by_expert:
             return lax.scan(one_expert, mixture, jnp.arange(E))[0]
         run = self.at(x_TD.dtype, kernel, layer)
@@ -181,6 +181,13 @@ class _Pairs(NamedTuple):
     tiles_end_E: Int[Array, " E"]
     """How many tiles each expert has, and the number of the one behind its last."""
 
+    def outputs(self) -> Outputs:
+        """What is kept of the experts' outputs, before any has run: the rows of all pieces, one after the other."""
+        num_pairs, rows = len(self.order), self.rows.size
+        pair = self.order.at[self.rows.reshape(-1)].get(mode="fill", fill_value=num_pairs)
+        places = jnp.full(num_pairs, rows).at[pair].set(jnp.arange(rows), mode="drop")
+        return Outputs.none(places.reshape(len(self.x_TD), -1), rows, self.x_TD.shape[1], self.x_TD.dtype)
+
     def add(self, mixture: Mixture, run: Callable[[Array, Array], Array], piece: Array) -> Mixture:
         """The mixture with the results of one piece; out of range, reads are filled and writes are dropped."""
         T, k = self.gates_Tk.shape
@@ -193,15 +200,13 @@ class _Pairs(NamedTuple):
         gated = self.gates_Tk.at[token, rank].get(mode="fill", fill_value=0)[:, None] * out
         # A runner-up, whose rank is k, is out of range of all but the last.
         mixes = token if r == k else jnp.where(rank < k, token, T)
-        outputs_TrD = mixture.outputs_TrD
-        if outputs_TrD is not None:
-            outputs_TrD = outputs_TrD.at[token, rank].set(to_bits(out.astype(self.x_TD.dtype)), mode="drop")
+        outputs = mixture.outputs and mixture.outputs.put(piece * len(out), out, self.x_TD.dtype)
         return Mixture(
             mixture.output_TD.at[mixes].add(gated, mode="drop"),
             mixture.norms_Tk.at[token, rank].set(jnp.linalg.norm(real, axis=-1), mode="drop"),
             mixture.peaks_Tk.at[token, rank].set(jnp.abs(out).max(-1), mode="drop"),
             mixture.computed_Tk.at[token, rank].set(True, mode="drop"),
-            outputs_TrD,
+            outputs,
         )
 
 

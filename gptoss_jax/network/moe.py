@@ -43,7 +43,7 @@ class MoE(nnx.Module):
             runner_up_T = jnp.where(swap_BS.reshape(-1), experts_Tr[:, -1], routing.logits_TE.shape[1])
         mixture = self.experts(x_TD, routing, valid_BS.reshape(-1), place, layer, runner_up_T)
         changes_Tk = None
-        if mixture.outputs_TrD is not None:
-            changes_Tk = squared_changes(mixture.outputs_TrD, coefficients(logits_Tr), place)
+        if mixture.outputs is not None:
+            changes_Tk = squared_changes(mixture.outputs, coefficients(logits_Tr), place)
         output_TD = place.sum_experts(mixture.output_TD, x_TD.dtype)
         return output_TD.reshape(x_BSD.shape).astype(x_BSD.dtype), routing, mixture, changes_Tk

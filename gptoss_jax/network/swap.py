@@ -5,6 +5,8 @@ softmax over those that are left. The change Δ_j of the output is linear in the
 exactly where k + 1 experts ran for a token.
 """
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -16,16 +18,49 @@ from .router import Routing
 AT_ONCE = 256  # tokens whose changes are in memory: 11 MiB at 20b's sizes
 
 
+class Outputs(NamedTuple):
+    """What experts gave, in the order in which they ran.
+
+    bfloat16 is kept as whole numbers: where a part of an array of bfloat16 is written or read, XLA's CPU backend makes
+    all of it float32.
+    """
+
+    rows_ND: Shaped[Array, "N D"]
+    """f_j(x), a row each."""
+    places_Tr: Int[Array, "T r"]
+    """The row of each pair, and of the runner-up; N where the expert did not run here."""
+
+    @classmethod
+    def none(cls, places_Tr: Int[Array, "T r"], rows: int, size: int, dtype: Any) -> "Outputs":
+        """Before any expert has run."""
+        return cls(jnp.zeros((rows, size), jnp.uint16 if dtype == jnp.bfloat16 else dtype), places_Tr)
+
+    def put(self, first: Int[Array, ""], rows_XD: Float[Array, "X D"], dtype: Any) -> "Outputs":
+        """With the rows from `first` on, rounded to `dtype`."""
+        rounded = rows_XD.astype(dtype)
+        if self.rows_ND.dtype != dtype:
+            rounded = lax.bitcast_convert_type(rounded, self.rows_ND.dtype)
+        return self._replace(rows_ND=lax.dynamic_update_slice_in_dim(self.rows_ND, rounded, first, axis=0))
+
+    def at(self, places: Int[Array, "*any"]) -> Float[Array, "*any D"]:
+        """The rows at these places; zeros where there is none."""
+        rows = self.rows_ND.at[places].get(mode="fill", fill_value=0)
+        return lax.bitcast_convert_type(rows, jnp.bfloat16) if rows.dtype == jnp.uint16 else rows
+
+
 def with_runner_up(routing: Routing) -> tuple[Int[Array, "T r"], Float[Array, "T r"]]:
     """The chosen experts, and behind them the runner-up, with their logits.
 
     Where nobody is left to enter, its logit is −∞ and its id is E, which is no expert's.
     """
-    k, E = routing.experts_Tk.shape[1], routing.logits_TE.shape[1]
-    one_more = jnp.pad(routing.logits_TE, ((0, 0), (0, 1)), constant_values=-jnp.inf)
-    logits, experts = lax.top_k(one_more, k + 1)
-    runner_up_T1 = jnp.where(logits[:, k:] > -jnp.inf, experts[:, k:], E)
-    return jnp.concatenate([routing.experts_Tk, runner_up_T1], axis=1), logits
+    # Not by a top-k of one more: of two of them, XLA's CPU backend makes a sort of all experts.
+    E = routing.logits_TE.shape[1]
+    chosen_TE = (routing.experts_Tk[..., None] == jnp.arange(E)[None, None]).any(1)
+    others_TE = jnp.where(chosen_TE, -jnp.inf, routing.logits_TE)
+    best_T1 = others_TE.max(1, keepdims=True)
+    enters_T1 = jnp.where(best_T1 > -jnp.inf, others_TE.argmax(1, keepdims=True), E)
+    logits_Tk = jnp.take_along_axis(routing.logits_TE, routing.experts_Tk, axis=1)
+    return jnp.concatenate([routing.experts_Tk, enters_T1], axis=1), jnp.concatenate([logits_Tk, best_T1], axis=1)
 
 
 def coefficients(logits_Tr: Float[Array, "T r"]) -> Float[Array, "T k r"]:
@@ -45,31 +80,24 @@ def coefficients(logits_Tr: Float[Array, "T r"]) -> Float[Array, "T k r"]:
     return jnp.concatenate([change_Tkk, enters_Tk1], axis=-1)
 
 
-def squared_changes(
-    outputs_TrD: Shaped[Array, "T r D"], coefficients_Tkr: Float[Array, "T k r"], place: Placement
-) -> Float[Array, "T k"]:
-    """‖Δ_j‖₂² of each chosen expert, float32, from the outputs that this device's experts have, as `to_bits` keeps them.
+def squared_changes(outputs: Outputs, coefficients_Tkr: Float[Array, "T k r"], place: Placement) -> Float[Array, "T k"]:
+    """‖Δ_j‖₂² of each chosen expert, float32, from what this device's experts gave.
 
     Where experts are split over devices, each gets all outputs of its share of the tokens.
     """
+    T = len(outputs.places_Tr)
+    block = min(AT_ONCE, T)
 
-    def of_token(token: tuple[Array, Array]) -> Array:
-        outputs_rD, coefficients_kr = token
-        outputs_rD = from_bits(outputs_rD).astype(jnp.float32)
-        change_kD = jnp.einsum("kr,rD->kD", coefficients_kr, outputs_rD, precision=lax.Precision.HIGHEST)
-        return jnp.sum(change_kD**2, axis=-1)
+    def by_block(x: Array) -> Array:
+        return jnp.pad(x, ((0, -T % block), *((0, 0),) * (x.ndim - 1))).reshape(-1, block, *x.shape[1:])
 
-    whole = to_bits(place.sum_to_share(from_bits(outputs_TrD)))
-    squared = lax.map(of_token, (whole, place.share(coefficients_Tkr)), batch_size=AT_ONCE)
-    return place.join_shares(squared, len(outputs_TrD))
+    def of_block(tokens: tuple[Array, Array]) -> Array:
+        places_Mr, coefficients_Mkr = tokens
+        whole_MrD = place.sum_to_share(outputs.at(places_Mr)).astype(jnp.float32)
+        change_MkD = jnp.einsum(
+            "Mkr,MrD->MkD", place.share(coefficients_Mkr), whole_MrD, precision=lax.Precision.HIGHEST
+        )
+        return place.join_shares(jnp.sum(change_MkD**2, axis=-1), block)
 
-
-def to_bits(x: Shaped[Array, "*any"]) -> Shaped[Array, "*any"]:
-    """bfloat16 as whole numbers, and others as they are: where a part of an array of bfloat16 is written or read, XLA's
-    CPU backend makes all of it float32."""
-    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-
-
-def from_bits(x: Shaped[Array, "*any"]) -> Shaped[Array, "*any"]:
-    """Do the reverse of `to_bits`."""
-    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+    squared = lax.map(of_block, (by_block(outputs.places_Tr), by_block(coefficients_Tkr)))
+    return squared.reshape(-1, squared.shape[-1])[:T]
