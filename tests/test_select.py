@@ -35,6 +35,7 @@ FORMULAS = {
     "reap_l2": lambda x: math.sqrt(x["gate_norm_sq_sum"] / x["count"]),
     "eaft_reap": lambda x: x["eaft_gate_norm_sum"],
     "swap": lambda x: x["swap_sum"],
+    "aimer": lambda x: -x["aimer"],
 }
 NEEDED = sorted({column for criterion in CRITERIA.values() for column in criterion.needs})
 WEIGHTED = {"eaft_gate_norm_sum"}  # with weights that may be negative

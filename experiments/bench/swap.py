@@ -45,7 +45,9 @@ def batch(source: Source, rows: int, length: int) -> Batch:
 def resident(source: Source, rows: Batch) -> list[Run]:
     """The step of all layers, without and with."""
     network = load(source, "bfloat16")
-    steps = [jax.jit(partial(network_step, place=here(), asked=asked)).lower(network, rows).compile() for asked in ASKED]
+    steps = [
+        jax.jit(partial(network_step, place=here(), asked=asked)).lower(network, rows).compile() for asked in ASKED
+    ]
     return [partial(step, network, rows) for step in steps]
 
 
@@ -91,7 +93,10 @@ def main(model: str | None, pairs: int, rows: int) -> None:
     for name, (path, count, make) in cases.items():
         source = open_source(path)
         both = make(source, batch(source, count, 256))
-        times = [[took(run) for run in (both if pair % 2 else both[::-1])][:: 1 if pair % 2 else -1] for pair in range(pairs + 1)]
+        times = [
+            [took(run) for run in (both if pair % 2 else both[::-1])][:: 1 if pair % 2 else -1]
+            for pair in range(pairs + 1)
+        ]
         shown = [[pair[1][i] / pair[0][i] for pair in times[1:]] for i in range(2)]  # the first warms up
         ratios = [f"{statistics.median(r):.3f} ({min(r):.3f} to {max(r):.3f})" for r in shown]
         middle = [statistics.median(pair[way][0] for pair in times[1:]) for way in range(2)]

@@ -4,14 +4,15 @@ They import no JAX where they read a saliency table: a ranking takes less time t
 
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, OptionError, ProfileError
 from ..files import atomic
-from ..files.paths import AnyPath, is_path, place
+from ..files.paths import AnyPath, is_path, place, storage_errors
 from ..selection import ranking as rankings
+from ..selection.criteria import CRITERIA, Criterion, named
 from ..selection.keep_sets import KeepSets
-from ..selection.origin import profile_origin
+from ..selection.origin import Origin, profile_origin
 from ..selection.ranking import Ranking
-from ..statistics.tables import read_columns
+from ..statistics.tables import SALIENCY, read_columns
 
 
 def rank(
@@ -22,11 +23,13 @@ def rank(
     *,
     out: str | AnyPath | None = None,
     overwrite: bool = False,
+    progress: Any = None,
 ) -> Ranking:
     """Rank the experts of each layer, best first, by a criterion over all rows of a profile or one domain.
 
-    `profile` is an open one, its folder, or a saliency.parquet. With `out` the ranking is written to that file.
-    ProfileError where the criterion or the domain does not exist, or the profile lacks what is needed.
+    `profile` is an open one, its folder, or a saliency.parquet; for a criterion of the weights alone, as aimer, it is a
+    model, open or by its name. With `out` the ranking is written to that file; `progress` makes a bar where weights are
+    read. ProfileError where the domain does not exist, or the profile lacks what is needed.
 
     Example:
         >>> import gptoss_jax as gj
@@ -37,7 +40,16 @@ def rank(
     target = None if out is None else place(out)
     if target is not None:
         atomic.check_free(target, overwrite)
-    if is_path(profile):
+    declared, given_profile = named(criterion), _is_profile(profile)
+    if declared.of_weights and not given_profile:
+        ranking = _of_weights(profile, declared, domain, seed, target, progress)
+    elif not given_profile and _is_model(profile):
+        alone = ", ".join(name for name, other in CRITERIA.items() if other.of_weights)
+        raise ProfileError(
+            f"{getattr(profile, 'name', profile)} is a model, and {criterion!r} ranks by a profile of it: run gptoss-jax "
+            f"profile first, or take a criterion of the weights alone: {alone}"
+        )
+    elif is_path(profile):
         path = place(profile)
         if target is not None:
             atomic.check_apart(target, path)
@@ -49,6 +61,45 @@ def rank(
     if target is not None:
         ranking.write(target, overwrite)
     return ranking
+
+
+def _of_weights(
+    model: Any, criterion: Criterion, domain: str | None, seed: int, target: AnyPath | None, progress: Any
+) -> Ranking:
+    """The ranking by a criterion that needs the weights alone."""
+    from convert.cut import silent
+    from convert.scores import columns_of_weights
+
+    from .checkpoints import checkpoint_of
+    from .model import as_model
+
+    if domain is not None:
+        raise OptionError(f"--domain means nothing to {criterion.name!r}, which is of the weights alone: leave it out")
+    checkpoint = checkpoint_of(as_model(model))
+    if target is not None:
+        atomic.check_apart(target, checkpoint.folder, or_inside=True)
+    columns = columns_of_weights(checkpoint, criterion.needs, progress or silent)
+    return rankings.rank(columns, criterion.name, seed, Origin(model_fingerprint=checkpoint.fingerprint()))
+
+
+def _is_profile(given: Any) -> bool:
+    """Whether statistics are given: an open profile, a folder with a table, or a file."""
+    if not is_path(given):
+        return hasattr(given, "rank")
+    path = place(given)
+    with storage_errors(path):
+        return bool(path.is_file() or (path / SALIENCY).exists())
+
+
+def _is_model(given: Any) -> bool:
+    """Whether a model is given: an open one, the one that ships with the project, or a folder that is configured."""
+    if not is_path(given):
+        return hasattr(given, "source")
+    from convert.sources import NANO
+
+    path = place(given)
+    with storage_errors(path):
+        return bool((path / "config.json").exists() or str(given) == NANO)
 
 
 def select(

@@ -25,6 +25,7 @@ class Criterion:
         needs: Columns that it reads beside `count`, which every table has.
         help: What it is, in a few words.
         hint: What to do where a profile lacks one of these columns.
+        of_weights: Whether its columns are of a model's weights alone, `convert.scores.COLUMNS`, and not a profile's.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Criterion:
     needs: tuple[str, ...]
     help: str
     hint: str = "profile again"
+    of_weights: bool = False
 
 
 def _sum(column: str) -> Score:
@@ -74,6 +76,14 @@ _DECLARED = (
         "sum of ‖Δ‖²/‖h‖², of a profile with --swap; over the kept tokens it is their mean, with 0 for others' tokens",
         "profile again with --swap",
     ),
+    Criterion(
+        "aimer",
+        lambda columns, _: -columns["aimer"],
+        ("aimer",),
+        "less the mean of |weights| over their root mean square (arXiv:2603.18492), of a MODEL in the place of PROFILE",
+        "it is of the weights alone: give the model in the place of the profile",
+        of_weights=True,
+    ),
     Criterion("random", _random, (), "drawn with --seed, for comparison"),
 )
 CRITERIA = {criterion.name: criterion for criterion in _DECLARED}
@@ -83,14 +93,19 @@ LETTERS = (
 )
 
 
+def named(criterion: str) -> Criterion:
+    """The criterion of that name; UserError where there is none."""
+    if criterion not in CRITERIA:
+        raise UserError(f"there is no criterion {criterion!r}: take one of {', '.join(CRITERIA)}")
+    return CRITERIA[criterion]
+
+
 def scores(columns: Mapping[str, Any], criterion: str, seed: int) -> Any:
     """The scores [L, E] of a saliency table's columns, each [L, E], by the criterion of that name.
 
     UserError where there is no such criterion, ProfileError where the table lacks a column that it needs.
     """
-    if criterion not in CRITERIA:
-        raise UserError(f"there is no criterion {criterion!r}: take one of {', '.join(CRITERIA)}")
-    declared = CRITERIA[criterion]
+    declared = named(criterion)
     if missing := [column for column in declared.needs if column not in columns]:
         raise ProfileError(
             f"criterion {criterion!r} needs the column {missing[0]!r}, which this profile lacks: {declared.hint}"
