@@ -45,10 +45,8 @@ def batch(source: Source, rows: int, length: int) -> Batch:
 def resident(source: Source, rows: Batch) -> list[Run]:
     """The step of all layers, without and with."""
     network = load(source, "bfloat16")
-    steps = [
-        jax.jit(partial(network_step, place=here(), asked=asked)).lower(network, rows).compile() for asked in ASKED
-    ]
-    return [partial(step, network, rows) for step in steps]
+    jitted = [jax.jit(partial(network_step, place=here(), asked=asked)) for asked in ASKED]
+    return [partial(step.lower(network, rows).compile(), network, rows) for step in jitted]
 
 
 def streamed(source: Source, rows: Batch) -> list[Run]:
@@ -93,13 +91,14 @@ def main(model: str | None, pairs: int, rows: int) -> None:
     for name, (path, count, make) in cases.items():
         source = open_source(path)
         both = make(source, batch(source, count, 256))
-        times = [
-            [took(run) for run in (both if pair % 2 else both[::-1])][:: 1 if pair % 2 else -1]
-            for pair in range(pairs + 1)
-        ]
-        shown = [[pair[1][i] / pair[0][i] for pair in times[1:]] for i in range(2)]  # the first warms up
+        times: list[list[tuple[float, float]]] = [[], []]
+        for pair in range(pairs + 1):
+            for way in (0, 1) if pair % 2 else (1, 0):
+                times[way].append(took(both[way]))
+        without, with_ = (way[1:] for way in times)  # the first warms up
+        shown = [[b[i] / a[i] for a, b in zip(without, with_, strict=True)] for i in range(2)]
         ratios = [f"{statistics.median(r):.3f} ({min(r):.3f} to {max(r):.3f})" for r in shown]
-        middle = [statistics.median(pair[way][0] for pair in times[1:]) for way in range(2)]
+        middle = [statistics.median(seconds for seconds, _ in way) for way in (without, with_)]
         click.echo(f"| {name} | {middle[0]:.2f} | {middle[1]:.2f} | {ratios[0]} | {ratios[1]} |")
 
 

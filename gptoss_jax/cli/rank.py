@@ -27,8 +27,8 @@ CRITERION_HELP = "\n".join(
 def rank(profile: Any, out: Any, **options: Any) -> None:
     """Rank the experts of each layer, best first.
 
-    PROFILE is a profile's folder or a saliency.parquet; for a criterion of the weights alone a MODEL stands in its place,
-    as of the command profile. The file says by which criterion and over which data it ranks.
+    PROFILE is a profile's folder or a saliency.parquet; for a criterion of the weights alone a MODEL stands in its
+    place, as the command profile takes it. The file says by which criterion and over which data it ranks.
     """
     # No device is needed, and on one host of many JAX would wait for the others.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -46,8 +46,8 @@ def rank(
     elif not given_profile and _is_model(profile):
         alone = ", ".join(name for name, other in CRITERIA.items() if other.of_weights)
         raise ProfileError(
-            f"{getattr(profile, 'name', profile)} is a model, and {criterion!r} ranks by a profile of it: run gptoss-jax "
-            f"profile first, or take a criterion of the weights alone: {alone}"
+            f"{getattr(profile, 'name', profile)} is a model, and {criterion!r} ranks by a profile of it: run "
+            f"gptoss-jax profile first, or take a criterion of the weights alone: {alone}"
         )
     elif is_path(profile):
         path = place(profile)

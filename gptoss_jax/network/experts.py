@@ -125,9 +125,9 @@ class Experts(nnx.Module):
     ) -> Mixture:
         """Apply to each token those of the experts here that it chose, once each; invalid tokens get zeros.
 
-        Where the weights are those of all layers, [L, E, …], `layer` says whose experts they are. With `runner_up_T` one
-        more expert runs for each token, which adds nothing to the output, and what each expert gave is kept; an id that
-        is no expert's runs none.
+        Where the weights are those of all layers, [L, E, …], `layer` says whose experts they are. With `runner_up_T`
+        one more expert runs for each token, which adds nothing to the output, and what each expert gave is kept; an id
+        that is no expert's runs none.
 
         Pairs are sorted by expert and cut into tiles that hold one expert's pairs only. Where a call of the grouped
         product takes one tile, one expert after the other has its weights made floats and its tiles run. Else some
@@ -151,10 +151,7 @@ class Experts(nnx.Module):
             start = stop - pairs.tiles_E[expert]
             return lax.fori_loop(start, stop, lambda piece, mixture: pairs.add(mixture, run, piece), mixture), None
 
-        zeros = jnp.zeros((T, k), jnp.float32)
-        mixture = Mixture(jnp.zeros(x_TD.shape, jnp.float32), zeros, zeros, jnp.zeros((T, k), bool))
-        if runner_up_T is not None:
-            mixture = mixture._replace(outputs=pairs.outputs())
+        mixture = pairs.nothing(keep=runner_up_T is not None)
         if kernel.by_expert:
             return lax.scan(one_expert, mixture, jnp.arange(E))[0]
         run = self.at(x_TD.dtype, kernel, layer)
@@ -181,8 +178,14 @@ class _Pairs(NamedTuple):
     tiles_end_E: Int[Array, " E"]
     """How many tiles each expert has, and the number of the one behind its last."""
 
-    def outputs(self) -> Outputs:
-        """What is kept of the experts' outputs, before any has run: the rows of all pieces, one after the other."""
+    def nothing(self, keep: bool) -> Mixture:
+        """The mixture before any expert has run; with `keep` their outputs are kept."""
+        zeros = jnp.zeros(self.gates_Tk.shape, jnp.float32)
+        output_TD, computed_Tk = jnp.zeros(self.x_TD.shape, jnp.float32), jnp.zeros(self.gates_Tk.shape, bool)
+        return Mixture(output_TD, zeros, zeros, computed_Tk, self._outputs() if keep else None)
+
+    def _outputs(self) -> Outputs:
+        """The rows of all pieces, one after the other, before any has run."""
         num_pairs, rows = len(self.order), self.rows.size
         pair = self.order.at[self.rows.reshape(-1)].get(mode="fill", fill_value=num_pairs)
         places = jnp.full(num_pairs, rows).at[pair].set(jnp.arange(rows), mode="drop")

@@ -28,7 +28,7 @@ class LayerOutput(NamedTuple):
     mixture: Mixture
     cache: Cache | None = None
     changes_Tk: Float[Array, "T k"] | None = None
-    """The squared norm by which the mixture's output changes where a chosen expert is dropped; where it is asked for."""
+    """The squared norm of the change of the mixture's output where a chosen expert is dropped; if it was asked for."""
 
 
 Observe = Callable[[LayerOutput], Any]
@@ -89,8 +89,8 @@ class Layer(nnx.Module):
         swap_BS: Bool[Array, "B S"] | None = None,
     ) -> LayerOutput:
         """`index` is this layer's, where its experts' weights are left in the stack of all layers; `cache` holds what
-        it keeps of the tokens before these, where these go on; `gates_BSk` takes the place of the router's gates; `swap_BS` says for
-        which tokens `changes_Tk` is wanted."""
+        it keeps of the tokens before these, where these go on; `gates_BSk` takes the place of the router's gates;
+        `swap_BS` says for which tokens `changes_Tk` is wanted."""
         normed_BSD = self.attention_norm(x_BSD)
         attended_BSD, cache = self.attention(normed_BSD, rope_tables, tokens, sliding, place, cache)
         x_BSD = x_BSD + attended_BSD
@@ -142,8 +142,8 @@ class GptOss(nnx.Module):
             layer = nnx.merge(graph, *held, *states)
             if steering_BSD is not None:
                 x_BSD = x_BSD + steering_BSD.astype(x_BSD.dtype)
-            index = index if held else None
-            output = layer(x_BSD, tokens, rope_tables, sliding, place, index, None, gates_BSk, swap_BS)
+            own = index if held else None
+            output = layer(x_BSD, tokens, rope_tables, sliding, place, own, None, gates_BSk, swap_BS)
             return output.hidden, observe(output)
 
         indices_L = jnp.arange(self.config.num_layers)

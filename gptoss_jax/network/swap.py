@@ -1,8 +1,8 @@
 """What a layer's output would be without one of the experts that a token chose. Letters: see `config`.
 
 Without expert j the choice is made again: the runner-up, which was the best of the others, enters, and the gates are a
-softmax over those that are left. The change Δ_j of the output is linear in the experts' outputs f_i, so that it is known
-exactly where k + 1 experts ran for a token.
+softmax over those that are left. The change Δ_j of the output is linear in the experts' outputs f_i, so that k + 1
+experts a token give it exactly.
 """
 
 from typing import Any, NamedTuple
@@ -66,8 +66,8 @@ def with_runner_up(routing: Routing) -> tuple[Int[Array, "T r"], Float[Array, "T
 def coefficients(logits_Tr: Float[Array, "T r"]) -> Float[Array, "T k r"]:
     """a, with which Δ_j = Σ_i a_ji·f_i: the gates g' without expert j less the gates g with all; the runner-up is last.
 
-    Between those that stay it is g'_i − g_i = g_j·g'_i − g_i·g', g' the gate of who enters. So written it keeps its
-    digits where the gates hardly change; and g' comes from logits, since g_i / (1 − g_j) loses them where g_j is near 1.
+    Of those that stay it is g'_i − g_i = g_j·g'_i − g_i·g', g' the gate of who enters. So written it keeps its digits
+    where gates hardly change; and g' comes from logits, since g_i / (1 − g_j) loses them where g_j is near 1.
     """
     k = logits_Tr.shape[1] - 1
     gates_Tk = jax.nn.softmax(logits_Tr[:, :k], axis=-1)

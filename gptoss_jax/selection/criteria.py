@@ -88,8 +88,8 @@ _DECLARED = (
 )
 CRITERIA = {criterion.name: criterion for criterion in _DECLARED}
 LETTERS = (
-    "g is the gate of a chosen expert, n the norm of its output, w the weight that EAFT gives the token, Δ the change of "
-    "the layer's output where the expert is dropped and the next best takes over, h the residual stream behind the layer."
+    "g is the gate of a chosen expert, n the norm of its output, w the weight that EAFT gives the token, Δ the change "
+    "of the layer's output where the expert is dropped and the next best one enters, h the residual stream behind it."
 )
 
 
