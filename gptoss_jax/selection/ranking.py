@@ -68,8 +68,8 @@ def rank(columns: Columns, criterion: str = "reap", seed: int = 0, origin: Origi
     """Experts of each layer by falling score; ties by id; those never chosen last, by id.
 
     `columns` are those of a saliency table, or what a criterion of the weights alone needs, each [L, E]; `origin` says
-    where they are from, as `profile_origin` knows. Criterion, rule and seed are added to it. ProfileError where a column
-    is missing that the criterion needs.
+    where they are from, as `profile_origin` knows. Criterion, rule and seed are added to it. ProfileError where a
+    column is missing that the criterion needs.
 
         ranking = rank(read_columns(profile, "science"), "reap", origin=profile_origin(profile, "science"))
         keep_sets = ranking.keep(12)
