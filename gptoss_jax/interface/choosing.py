@@ -109,7 +109,7 @@ def select(
     domain: str | None = None,
     seed: int = 0,
 ) -> KeepSets:
-    """Keep the best experts of each layer: from a ranking, or from a profile as `rank` takes it.
+    """Keep the best experts of each layer: from a ranking, or from a profile or model as `rank` takes it.
 
     `keep` is their number, or a per cent of the experts as "50%", of which a part of an expert is left out.
     RankingError where there are not so many experts.

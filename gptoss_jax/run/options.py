@@ -164,12 +164,8 @@ class Counting(Options):
     eaft_weights: tuple[float, float, float] = option(
         (1.0, -2.0, 0.25), real(), "The weights of right, of wrong and of other tokens.", several=3, beside="eaft"
     )
-
     swap: bool = option(
-        False,
-        SWITCH,
-        "Also sums for the criterion swap: each token that counts takes one expert more.",
-        newer=True,
+        False, SWITCH, "Also sums for the criterion swap: tokens that count take one expert more.", newer=True
     )
 
     def check(self) -> None:
