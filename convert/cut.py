@@ -133,8 +133,9 @@ def _doubts(source: AnyCheckpoint, keep_sets: select.KeepSets) -> tuple[str, ...
     profiled = keep_sets.origin.model_fingerprint
     if profiled is None or profiled == source.fingerprint():
         return ()
+    what = "the weights" if keep_sets.origin.of_weights else "a profile"
     return (
-        "The choice of experts rests on a profile of a checkpoint with another fingerprint: "
+        f"The choice of experts rests on {what} of a checkpoint with another fingerprint: "
         "of another model, or of the same weights in another form",
     )
 

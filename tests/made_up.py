@@ -35,7 +35,14 @@ Finished = Callable[..., Path]
 """Writes a profile by its name and a seed, with domains, rows and options; gives its folder."""
 
 
-def some_sums(seed: int, domains: list[str], rows: range, eaft: bool = False, shape: tuple[int, int] = (L, E)) -> Sums:
+def some_sums(
+    seed: int,
+    domains: list[str],
+    rows: range,
+    eaft: bool = False,
+    swap: bool = False,
+    shape: tuple[int, int] = (L, E),
+) -> Sums:
     """Of so many layers and experts."""
     rng = np.random.default_rng(seed)
     L, E = shape
@@ -47,6 +54,7 @@ def some_sums(seed: int, domains: list[str], rows: range, eaft: bool = False, sh
     }
     numbers["tokens"] = np.tile(np.arange(len(domains)) + 3, (L, 1))
     numbers["computed"] = numbers["tokens"] * K * 2
+    numbers |= {} if swap else {"swap_sum": None}
     weighted = {"eaft": rng.normal(size=shapes["count"])} if eaft else {}
     return Sums(Statistics(**numbers), weighted, domains, np.array(rows, np.uint64))
 
@@ -61,7 +69,8 @@ def write_profile(
     **options: Any,
 ) -> Path:
     """A profile in `folder`; each has rows of its own unless told."""
-    sums = some_sums(seed, list(domains), rows or range(9 * seed, 9 * seed + 4), options.get("eaft", False), shape)
+    asked = {name: options.get(name, False) for name in ("eaft", "swap")}
+    sums = some_sums(seed, list(domains), rows or range(9 * seed, 9 * seed + 4), **asked, shape=shape)
     tokens = int(sums.statistics.tokens[0].sum()) * 2
     measured = artifacts.Measured(
         tokens, 1 + len(sums.weighted), seconds=seed + 1.0, compile_seconds=2.0, peak_rss_bytes=seed

@@ -38,7 +38,7 @@ from gptoss_jax.statistics.sums import DECLARED
 # As TINY, but eight devices can share experts and heads; only H is a multiple of another size.
 EIGHT = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
 MESHES = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x8": (1, 8)}
-SCORED = Asked(scores=True, routing=True)
+SCORED = Asked(scores=True, routing=True, swap=True)
 ON_ONE_DEVICE = (0, 1, 2)  # experts of the first of eight
 # Eight experts of each layer, which four devices can share too when they alone are left.
 KEPT = [sorted(np.random.default_rng(i).permutation(EIGHT.num_experts)[:8].tolist()) for i in range(EIGHT.num_layers)]
@@ -203,7 +203,7 @@ def shardings() -> str:
 def statistics_lines(config: Config, devices: Any) -> list[str]:
     """A line for each combination of axes and type: all statistics that share these are split alike."""
     arrays = vars(abstract_statistics(config, devices).statistics)
-    return sorted({sharding_line((f"L {DECLARED[name].axes}", x)) for name, x in arrays.items()})
+    return sorted({sharding_line((f"L {DECLARED[name].axes}", x)) for name, x in arrays.items() if x is not None})
 
 
 def abstract_statistics(config: Config, devices: Any) -> Results:

@@ -156,7 +156,8 @@ def test_profile_json_of_a_merge(finished: Finished, program: Program, tmp_path:
     assert info["tokens_per_s"] == info["total_tokens"] / 5 == sum(i["total_tokens"] for i in infos.values()) / 5
     assert info["engine"] == "resident, streamed"
     # An option that these profiles are older than has the value with which they were made.
-    expected = OPTIONS | {"max_seq_length": "several", "data": "several", "keep_thinking": False, "part": "all"}
+    newer = {"keep_thinking": False, "swap": False, "part": "all"}
+    expected = OPTIONS | {"max_seq_length": "several", "data": "several"} | newer
     assert info["options"] == expected
     assert "--max-seq-length is not the same in all merged profiles: 32, 64" in info["warnings"]
     assert info["command"].startswith("gptoss-jax merge ") and info["versions"]["jax"]
@@ -183,6 +184,18 @@ def test_sums_of_eaft_are_added(finished: Finished, program: Program, tmp_path: 
     assert info["tokens_per_s"] == 2 * info["total_tokens"] / info["seconds"]
 
 
+def test_sums_of_swap_are_added(finished: Finished, program: Program, tmp_path: Path) -> None:
+    """Profiles that were not asked for them have none, and nobody is told of it."""
+    parts = [finished("a", 1, "xy", swap=True), finished("b", 2, "y", swap=True)]
+    asked = merged(program, *parts)
+    for domain in (None, "y"):
+        expected = sum(read_columns(part, domain)["swap_sum"] for part in parts)
+        np.testing.assert_allclose(read_columns(tmp_path / "out", domain)["swap_sum"], expected)
+    plain = merged(program, finished("c", 1, "xy"), finished("d", 2, "y"))
+    assert "swap_sum" not in read_columns(tmp_path / "out")
+    assert asked["warnings"] == plain["warnings"]
+
+
 def test_profiles_of_a_remote_storage(two: list[Path], program: Program, tmp_path: Path) -> None:
     merged(program, *two)
     bucket = UPath("memory://merge")
@@ -205,6 +218,7 @@ SETTINGS = [
     case("channel weights", {"channel_weights": {"final": 1.0}}, "--channel-weights", "final"),
     case("skip first", {"skip_first": 1}, "--skip-first 1", "has 0"),
     case("eaft", {"eaft": True}, "--eaft True", "False"),
+    case("swap", {"swap": True}, "--swap True", "False"),
 ]
 
 
@@ -287,6 +301,7 @@ INFOS = [
     case("other tokens", {"total_tokens": 5}, "'total_tokens'", "statistics.safetensors"),
     case("other kept tokens", {"kept_tokens": 5}, "'kept_tokens'", "statistics.safetensors"),
     case("other eaft", {"options": OPTIONS | {"eaft": True}}, "'eaft'", "statistics.safetensors"),
+    case("other swap", {"options": OPTIONS | {"swap": True}}, "'swap'", "statistics.safetensors"),
     case("no time", {"seconds": 0}, "'seconds'"),
     case("seconds are no number", {"seconds": float("nan")}, "'seconds'"),
     case("endless seconds", {"compile_seconds": 10**400}, "'compile_seconds'"),
@@ -412,7 +427,7 @@ def test_a_store_of_the_first_version_is_read_and_merged(two: list[Path], progra
         file = folder / "statistics.safetensors"
         safetensors.numpy.save_file(of_first_version(safetensors.numpy.load_file(file)), file, {"domains": domains})
     info = merged(program, *two)
-    later = [name for name, statistic in DECLARED.items() if statistic.since > 1]
+    later = [name for name, statistic in DECLARED.items() if statistic.since > 1 and not statistic.asked]
     assert len(info["warnings"]) == len(expected["warnings"]) + len(later)
     assert info | {"warnings": expected["warnings"]} == expected
 

@@ -140,6 +140,7 @@ WAYS: dict[str, Way] = {
     ),
     "skip_first": Way(("--skip-first", 30), {"skip_first": 30}, seen=lambda a, b: 0 < kept(a) < kept(b)),
     "eaft": Way(("--eaft",), {"eaft": True}, seen=lambda a, b: [*a.sums.weighted] == ["eaft"] and not b.sums.weighted),
+    "swap": Way(("--swap",), {"swap": True}, seen=lambda a, b: differences(a, b) == ["swap_sum"]),
     "engine": Way(
         ("--engine", "streamed"), {"engine": "streamed"}, seen=lambda a, b: a.info["engine"] != b.info["engine"]
     ),

@@ -329,6 +329,7 @@ def test_other_settings(
         ("--data", other): "the rows'",
         ("--domain-column", "domain"): "--domain-column None, this one 'domain'",
         ("--eaft",): "--eaft False, this one True",
+        ("--swap",): "--swap False, this one True",
     }.items():
         refused(*argv, *more, "--resume", says=("out.progress: the unfinished run has", name, "remove that folder"))
     refused(*line("streamed", tiny_bf16, rows_jsonl), "--resume", says=("the model's fingerprint",))
@@ -430,7 +431,7 @@ def moments(program: Program, steps: list[str], folder: Path, argv: list[Any]) -
     return kept
 
 
-WAYS = {"plain": ((), 1), "eaft": (("--eaft",), 5), "pack": (("--pack", "--batch-size", 4), 5)}
+WAYS = {"plain": ((), 1), "both": (("--eaft", "--swap"), 5), "pack": (("--pack", "--batch-size", 4), 5)}
 
 
 @ENGINES

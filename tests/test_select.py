@@ -34,6 +34,8 @@ FORMULAS = {
     "ean_mean": lambda x: x["norm_sum"] / x["count"],
     "reap_l2": lambda x: math.sqrt(x["gate_norm_sq_sum"] / x["count"]),
     "eaft_reap": lambda x: x["eaft_gate_norm_sum"],
+    "swap": lambda x: x["swap_sum"],
+    "aimer": lambda x: -x["aimer"],
 }
 NEEDED = sorted({column for criterion in CRITERIA.values() for column in criterion.needs})
 WEIGHTED = {"eaft_gate_norm_sum"}  # with weights that may be negative

@@ -57,7 +57,7 @@ def _head(questions: int, keeps: Sequence[int]) -> str:
             f"questions, and measured on {questions} evaluation questions of that family, which neither the training "
             "nor any choice saw; all choices of a family pass the model together as soft prunes. Exact match is of "
             "greedy replies; KL is that of the full model from the pruned one over the contents of the right replies, "
-            "in nats a token. Intervals hold 95 %, paired and clustered by question. `random` is the mean of its seeds.",
+            "in nats a token. Intervals hold 95 %, paired and clustered by question. `random` is a mean of five seeds.",
         ]
     )
 

@@ -14,7 +14,7 @@ NAMED = 20  # domains whose loss is shown
 
 
 @click.command()
-@click.argument("profile", type=PATH)
+@click.argument("profile", type=MODEL)
 @options_of(Keeping, Ranked)
 @option_of(Writing, "format")
 @click.option("--model", type=MODEL, help="With --budget-gib, the model of a profile that does not say its sizes.")
@@ -23,7 +23,7 @@ NAMED = 20  # domains whose loss is shown
 def select(profile: Any, out: Any, overwrite: bool, model: Any, format: str, **options: Any) -> None:
     """Choose the experts of each layer that stay: so many, as many as fit, or as hold a share.
 
-    PROFILE is a profile's folder or a saliency.parquet. The file has the reason for each expert, and prune --keep-sets
+    PROFILE is a profile's folder or a saliency.parquet; for a criterion of the weights alone a MODEL. The file has the reason for each expert, and prune --keep-sets
     takes it. What each domain loses is printed: its coverage is the mean over layers of the score that is kept of it,
     over what its own best experts, as many, would keep; of reap_sum where a criterion is a mean or may be negative.
     """

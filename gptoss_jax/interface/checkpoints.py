@@ -75,7 +75,7 @@ def prune(
         6
     """
     opened, writing = as_model(model), Writing(format=format, max_shard_size=max_shard_size)
-    source, kept, target = _checkpoint(opened), as_keep_sets(keep_sets), None if out is None else place(out)
+    source, kept, target = checkpoint_of(opened), as_keep_sets(keep_sets), None if out is None else place(out)
     if target is not None and is_path(eval):
         atomic.check_apart(target, place(eval))
     return cut.prune(
@@ -126,7 +126,8 @@ def as_keep_sets(given: Any) -> KeepSets:
     return KeepSets([[int(expert) for expert in kept] for kept in layers])
 
 
-def _checkpoint(model: Model) -> AnyCheckpoint:
+def checkpoint_of(model: Model) -> AnyCheckpoint:
+    """What an open model is read from; InputError where it is a masked one."""
     if not isinstance(model.source, AnyCheckpoint):
         raise InputError(f"{model.name} is no checkpoint: give the model that it was made from")
     return model.source
@@ -172,7 +173,7 @@ def convert(
         raise OptionError("--mesh goes with --to orbax: files in Hugging Face form are written by one process")
     atomic.check_free(folder_out, overwrite, last=CONFIG)
     opened = as_model(model)
-    source = _checkpoint(opened)
+    source = checkpoint_of(opened)
     atomic.check_apart(folder_out, source.folder, or_inside=True)
     quantize = source.quantized if writing.format == "same" else writing.format == "mxfp4"
     with atomic.new_folder(folder_out, overwrite, last=CONFIG) as folder:

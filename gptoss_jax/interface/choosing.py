@@ -9,18 +9,20 @@ from typing import Any
 from ..config import Config
 from ..errors import InputError, OptionError, ProfileError
 from ..files import atomic
-from ..files.paths import AnyPath, is_path, place
+from ..files.paths import AnyPath, is_path, place, storage_errors
 from ..run.choosing import Keeping, Ranked
 from ..run.options import Writing
 from ..selection import budgets, choice
+from ..selection import ranking as rankings
 from ..selection.coverage import domain_coverages, fewest_experts
-from ..selection.criteria import CRITERIA, masses
+from ..selection.criteria import CRITERIA, Criterion, masses, named
 from ..selection.evidence import Evidence, read_evidence
 from ..selection.keep_sets import KeepSets
 from ..selection.mixes import Mix
+from ..selection.origin import Origin
 from ..selection.ranking import Ranking, checked_number, most_protected
 from ..selection.serving import serving_limits
-from ..statistics.tables import check_domains
+from ..statistics.tables import SALIENCY, check_domains
 
 
 def rank(
@@ -31,12 +33,14 @@ def rank(
     *,
     out: str | AnyPath | None = None,
     overwrite: bool = False,
+    progress: Any = None,
 ) -> Ranking:
     """Rank the experts of each layer, best first, by a criterion over all rows of a profile, one domain or a mix.
 
-    `profile` is an open one, its folder, or a saliency.parquet. A mix is {"science": 2, "law": 1}: each domain has the
-    share that its weight says, whatever its number of tokens. With `out` the ranking is written to that file.
-    ProfileError where the criterion or a domain does not exist, or the profile lacks what is needed.
+    `profile` is an open one, its folder, or a saliency.parquet; for a criterion of the weights alone, as aimer, it is a
+    model, open or by its name. A mix is {"science": 2, "law": 1}: each domain has the share that its weight says,
+    whatever its number of tokens. With `out` the ranking is written to that file; `progress` makes a bar where weights
+    are read. ProfileError where the criterion or a domain does not exist, or the profile lacks what is needed.
 
     Example:
         >>> import gptoss_jax as gj
@@ -48,10 +52,59 @@ def rank(
     target = None if out is None else place(out)
     if target is not None:
         _check_out(target, profile, overwrite)
-    ranking = _evidence(profile, ranked.domain, False).rank(ranked.criterion, ranked.seed)
+    declared, given_profile = named(ranked.criterion), _is_profile(profile)
+    if declared.of_weights and not given_profile:
+        ranking = _of_weights(profile, declared, domain, seed, target, progress)
+    elif not given_profile and _is_model(profile):
+        alone = ", ".join(name for name, other in CRITERIA.items() if other.of_weights)
+        raise ProfileError(
+            f"{getattr(profile, 'name', profile)} is a model, and {criterion!r} ranks by a profile of it: run "
+            f"gptoss-jax profile first, or take a criterion of the weights alone: {alone}"
+        )
+    else:
+        ranking = _evidence(profile, ranked.domain, False).rank(ranked.criterion, ranked.seed)
     if target is not None:
         ranking.write(target, overwrite)
     return ranking
+
+
+def _of_weights(
+    model: Any, criterion: Criterion, domain: Mix, seed: int, target: AnyPath | None, progress: Any
+) -> Ranking:
+    """The ranking by a criterion that needs the weights alone."""
+    from convert.cut import silent
+    from convert.scores import columns_of_weights
+
+    from .checkpoints import checkpoint_of
+    from .model import as_model
+
+    if domain is not None:
+        raise OptionError(f"--domain means nothing to {criterion.name!r}, which is of the weights alone: leave it out")
+    checkpoint = checkpoint_of(as_model(model))
+    if target is not None:
+        atomic.check_apart(target, checkpoint.folder, or_inside=True)
+    columns = columns_of_weights(checkpoint, criterion.needs, progress or silent)
+    return rankings.rank(columns, criterion.name, seed, Origin(model_fingerprint=checkpoint.fingerprint()))
+
+
+def _is_profile(given: Any) -> bool:
+    """Whether statistics are given: an open profile, a folder with a table, or a file."""
+    if not is_path(given):
+        return hasattr(given, "rank")
+    path = place(given)
+    with storage_errors(path):
+        return bool(path.is_file() or (path / SALIENCY).exists())
+
+
+def _is_model(given: Any) -> bool:
+    """Whether a model is given: an open one, the one that ships with the project, or a folder that is configured."""
+    if not is_path(given):
+        return hasattr(given, "source")
+    from convert.sources import NANO
+
+    path = place(given)
+    with storage_errors(path):
+        return bool((path / "config.json").exists() or str(given) == NANO)
 
 
 @dataclass(frozen=True)
@@ -90,7 +143,8 @@ def select(
     """Choose the experts of each layer that stay: KeepSets, from a ranking, or from a profile as `rank` takes it.
 
     Args:
-        chosen_from: an open profile, its folder, a saliency.parquet, or, with `keep` alone, a ranking.
+        chosen_from: an open profile, its folder, a saliency.parquet; or, with `keep` alone, a ranking, or a model for
+            a criterion of the weights alone.
         keep: their number, or a per cent of the experts as "50%", of which a part of an expert is left out; a list
             gives a list of keep-sets, of which each smaller lies inside the larger.
         criterion, domain, seed: as for `rank`.
@@ -135,6 +189,9 @@ def choose(
         raise OptionError("--format and --model go with --budget-gib: they say what a checkpoint takes")
     if isinstance(chosen_from, Ranking):
         return _of_ranking(chosen_from, ranked, keeping, out, overwrite)
+    if CRITERIA[ranked.criterion].of_weights:
+        ranking = rank(chosen_from, ranked.criterion, ranked.domain)
+        return _of_ranking(ranking, Ranked(), keeping, out, overwrite)
     for option, value in (("--coverage", keeping.coverage), ("--floor", keeping.floor)):
         if value is not None:
             choice.check_mass(ranked.criterion, option)
@@ -235,7 +292,8 @@ def _of_ranking(
 ) -> list[Selected]:
     """The best of a ranking that is made already."""
     if keeping.keep is None or (ranked, keeping) != (Ranked(), Keeping(keep=keeping.keep)):
-        raise InputError("a ranking is given, which says nothing more than an order: give keep alone, or a profile")
+        what = "a ranking is given" if ranking.counts else f"{ranking.origin.criterion!r} gives a ranking"
+        raise InputError(f"{what}, which says nothing more than an order: give keep alone, or a profile")
     counts = _numbers(keeping.keep, len(ranking.layers[0]))
     if out is not None:
         _check_files(counts, place(out), overwrite)

@@ -27,6 +27,8 @@ class LayerOutput(NamedTuple):
     routing: Routing
     mixture: Mixture
     cache: Cache | None = None
+    changes_Tk: Float[Array, "T k"] | None = None
+    """The squared norm of the change of the mixture's output where a chosen expert is dropped; if it was asked for."""
 
 
 Observe = Callable[[LayerOutput], Any]
@@ -89,19 +91,21 @@ class Layer(nnx.Module):
         index: Int[Array, ""] | None = None,
         cache: Cache | None = None,
         interventions: Interventions = NONE,
+        swap_BS: Bool[Array, "B S"] | None = None,
     ) -> LayerOutput:
         """`index` is this layer's, where its experts' weights are left in the stack of all layers; `cache` holds what
-        it keeps of the tokens before these, where these go on; `interventions` are those in this layer."""
+        it keeps of the tokens before these, where these go on; `interventions` are those in this layer; `swap_BS` says
+        for which tokens `changes_Tk` is wanted."""
         if interventions.steering is not None:
             x_BSD = x_BSD + interventions.steering.astype(x_BSD.dtype)
         normed_BSD = self.attention_norm(x_BSD)
         attended_BSD, cache = self.attention(normed_BSD, rope_tables, tokens, sliding, place, cache)
         x_BSD = x_BSD + attended_BSD
         normed_BSD, valid_BS = self.moe_norm(x_BSD), tokens.segments > 0
-        mixed_BSD, routing, mixture = self.moe(
-            normed_BSD, valid_BS, place, index, interventions.gates, interventions.kept
+        mixed_BSD, routing, mixture, changes_Tk = self.moe(
+            normed_BSD, valid_BS, place, index, interventions.gates, interventions.kept, swap_BS
         )
-        return LayerOutput(x_BSD + mixed_BSD, routing, mixture, cache)
+        return LayerOutput(x_BSD + mixed_BSD, routing, mixture, cache, changes_Tk)
 
 
 class GptOss(nnx.Module):
@@ -119,9 +123,17 @@ class GptOss(nnx.Module):
         self.unembedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape))
 
     def __call__(
-        self, tokens: Tokens, place: Placement, observe: Observe, interventions: Interventions = NONE
+        self,
+        tokens: Tokens,
+        place: Placement,
+        observe: Observe,
+        interventions: Interventions = NONE,
+        swap_BS: Bool[Array, "B S"] | None = None,
     ) -> Output:
-        """The final output, and what `observe` keeps of every layer; `logits` unembeds what is wanted of the former."""
+        """The final output, and what `observe` keeps of every layer; `logits` unembeds what is wanted of the former.
+
+        `swap_BS` says for which tokens the layers show `changes_Tk`; these then take k + 1 experts.
+        """
         rope_tables = rope.tables(self.config, tokens.positions)
         # One compiled layer serves both kinds: the pattern is data.
         sliding_L = jnp.array([kind == SLIDING for kind in self.config.layer_types])
@@ -137,7 +149,7 @@ class GptOss(nnx.Module):
             states, sliding, index, in_layer = slices
             layer = nnx.merge(graph, *held, *states)
             number = index if held else None
-            output = layer(x_BSD, tokens, rope_tables, sliding, place, number, interventions=in_layer)
+            output = layer(x_BSD, tokens, rope_tables, sliding, place, number, None, in_layer, swap_BS)
             return output.hidden, observe(output)
 
         indices_L = jnp.arange(self.config.num_layers)

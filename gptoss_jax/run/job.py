@@ -121,7 +121,7 @@ def run(
     if writes:
         _check_apart(target, source, request.data.data)
     request, choice = _adopt(began, request, source)
-    given = choose.place(source, choice.engine, request.placing, request.data.max_seq_length)
+    given = choose.place(source, choice.engine, request.placing, request.data.max_seq_length, request.counting.swap)
     request = replace(request, placing=given.placing)
     dataset = make_dataset(request, source, choice.engine, given)
     if writes:
@@ -166,7 +166,8 @@ def _measured(
         engine = choose.build(source, choice.engine, given, kept)
         total = dataset.tokens_of_process * (2 if eaft else 1)
         with bar(total, "tokens", shown=hosts.is_first(), done=state.tokens) as advance:
-            sums, took = measure(engine, dataset, kept, state, partial(_advance, advance, engine), eaft)
+            move = partial(_advance, advance, engine)
+            sums, took = measure(engine, dataset, kept, state, move, eaft, request.counting.swap)
         profile = Profile(artifacts.completed(info, sums, took), sums)
         with hosts.first_alone():
             if hosts.is_first():

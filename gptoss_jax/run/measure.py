@@ -27,16 +27,18 @@ def measure(
     state: State,
     advance: Callable[[Unit], Any],
     eaft: EaftOptions | None = None,
+    swap: bool = False,
 ) -> tuple[Sums, Measured]:
     """Sum the statistics of all batches, from `state` on, which `progress` keeps as the run goes.
 
     `advance` gets each unit when it is finished. Processes of one run have datasets of their own shares of the rows,
-    and all return the same. With `eaft` the batches pass twice: its weights rest on quantiles over all tokens.
+    and all return the same. With `eaft` the batches pass twice: its weights rest on quantiles over all tokens. With
+    `swap` the statistics have what dropping an expert changes.
     StatisticsError where a statistic is NaN or infinite.
     """
     engine.clock = Clock(state.seconds, state.compile_seconds)
     if not state.weighting:
-        _pass(engine, dataset.batches(), progress, state, advance, Asked(scores=eaft is not None))
+        _pass(engine, dataset.batches(), progress, state, advance, Asked(scores=eaft is not None, swap=swap))
         check_computed(state.statistics, dataset.total_tokens)
         if eaft:
             state.weighting, state.units = "eaft", 0

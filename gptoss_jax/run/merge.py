@@ -128,9 +128,9 @@ def _differences(profiles: Sequence[Profile]) -> Iterator[str]:
         if _common(profiles, name) == SEVERAL:
             values = sorted({str(profile.info["options"][name]) for profile in profiles})
             yield f"{flag} is not the same in all merged profiles: {', '.join(values)}"
-    for name in DECLARED:
+    for name, statistic in DECLARED.items():
         lacking = [_name(p) for p in profiles if getattr(p.sums.statistics, name) is None]
-        if lacking:
+        if lacking and not statistic.asked:
             yield f"{name} is left out: {', '.join(lacking)} is of a version that did not have it"
     if profiles[0].sums.weighted:
         yield "the quantiles of --eaft are over the tokens of each merged profile, not over all together"

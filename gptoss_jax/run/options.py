@@ -192,6 +192,9 @@ class Counting(Options):
     eaft_weights: tuple[float, float, float] = option(
         (1.0, -2.0, 0.25), real(), "The weights of right, of wrong and of other tokens.", several=3, beside="eaft"
     )
+    swap: bool = option(
+        False, SWITCH, "Also sums for the criterion swap: tokens that count take one expert more.", newer=True
+    )
 
     def check(self) -> None:
         if self.channel_weights and self.keep == "all":

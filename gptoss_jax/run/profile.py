@@ -15,6 +15,7 @@ from ..selection.origin import Origin, profile_origin, rows_as_text
 from ..selection.ranking import Ranking
 from ..statistics.counted import STORE
 from ..statistics.store import LARGEST_COUNT, Sums, read_sums
+from ..statistics.sums import DECLARED
 from ..statistics.tables import Columns, check_domains, columns
 from . import artifacts
 from .artifacts import INFO
@@ -152,6 +153,9 @@ def _check_info(info: Any, sums: Sums) -> None:
     if info["options"]["eaft"] != ("eaft" in sums.weighted):
         raise ValueError(f"the option 'eaft' is not that of {STORE}")
     statistics = sums.statistics
+    for name, statistic in DECLARED.items():
+        if statistic.asked and info["options"][statistic.asked] != (getattr(statistics, name) is not None):
+            raise ValueError(f"the option {statistic.asked!r} is not that of {STORE}")
     measured = {
         "rows": len(sums.row_hashes),
         "total_tokens": statistics.computed[0].sum() / statistics.gate_rank_sum.shape[-1],

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ..config import SLIDING, Config
 from ..devices import mesh as sharding
@@ -36,6 +36,12 @@ class Asked(NamedTuple):
     """Which experts each token chose, and its gates."""
     finals: bool = False
     """What the unembedding takes, at the positions that the batch names."""
+    swap: bool = False
+    """Among the statistics, what dropping an expert changes: kept tokens then take k + 1 experts."""
+
+    def swap_BS(self, batch: Batch) -> Bool[Any, "B S"] | None:
+        """The tokens whose layers are to show what dropping a chosen expert changes."""
+        return batch.weights != 0 if self.swap else None
 
 
 class Chosen(NamedTuple):
@@ -57,19 +63,28 @@ class Results(NamedTuple):
 
 def observe(output: LayerOutput, batch: Batch, place: Placement, asked: Asked) -> Results:
     """What is kept of one layer."""
-    statistics = layer_statistics(output.routing, output.mixture, batch, place) if asked.statistics else None
-    chosen = None
+    statistics, chosen = None, None
+    if asked.statistics:
+        statistics = layer_statistics(output.routing, output.mixture, batch, place, _swaps(output))
     if asked.routing:
         chosen = Chosen(*(x.reshape(*batch.shape, -1) for x in (output.routing.experts_Tk, output.routing.gates_Tk)))
     return Results(statistics, chosen)
+
+
+def _swaps(output: LayerOutput) -> Float[Array, "T k"] | None:
+    """The squared change of the layer's output, relative to the residual stream behind the layer."""
+    if output.changes_Tk is None:
+        return None
+    wide_BSD = output.hidden.astype(jnp.float32)
+    return output.changes_Tk / jnp.sum(wide_BSD**2, axis=-1).reshape(-1, 1)
 
 
 @float32_is_float32
 def network_step(model: GptOss, batch: Batch, place: Placement, asked: Asked) -> Results:
     """What is asked for of every layer, and the scores of every token; [B, S, V] never exists."""
     kept_LBE = None if batch.kept is None else jnp.moveaxis(batch.kept, 1, 0)
-    observed = partial(observe, batch=batch, place=place, asked=asked)
-    output = model(batch.tokens, place, observed, Interventions(kept=kept_LBE))
+    observer = partial(observe, batch=batch, place=place, asked=asked)
+    output = model(batch.tokens, place, observer, Interventions(kept=kept_LBE), asked.swap_BS(batch))
     results: Results = output.layers
     if asked.finals:
         results = results._replace(finals=_at(output.final, batch))
@@ -93,7 +108,8 @@ def layer_step(
     tables = rope.tables(config, batch.tokens.positions)
     sliding = jnp.array([kind == SLIDING for kind in config.layer_types])[index]
     interventions = Interventions(kept=None if batch.kept is None else batch.kept[:, index])
-    output = layer(x_BSD, batch.tokens, tables, sliding, place, interventions=interventions)
+    swap_BS = asked.swap_BS(batch)
+    output = layer(x_BSD, batch.tokens, tables, sliding, place, interventions=interventions, swap_BS=swap_BS)
     return output.hidden, observe(output, batch, place, asked)
 
 
@@ -128,7 +144,7 @@ def specs(asked: Asked) -> Results:
     scores: Any = sharding.split("B S")
     finals: Any = sharding.split("B N D")
     return Results(
-        Statistics.specs() if asked.statistics else None,
+        Statistics.specs(("swap",) if asked.swap else ()) if asked.statistics else None,
         Chosen(chosen, chosen) if asked.routing else None,
         TokenScores(scores, scores) if asked.scores else None,
         finals if asked.finals else None,

@@ -27,6 +27,7 @@ class Criterion:
         hint: What to do where a profile lacks one of these columns.
         mass: The criterion of which experts hold shares, where a share is asked for: a sum itself, reap_sum for a mean,
             since means do not add up. Empty where scores may be negative or are drawn.
+        of_weights: Whether its columns are of a model's weights alone, `convert.scores.COLUMNS`, and not a profile's.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Criterion:
     help: str
     hint: str = "profile again"
     mass: str = "reap_sum"
+    of_weights: bool = False
 
 
 def _sum(column: str) -> Score:
@@ -72,10 +74,37 @@ _DECLARED = (
         "profile again with --eaft",
         mass="",
     ),
+    Criterion(
+        "swap",
+        _sum("swap_sum"),
+        ("swap_sum",),
+        "sum of ‖Δ‖²/‖h‖², of a profile with --swap; over the kept tokens it is their mean, with 0 for others' tokens",
+        "profile again with --swap",
+        mass="swap",
+    ),
+    Criterion(
+        "aimer",
+        lambda columns, _: -columns["aimer"],
+        ("aimer",),
+        "less the mean of |weights| over their root mean square (arXiv:2603.18492), of a MODEL in the place of PROFILE",
+        "it is of the weights alone: give the model in the place of the profile",
+        mass="",
+        of_weights=True,
+    ),
     Criterion("random", _random, (), "drawn with --seed, for comparison", mass=""),
 )
 CRITERIA = {criterion.name: criterion for criterion in _DECLARED}
-LETTERS = "g is the gate of a chosen expert, n the norm of its output, w the weight that EAFT gives the token."
+LETTERS = (
+    "g is the gate of a chosen expert, n the norm of its output, w the weight that EAFT gives the token, Δ the change "
+    "of the layer's output where the expert is dropped and the next best one enters, h the residual stream behind it."
+)
+
+
+def named(criterion: str) -> Criterion:
+    """The criterion of that name; UserError where there is none."""
+    if criterion not in CRITERIA:
+        raise UserError(f"there is no criterion {criterion!r}: take one of {', '.join(CRITERIA)}")
+    return CRITERIA[criterion]
 
 
 def scores(columns: Mapping[str, Any], criterion: str, seed: int) -> Any:
@@ -83,9 +112,7 @@ def scores(columns: Mapping[str, Any], criterion: str, seed: int) -> Any:
 
     UserError where there is no such criterion, ProfileError where the table lacks a column that it needs.
     """
-    if criterion not in CRITERIA:
-        raise UserError(f"there is no criterion {criterion!r}: take one of {', '.join(CRITERIA)}")
-    declared = CRITERIA[criterion]
+    declared = named(criterion)
     if missing := [column for column in declared.needs if column not in columns]:
         raise ProfileError(
             f"criterion {criterion!r} needs the column {missing[0]!r}, which this profile lacks: {declared.hint}"

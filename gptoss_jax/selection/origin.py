@@ -12,6 +12,7 @@ from ..errors import ProfileError, reason
 from ..files.paths import AnyPath, storage_errors
 from ..statistics.counted import STORE, counted_rows
 from ..statistics.tables import SALIENCY
+from .criteria import CRITERIA
 from .mixes import Mix, weights_of
 
 INFO = "profile.json"
@@ -23,11 +24,12 @@ class Origin:
 
     Args:
         criterion: Its name in CRITERIA, or another's that made the file.
-        domains: Domains of the profile with their weights; empty where all its rows count.
+        domains: Domains of the profile with their weights; empty where all its rows count. A criterion of the weights
+            alone has none, and no profile.
         rule: How the choice follows from the scores.
         seed: The seed that the criterion was given; only some draw with it.
         profile_hash: SHA-256 of the profile's saliency.parquet, also where one domain alone was ranked.
-        model_fingerprint: The fingerprint of the checkpoint that was profiled.
+        model_fingerprint: The fingerprint of the checkpoint that was profiled, or whose weights were scored.
         calibration_rows: The hashes of the rows that the profile counted, as `rows_as_text` writes them.
     """
 
@@ -49,11 +51,18 @@ class Origin:
         """The only domain, where there is one."""
         return next(iter(self.domains)) if self.domains and len(self.domains) == 1 else None
 
+    @property
+    def of_weights(self) -> bool:
+        """Whether no profile stands behind it."""
+        return self.domains is None and self.criterion in CRITERIA and CRITERIA[self.criterion].of_weights
+
     def __str__(self) -> str:
         """Criterion and data as part of a sentence: by `reap` over the profile's domain `science`."""
         if self.criterion is None and self.domains is None:
             return "of unknown origin"
         criterion = "an unknown criterion" if self.criterion is None else quoted(self.criterion)
+        if self.of_weights:
+            return f"by {criterion} of the weights alone"
         return f"by {criterion} over {self._data()}"
 
     def _data(self) -> str:

@@ -105,21 +105,22 @@ def number_kept(keep: int | str, num_experts: int) -> int:
 def rank(columns: Columns, criterion: str = "reap", seed: int = 0, origin: Origin = UNKNOWN) -> Ranking:
     """Experts of each layer by falling score; ties by id; those never chosen last, by id.
 
-    `columns` are those of a saliency table, each [L, E]; `origin` says where they are from, as `profile_origin` knows.
-    Criterion, rule and seed are added to it. ProfileError where a column is missing that the criterion needs.
+    `columns` are those of a saliency table, or what a criterion of the weights alone needs, each [L, E]; `origin` says
+    where they are from, as `profile_origin` knows. Criterion, rule and seed are added to it. ProfileError where a
+    column is missing that the criterion needs.
 
         ranking = rank(read_columns(profile, "science"), "reap", origin=profile_origin(profile, "science"))
         keep_sets = ranking.keep(12)
     """
-    count = columns["count"]
-    never = count == 0
-    by_score = np.where(never, 0, scores(columns, criterion, seed))
-    ids = np.broadcast_to(np.arange(count.shape[1]), count.shape)
+    count, score = columns.get("count"), scores(columns, criterion, seed)
+    never = np.zeros(score.shape, bool) if count is None else count == 0
+    by_score = np.where(never, 0, score)
+    ids = np.broadcast_to(np.arange(score.shape[1]), score.shape)
     order = np.lexsort((ids, -by_score, never), axis=1)
     return Ranking(
         order.tolist(),
         replace(origin, criterion=criterion, rule="falling score", seed=seed),
-        np.take_along_axis(whole_counts(columns), order, axis=1).tolist(),
+        None if count is None else np.take_along_axis(whole_counts(columns), order, axis=1).tolist(),
     )
 
 

@@ -65,7 +65,7 @@ def write_sums(file: Path, sums: Sums) -> None:
 def read_sums(file: AnyPath) -> Sums:
     """Read statistics.safetensors of this or an older version; ProfileError where it is not as `write_sums` leaves it.
 
-    Statistics that a store of an older version does not have yet are None.
+    Statistics that a store of an older version does not have yet are None, as those that its run was not asked for.
     """
     try:
         with storage_errors(file):
@@ -108,7 +108,8 @@ def _array(data: Any, dtype: str, shape: list[int]) -> np.ndarray:
 def _check_sums(tensors: dict[str, np.ndarray], domains: Any, version: int) -> None:
     """ValueError where a tensor is missing or unknown, of wrong dtype or shape, or holds an impossible number."""
     weighted = {column(name): Statistic("G E") for name in WEIGHTINGS if column(name) in tensors}
-    needed = {name for name, statistic in DECLARED.items() if statistic.since <= version}
+    known = {name: statistic for name, statistic in DECLARED.items() if statistic.since <= version}
+    needed = {name for name, statistic in known.items() if not statistic.asked or name in tensors}
     if unlike := ({*tensors} ^ {*needed, ROW_HASHES}) - {*weighted}:
         raise ValueError(f"the tensor {min(unlike)!r} is missing or unknown")
     if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
