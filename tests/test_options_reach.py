@@ -310,8 +310,9 @@ def printed(reply: Any) -> str:
         (("--criterion", "random"), {"criterion": "random"}),
         (("--criterion", "random", "--seed", 5), {"criterion": "random", "seed": 5}),
         (("--domain", "b"), {"domain": "b"}),
+        (("--min-count", 100), {"min_count": 100}),
     ],
-    ids=["criterion", "random", "seed", "domain"],
+    ids=["criterion", "random", "seed", "domain", "min_count"],
 )
 def test_an_option_of_rank_is_that_of_python(
     words: tuple[object, ...], options: dict[str, Any], finished: Finished, tmp_path: Path
@@ -473,7 +474,7 @@ SEEN: dict[str, dict[str, str]] = {
     },
     "merge": {"profiles": ADDED, **dict.fromkeys(["out", "overwrite"], OUT)},
     "rank": {
-        **dict.fromkeys(["profile", "criterion", "domain", "seed"], RANK),
+        **dict.fromkeys(["profile", "criterion", "domain", "seed", "min_count"], RANK),
         **dict.fromkeys(["out", "overwrite"], OUT),
     },
     "prune": {

@@ -21,6 +21,13 @@ CRITERION_HELP = "\n".join(
 @click.option("--criterion", type=click.Choice([*CRITERIA]), default="reap", help=CRITERION_HELP)
 @click.option("--domain", help="Ranks by the statistics of this domain alone.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="The seed of criteria that draw.")
+@click.option(
+    "--min-count",
+    type=click.IntRange(0),
+    default=0,
+    help="Ranks experts that fewer tokens chose behind all others, by falling reap_sum: a mean over a few tokens is "
+    "chance. 0 ranks all by the criterion, as published rankings do.",
+)
 @click.option("--out", type=PATH, default="ranking.json", help="The file for the ranking.")
 @click.option("--overwrite", is_flag=True, help="Replaces an existing file.")
 def rank(profile: Any, out: Any, **options: Any) -> None:
@@ -31,4 +38,6 @@ def rank(profile: Any, out: Any, **options: Any) -> None:
     from ..interface import choosing
 
     ranking = choosing.rank(profile, out=out, **options)
-    terminal.report(f"{len(ranking.layers)} layers of {len(ranking.layers[0])} experts {ranking.origin}: {out}")
+    thin = sum(0 < count < options["min_count"] for counts in ranking.counts or [] for count in counts)
+    behind = f", {thin} of them behind for want of {options['min_count']} tokens" if options["min_count"] else ""
+    terminal.report(f"{len(ranking.layers)} layers of {len(ranking.layers[0])} experts{behind} {ranking.origin}: {out}")

@@ -118,8 +118,12 @@ def prompts_hash(rows: Iterable[Row]) -> str:
 def row_hashes(rows: Iterable[Row]) -> np.ndarray:
     """What tells whether two runs had the same row: for each the first 8 bytes of SHA-256 of "id\\ntext",
     uint64 [rows], sorted."""
-    hashes = b"".join(_hash(row.id, row.text) for row in rows)
-    return np.sort(np.frombuffer(hashes, ">u8").astype(np.uint64))
+    return np.sort(np.array([row_number(row) for row in rows], np.uint64))
+
+
+def row_number(row: Row) -> int:
+    """A row's hash as a number below 2^64."""
+    return int.from_bytes(_hash(row.id, row.text), "big")
 
 
 def _hash(*lines: str) -> bytes:

@@ -19,13 +19,15 @@ def rank(
     criterion: str = "reap",
     domain: str | None = None,
     seed: int = 0,
+    min_count: int = 0,
     *,
     out: str | AnyPath | None = None,
     overwrite: bool = False,
 ) -> Ranking:
     """Rank the experts of each layer, best first, by a criterion over all rows of a profile or one domain.
 
-    `profile` is an open one, its folder, or a saliency.parquet. With `out` the ranking is written to that file.
+    `profile` is an open one, its folder, or a saliency.parquet. Experts that fewer than `min_count` tokens chose stand
+    behind all others, by falling reap_sum. With `out` the ranking is written to that file.
     ProfileError where the criterion or the domain does not exist, or the profile lacks what is needed.
 
     Example:
@@ -41,9 +43,9 @@ def rank(
         path = place(profile)
         if target is not None:
             atomic.check_apart(target, path)
-        ranking = rankings.rank(read_columns(path, domain), criterion, seed, profile_origin(path, domain))
+        ranking = rankings.rank(read_columns(path, domain), criterion, seed, profile_origin(path, domain), min_count)
     elif hasattr(profile, "rank"):
-        ranking = profile.rank(criterion, domain, seed)
+        ranking = profile.rank(criterion, domain, seed, min_count)
     else:
         raise InputError(f"a profile is {type(profile).__name__}: give an open one, its folder or a saliency.parquet")
     if target is not None:

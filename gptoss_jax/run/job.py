@@ -12,7 +12,8 @@ import jax
 
 from ..config import Config
 from ..data import tokens
-from ..data.dataset import Dataset, Layout, domains_of
+from ..data.dataset import Dataset, Layout
+from ..data.groups import Groups, domains_of, folds_of
 from ..data.remarks import Remarks
 from ..data.rows import ColumnNames, Reading, Row, prompts_hash, read_rows, sample
 from ..data.sources import records
@@ -172,9 +173,10 @@ def _measured(
             if hosts.is_first():
                 with atomic.new_folder(target, overwrite, last=INFO) as folder:
                     profile.write(folder)
+    domains = len(profile.sums.domains)
     said = (
         f"{took.total_tokens:,} tokens at {rate(took.tokens_per_s, ',')} tokens/s; "
-        f"{len(dataset.domains)} domain{'s' * (len(dataset.domains) > 1)}; engine {choice.engine}: {choice.reason}; "
+        f"{domains} domain{'s' * (domains > 1)}; engine {choice.engine}: {choice.reason}; "
         f"peak memory {took.peak_rss_bytes / choose.GIB:.2f} GiB; report: {target / 'report.md'}"
     )
     return Finished(replace(profile, folder=target), said if hosts.is_first() else "")
@@ -252,12 +254,13 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
     stream = read_rows(records(data.data, data.split, data.subset, remarks), reading)
     rows = sample(stream, data.domain, data.num_rows, data.seed)
     domains = domains_of(rows, data.domain_column)
+    groups = Groups(domains, folds_of(len(domains)))
     eos = _eos(tokenizer, source.config) if data.pack else 0
     documents = tokens.encode(
         # What a packed block holds depends on all rows before it.
         rows if data.pack else rows[share.number :: share.of],
         tokenizer,
-        domains,
+        groups,
         vocab_size=source.config.vocab_size,
         max_length=None if data.pack else data.max_seq_length,
         truncate=data.truncate,
@@ -272,7 +275,7 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
         cross_document=data.cross_document,
         skip_first=counting.skip_first,
     )
-    return Dataset(rows, documents, domains, layout, share, remarks.lines())
+    return Dataset(rows, documents, groups, layout, share, remarks.lines())
 
 
 def _eos(tokenizer: Any, config: Config) -> int:

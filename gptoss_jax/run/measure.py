@@ -44,7 +44,7 @@ def measure(
         weights = _token_weights("eaft", dataset, state, eaft)
         _pass(engine, _weighted(dataset.batches(), weights), progress, state, advance, Asked())
     assert state.statistics is not None
-    sums = Sums(state.statistics, state.weighted, dataset.domains, dataset.row_hashes)
+    sums = Sums(state.statistics, state.weighted, dataset.groups.domains, dataset.row_hashes, dataset.groups.folds)
     took = Measured(dataset.total_tokens, 2 if eaft else 1, state.seconds, state.compile_seconds, peak_rss_bytes())
     return sums, took
 

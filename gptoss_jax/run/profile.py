@@ -6,11 +6,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import ProfileError, reason
 from ..files import atomic
 from ..files.paths import AnyPath, place, storage_errors
+from ..selection.intervals import Intervals, intervals, unsettled
 from ..selection.origin import Origin, profile_origin
-from ..selection.ranking import Ranking, rank
+from ..selection.ranking import Ranking, number_kept, rank
 from ..statistics.store import LARGEST_COUNT, STORE, Sums, read_sums
 from ..statistics.tables import Columns, columns
 from . import artifacts
@@ -86,24 +89,67 @@ class Profile:
 
     def columns(self, domain: str | None = None) -> Columns:
         """The saliency table, of one domain or of all rows: a dictionary of arrays [L, E]."""
-        if domain is None:
-            return columns(*self.sums.total())
-        if domain not in self.domains:
+        self._check_domain(domain)
+        return columns(*(self.sums.total() if domain is None else self.sums.by_domain()[domain]))
+
+    def _check_domain(self, domain: str | None) -> None:
+        if domain is not None and domain not in self.domains:
             known = f"there are {', '.join(self.domains)}" if self.domains else "its rows have none"
             raise ProfileError(f"no domain {domain!r}: {known}")
-        return columns(*self.sums.by_domain()[domain])
 
-    def rank(self, criterion: str = "reap", domain: str | None = None, seed: int = 0) -> Ranking:
+    def intervals(self, criterion: str = "reap", domain: str | None = None, seed: int = 0) -> Intervals:
+        """The scores [L, E] by a criterion over one domain or all rows, with their 95 % intervals.
+
+        They say how scores vary with the rows: `selection.intervals` has the method. ProfileError as `rank`, and where
+        the profile is of a version that kept no folds of its rows.
+
+        Example:
+            >>> import gptoss_jax as gj
+            >>> rows = [{"text": f"{n} + {n} = {2 * n}"} for n in range(40)]
+            >>> found = gj.profile("nano", rows, keep="all", max_seq_length=64).intervals("gate")
+            >>> bool((found.low <= found.score).all() and (found.score <= found.high).all())
+            True
+        """
+        return intervals(self._by_fold(domain), criterion, seed)
+
+    def unsettled(
+        self, keep: int | str, criterion: str = "reap", domain: str | None = None, seed: int = 0
+    ) -> list[list[int]]:
+        """The experts of each layer whose side of the cut may be chance, where so many stay or a per cent as "50%".
+
+        An expert is settled where the 95 % interval of its score minus the cut does not hold 0. ProfileError as
+        `intervals`, RankingError where `keep` is neither.
+
+        Example:
+            >>> import gptoss_jax as gj
+            >>> profile = gj.profile("nano", [{"text": f"{n} + 1"} for n in range(40)], keep="all", max_seq_length=64)
+            >>> len(profile.unsettled("50%", "frequency"))
+            6
+        """
+        by_fold = self._by_fold(domain)
+        return unsettled(by_fold, number_kept(keep, by_fold["count"].shape[-1]), criterion, seed)
+
+    def _by_fold(self, domain: str | None) -> dict[str, np.ndarray]:
+        self._check_domain(domain)
+        if self.sums.folds == 1:
+            raise ProfileError(
+                f"{self.folder or 'this profile'}: keeps no folds of its rows, so that nobody knows how scores vary: "
+                "profile its rows again, in fewer domains where there are hundreds"
+            )
+        return self.sums.by_fold(domain)
+
+    def rank(self, criterion: str = "reap", domain: str | None = None, seed: int = 0, min_count: int = 0) -> Ranking:
         """All experts of each layer, best first, by a criterion over one domain or all rows.
 
-        ProfileError where there is no such criterion or domain, or the profile lacks what the criterion needs.
+        Those that fewer than `min_count` tokens chose stand behind all others, by falling reap_sum. ProfileError
+        where there is no such criterion or domain, or the profile lacks what the criterion needs.
         """
         if self.folder is not None:
             origin = profile_origin(self.folder, domain)
         else:
             fingerprint = self.info["model_fingerprint"]
             origin = Origin(domains={} if domain is None else {domain: 1.0}, model_fingerprint=fingerprint)
-        return rank(self.columns(domain), criterion, seed, origin)
+        return rank(self.columns(domain), criterion, seed, origin, min_count)
 
     def write(self, folder: Path) -> None:
         """Write all artifacts into a folder that is there."""
