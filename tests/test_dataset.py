@@ -86,7 +86,7 @@ def test_lengths_of_others_make_further_batches(monkeypatch: pytest.MonkeyPatch)
 def test_no_token_is_kept() -> None:
     none = [Document(d.token_ids, np.zeros_like(d.weights), d.group) for d in documents()]
     with pytest.raises(DataError, match="no token is kept"):
-        Dataset([Row("")], none, GROUPS, Layout("padded", 4, 80), ALONE)
+        Dataset([Row("")], none, GROUPS, Layout("padded", 4, 80), ALONE).check_kept()
 
 
 def rows_of(count: int) -> Iterator[Row]:

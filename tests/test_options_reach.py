@@ -461,6 +461,7 @@ SEEN: dict[str, dict[str, str]] = {
     "profile": {
         **dict.fromkeys(WAYS, PROFILE),
         "model": PROFILE,
+        "until_stable": "test_stable.py::test_rows_are_taken_until_the_keep_set_stays",
         "skip_bad_rows": "test_rows_that_cannot_be_read_are_left_out",
         **dict.fromkeys(["eaft_quantiles", "eaft_weights"], EAFT),
         "batch_size": "test_the_batch_size_is_that_of_steps",

@@ -46,7 +46,7 @@ class Dataset:
         """`documents` are those of `rows` that are this process' share; packed, of all rows. `remarks` are lines that a
         user should read, about rows that were not taken as they stood.
 
-        DataError where no token of any process is kept."""
+        """
         self.rows, self.documents, self.groups = rows, documents, groups
         self.layout, self.share, self.remarks = layout, share, remarks
         self.row_hashes = row_hashes(rows)
@@ -60,8 +60,18 @@ class Dataset:
             own[0] += batch.tokens.count
             own[1] += int((batch.weights != 0).sum())
         self.total_tokens, self.kept, self.truncated, self.empty = np.sum(hosts.exchange(own), axis=0).tolist()
+
+    def check_kept(self) -> None:
+        """DataError where no token of any process is kept."""
         if not self.kept:
-            raise DataError(_why_nothing_is_kept(rows))
+            raise DataError(_why_nothing_is_kept(self.rows))
+
+    def part(self, begin: int, end: int) -> "Dataset":
+        """The dataset of some of its rows, in their order. All processes make it at the same place of their work."""
+        whole, share = self.layout.kind == "packed", self.share
+        own = range(len(self.rows))[slice(None) if whole else slice(share.number, None, share.of)]
+        documents = [document for row, document in zip(own, self.documents, strict=True) if begin <= row < end]
+        return Dataset(self.rows[begin:end], documents, self.groups, self.layout, share, self.remarks)
 
     @property
     def _own_size(self) -> int:

@@ -89,6 +89,8 @@ def profile_report(
     lines += ["", "## Reproduce", "", "```bash", *_commands(info), "```", ""]
     lines += ["## Pictures", "", *(f"![{title}]({name})" for name, title in PICTURES.items()), "", "## Router", ""]
     lines += _router(total)
+    if "until_stable" in info:
+        lines += ["", "## Rows until the experts to keep stay the same", "", *_until_stable(info["until_stable"])]
     if by_fold["count"].shape[1] > 1:
         lines += ["", "## Experts that are not settled", "", *not_settled(by_fold)]
     if len(by_domain) > 1:
@@ -146,6 +148,19 @@ def _router(total: Statistics) -> list[str]:
     for layer in range(len(gates)):
         cells = " | ".join(f"{x:.3f}" for x in (entropy[layer, 0], *gates[layer]))
         lines.append(f"| {layer} | {cells} | {int((total.count[layer] == 0).sum())} |")
+    return lines
+
+
+def _until_stable(found: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{found['said'][0].upper()}{found['said'][1:]}.",
+        "",
+        "| rows | tokens | kept tokens | new in the keep-sets |",
+        "|---:" * 4 + "|",
+    ]
+    for point in found["curve"]:
+        changed = "" if point["changed"] is None else f"{point['changed']:.1%}"
+        lines.append(f"| {point['rows']:,} | {point['tokens']:,} | {point['kept_tokens']:,} | {changed} |")
     return lines
 
 

@@ -11,7 +11,22 @@ from typing import Any, Literal, TypeVar
 from ..config import Form
 from ..data.formats import KINDS
 from ..errors import OptionError
-from .kinds import CHANNEL_WEIGHTS, COORDINATOR, FORMS, MESH, ROWS, SIZE, SWITCH, TEXT, WHOLE, Kind, one_of, real, whole
+from .kinds import (
+    CHANNEL_WEIGHTS,
+    COORDINATOR,
+    FORMS,
+    KEEP,
+    MESH,
+    ROWS,
+    SIZE,
+    SWITCH,
+    TEXT,
+    WHOLE,
+    Kind,
+    one_of,
+    real,
+    whole,
+)
 
 T = TypeVar("T")
 Merging = Literal["equal", "told", "free"]
@@ -128,6 +143,14 @@ class Data(Options):
         None, whole(1), "Takes a sample of this many rows by their hashes.", otherwise="all", merging="free"
     )
     seed: int = option(0, WHOLE, "The seed of the row sample.", merging="free")
+    until_stable: int | str | None = option(
+        None,
+        KEEP,
+        "Stops when the experts that reap would keep, so many of each layer or per cent as 50%, stayed the same twice: "
+        "it looks after 1/16, 1/8, 1/4 and 1/2 of the rows.",
+        otherwise="takes all rows",
+        merging="free",
+    )
     max_seq_length: int = option(
         2048, whole(1), "The most tokens that a row has, or those of a packed block.", merging="told"
     )
@@ -279,6 +302,10 @@ def check_together(data: Data, counting: Counting) -> None:
     """OptionError where options of different types do not go together."""
     if counting.skip_first >= data.max_seq_length:
         raise OptionError("--skip-first leaves no position of a row: make it less than --max-seq-length")
+    if data.until_stable is not None and counting.eaft:
+        raise OptionError(
+            "--until-stable does not go with --eaft, whose weights rest on all rows: leave one of them out"
+        )
 
 
 def as_dict(*options: Options) -> dict[str, Any]:

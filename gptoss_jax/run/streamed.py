@@ -41,13 +41,16 @@ class Streamed:
         self.source, self.config, self.dtype = source, source.config, jnp.dtype(dtype)
         self.clock, self.num_layers = Clock(), self.config.num_layers
         self.form = weights_form(source)
+        self.steps: dict[Asked, tuple[Timed, Timed]] = {}
         self.hidden = _Hidden(progress, self.dtype, self.config.hidden_size, activation_bytes)
 
     def run(self, batches: Iterable[Batch], asked: Asked, done: int) -> Iterator[Unit]:
         batches = list(batches)
         place = here()
-        step = Timed(jax.jit(partial(layer_step, config=self.config, place=place, asked=asked)), self.clock)
-        score = Timed(jax.jit(partial(score_step, place=place)), self.clock)
+        if asked not in self.steps:
+            step = Timed(jax.jit(partial(layer_step, config=self.config, place=place, asked=asked)), self.clock)
+            self.steps[asked] = step, Timed(jax.jit(partial(score_step, place=place)), self.clock)
+        step, score = self.steps[asked]
         first, done = divmod(done, len(batches))
         last = self.config.num_layers - 1
 
