@@ -82,7 +82,7 @@ def profile_report(
         f"- `{RANKING}` (sorted experts per layer)",
         f"- `{USAGE}` (usage, co-activation, gate means and histogram)",
         *([f"- `{SALIENCY_BY_DOMAIN}`, `{USAGE_BY_DOMAIN}` (both by domain)"] if by_domain else []),
-        f"- `{STORE}` (all sums by domain, and which rows they are of: for merging)",
+        f"- `{STORE}` (all sums by domain and fold, and which rows they are of: for merging)",
         *(f"- `{name}` ({title})" for name, title in PICTURES.items()),
         "- `profile.json` (every option, versions, model fingerprint, warnings)",
     ]
