@@ -26,6 +26,7 @@ from gptoss_jax import cli
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY, Config
 from gptoss_jax.data import batching
 from gptoss_jax.data.batching import Document
+from gptoss_jax.data.groups import Groups
 from gptoss_jax.devices import mesh
 from gptoss_jax.devices.placement import Placement, over
 from gptoss_jax.network import experts, model
@@ -60,13 +61,15 @@ REFUSED = {
 
 
 def batch() -> Batch:
-    """Eight rows of different lengths and of two domains, of whose tokens about two thirds are kept."""
+    """Eight rows of different lengths, of two folds of two domains, of whose tokens about two thirds are kept."""
     rng = np.random.default_rng(0)
     documents = [
-        Document(rng.integers(0, EIGHT.vocab_size, n).astype(np.int32), np.float32(rng.random(n) < 0.7), row % 2)
+        Document(rng.integers(0, EIGHT.vocab_size, n).astype(np.int32), np.float32(rng.random(n) < 0.7), row % 4)
         for row, n in enumerate(LENGTHS)
     ]
-    return next(batching.padded(documents, len(LENGTHS), max(LENGTHS), num_groups=2))
+    groups = Groups(["a", "b"], folds=2)
+    padded = next(batching.padded(documents, len(LENGTHS), max(LENGTHS), len(groups)))
+    return replace(padded, joint=groups.joint)
 
 
 def run(mapped: Mapped, network: model.GptOss) -> Results:

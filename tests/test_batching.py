@@ -52,8 +52,8 @@ def packed_by_hand(documents: list[Document], length: int, cross_document: bool)
     stream = []
     for number, document in enumerate(documents):
         for token, weight in zip(document.token_ids.tolist(), document.weights.tolist(), strict=True):
-            stream.append((token, weight, document.domain, number))
-        stream.append((EOS, 0.0, document.domain, number))
+            stream.append((token, weight, document.group, number))
+        stream.append((EOS, 0.0, document.group, number))
     blocks = []
     for start in range(0, len(stream), length):
         block = stream[start : start + length]
@@ -71,7 +71,7 @@ def packed_by_hand(documents: list[Document], length: int, cross_document: bool)
 @given(documents, batch_sizes)
 def test_padded_batches_hold_every_document_once(documents: list[Document], batch_size: int) -> None:
     expected = [
-        [(t, w, d.domain, i, 1) for i, (t, w) in enumerate(zip(d.token_ids.tolist(), d.weights.tolist(), strict=True))]
+        [(t, w, d.group, i, 1) for i, (t, w) in enumerate(zip(d.token_ids.tolist(), d.weights.tolist(), strict=True))]
         for d in documents
     ]
     got = rows(list(padded(documents, batch_size, MAX_LENGTH, 3)))
@@ -112,7 +112,7 @@ def test_side_by_side_every_document_is_whole_and_once(documents: list[Document]
         for segment in sorted({token[4] for token in row}):
             got.append([token[:4] for token in row if token[4] == segment])
     expected = [
-        [(t, w, d.domain, i) for i, (t, w) in enumerate(zip(d.token_ids.tolist(), d.weights.tolist(), strict=True))]
+        [(t, w, d.group, i) for i, (t, w) in enumerate(zip(d.token_ids.tolist(), d.weights.tolist(), strict=True))]
         for d in documents
     ]
     assert sorted(got) == sorted(document for document in expected if document)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from experiments import tokenizers
 from gptoss_jax.data import tokens
 from gptoss_jax.data.conversation import Conversation, Message
+from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.harmony import MARKS
 from gptoss_jax.data.rows import Row
 from gptoss_jax.data.spellings import conversation_of
@@ -178,7 +179,7 @@ def encoded(conversation: Conversation, tokenizer: Any) -> tuple[list[int], list
     """Our token ids, which of them are kept, and the text."""
     written = Template(tokenizer).write(conversation)
     row = Row(written.text, literals=written.literals)
-    (document,) = tokens.encode([row], tokenizer, [""], VOCAB_SIZE, None)
+    (document,) = tokens.encode([row], tokenizer, Groups([""]), VOCAB_SIZE, None)
     return document.token_ids.tolist(), (document.weights > 0).tolist(), written.text
 
 

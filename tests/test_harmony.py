@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from experiments import tokenizers
 from gptoss_jax.data import harmony, tokens
 from gptoss_jax.data.batching import Document
+from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.harmony import HarmonyText
 from gptoss_jax.data.rows import Row
 from gptoss_jax.data.template import Template
@@ -108,7 +109,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def encode(text: str, tokenizer: Any, vocab_size: int = VOCAB_SIZE, **options: Any) -> Document:
     options = {"max_length": None} | options
-    (document,) = tokens.encode([Row(text)], tokenizer, [""], vocab_size, **options)
+    (document,) = tokens.encode([Row(text)], tokenizer, Groups([""]), vocab_size, **options)
     return document
 
 
@@ -249,9 +250,9 @@ def test_a_row_of_just_the_limit_is_not_truncated(tokenizer: Any, truncate: str)
 
 def test_documents_stand_in_the_order_of_rows_with_the_index_of_their_domain(tokenizer: Any) -> None:
     rows = [Row("one", domain="b"), Row("two words", domain="a"), Row("", domain="b")]
-    documents = tokens.encode(rows, tokenizer, ["a", "b"], VOCAB_SIZE, None)
+    documents = tokens.encode(rows, tokenizer, Groups(["a", "b"]), VOCAB_SIZE, None)
     assert [tokenizer.decode(d.token_ids) for d in documents] == ["one", "two words", ""]
-    assert [d.domain for d in documents] == [1, 0, 1]
+    assert [d.group for d in documents] == [1, 0, 1]
 
 
 def test_a_token_beyond_the_vocabulary_is_an_error(tokenizer: Any) -> None:

@@ -324,8 +324,9 @@ def printed(reply: Any) -> str:
         (("--criterion", "random", "--seed", 5), {"criterion": "random", "seed": 5}),
         (("--domain", "b"), {"domain": "b"}),
         (("--domain", "a", "--domain", "b=5"), {"domain": {"a": 1, "b": 5}}),
+        (("--min-count", 100), {"min_count": 100}),
     ],
-    ids=["criterion", "random", "seed", "domain", "mix"],
+    ids=["criterion", "random", "seed", "domain", "mix", "min_count"],
 )
 def test_an_option_of_rank_is_that_of_python(
     words: tuple[object, ...], options: dict[str, Any], finished: Finished, tmp_path: Path
@@ -514,6 +515,7 @@ SEEN: dict[str, dict[str, str]] = {
     "profile": {
         **dict.fromkeys(WAYS, PROFILE),
         "model": PROFILE,
+        "until_stable": "test_stable.py::test_rows_are_taken_until_the_keep_set_stays",
         "skip_bad_rows": "test_rows_that_cannot_be_read_are_left_out",
         **dict.fromkeys(["eaft_quantiles", "eaft_weights"], EAFT),
         "batch_size": "test_the_batch_size_is_that_of_steps",
@@ -527,7 +529,7 @@ SEEN: dict[str, dict[str, str]] = {
     },
     "merge": {"profiles": ADDED, **dict.fromkeys(["out", "overwrite"], OUT)},
     "rank": {
-        **dict.fromkeys(["profile", "criterion", "domain", "seed"], RANK),
+        **dict.fromkeys(["profile", "criterion", "domain", "seed", "min_count"], RANK),
         **dict.fromkeys(["out", "overwrite"], OUT),
     },
     "select": {

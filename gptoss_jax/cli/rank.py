@@ -27,4 +27,6 @@ def rank(profile: Any, out: Any, **options: Any) -> None:
     from ..run.bar import bar
 
     ranking = choosing.rank(profile, out=out, progress=bar, **options)
-    terminal.report(f"{len(ranking.layers)} layers of {len(ranking.layers[0])} experts {ranking.origin}: {out}")
+    thin = sum(0 < count < options["min_count"] for counts in ranking.counts or [] for count in counts)
+    behind = f", {thin} of them behind for want of {options['min_count']} tokens" if options["min_count"] else ""
+    terminal.report(f"{len(ranking.layers)} layers of {len(ranking.layers[0])} experts{behind} {ranking.origin}: {out}")

@@ -23,9 +23,10 @@ NAMED = 20  # domains whose loss is shown
 def select(profile: Any, out: Any, overwrite: bool, model: Any, format: str, **options: Any) -> None:
     """Choose the experts of each layer that stay: so many, as many as fit, or as hold a share.
 
-    PROFILE is a profile's folder or a saliency.parquet; for a criterion of the weights alone a MODEL. The file has the reason for each expert, and prune --keep-sets
-    takes it. What each domain loses is printed: its coverage is the mean over layers of the score that is kept of it,
-    over what its own best experts, as many, would keep; of reap_sum where a criterion is a mean or may be negative.
+    PROFILE is a profile's folder or a saliency.parquet; for a criterion of the weights alone a MODEL. The file has the
+    reason for each expert, and prune --keep-sets takes it. What each domain loses is printed: its coverage is the mean
+    over layers of the score that is kept of it, over what its own best experts, as many, would keep; of reap_sum where
+    a criterion is a mean or may be negative.
     """
     ranked, keeping = taken(Ranked, options), taken(Keeping, options)
     # No device is needed. On one host of many, JAX would wait for the others before it says which there are.

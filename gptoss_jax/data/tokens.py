@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import TokenizerError, reason
 from .batching import Document
+from .groups import Groups
 from .harmony import START, HarmonyText, Part, Piece, channel_of, marks_of, messages_of, pieces, role_of, standings
 from .rows import Row
 
@@ -58,7 +59,7 @@ def messages_in_ids(token_ids: Sequence[int], tokenizer: Any) -> list[Part]:
 def encode(
     rows: Sequence[Row],
     tokenizer: Any,
-    domains: Sequence[str],
+    groups: Groups,
     vocab_size: int,
     max_length: int | None,
     truncate: str = "left",
@@ -70,12 +71,11 @@ def encode(
     A row longer than `max_length` tokens loses its head (truncate "left", so that the tail, where the
     assistant speaks, stays) or its tail ("right"). A token with an empty character range is never kept.
     """
-    marks, numbers = marks_of(tokenizer), {name: number for number, name in enumerate(domains)}
-    documents = []
+    marks, documents = marks_of(tokenizer), []
     for first in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[first : first + ROWS_AT_ONCE]
         cut = [list(pieces(row.harmony, marks)) for row in some]
-        for row, run, tokens in zip(some, cut, _tokens(cut, tokenizer), strict=True):
+        for group, run, tokens in zip(groups.of(some), cut, _tokens(cut, tokenizer), strict=True):
             each = weights_of(run, keep, channel_weights)
             ids = np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in tokens)])
             kept = [np.where(empty, 0, weight) for (_, empty), weight in zip(tokens, each, strict=True)]
@@ -85,7 +85,7 @@ def encode(
                 part = slice(-max_length, None) if truncate == "left" else slice(max_length)
             truncated = part != slice(None)
             _check(ids, vocab_size)
-            documents.append(Document(ids[part].copy(), weights[part].copy(), numbers[row.domain], truncated))
+            documents.append(Document(ids[part].copy(), weights[part].copy(), group, truncated))
     return documents
 
 

@@ -46,7 +46,7 @@ class Blocks:
     @cached_property
     def whole(self) -> Batch:
         """All blocks, [B, S + 1]. The group of a token is the row that it is from."""
-        numbered = [replace(document, domain=row) for row, document in enumerate(self.documents)]
+        numbered = [replace(document, group=row) for row, document in enumerate(self.documents)]
         each = batching.packed(numbered, 1, self.length + 1, self.eos, 1, self.cross_document)
         blocks = [block for block, _ in zip(each, range(self.most or len(self)), strict=False)]
         tokens = Tokens(

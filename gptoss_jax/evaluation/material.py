@@ -7,7 +7,7 @@ import numpy as np
 
 from ..data import tokens
 from ..data.batching import Document
-from ..data.dataset import domains_of
+from ..data.groups import Groups, domains_of
 from ..data.remarks import Remarks
 from ..data.rows import Row, row_hash
 from ..errors import DataError, OptionError, TokenizerError
@@ -97,7 +97,7 @@ def _encode(
     rows: Sequence[Row], domains: Sequence[str], tokenizer: Any, source: Source, keep: tokens.Keep
 ) -> list[Document]:
     vocab_size = source.config.vocab_size
-    return tokens.encode(rows, tokenizer, domains, vocab_size, max_length=None, keep=keep)
+    return tokens.encode(rows, tokenizer, Groups(domains), vocab_size, max_length=None, keep=keep)
 
 
 def _check_alike(

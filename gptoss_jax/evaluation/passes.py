@@ -15,7 +15,7 @@ from ..devices import hosts
 from ..devices import mesh as sharding
 from ..devices.hosts import Share
 from ..network.source import Source
-from ..run.engine import Clock, Engine, Unit
+from ..run.engine import Engine, Unit
 from ..run.progress import Progress
 from ..run.steps import Asked
 from .blocks import Blocks
@@ -117,7 +117,8 @@ def run(
         keep: FINALS for what the unembedding takes, TOP for the most probable tokens.
     """
     state = place.progress.kept(State.from_bytes, name) or State()
-    engine.clock = Clock(state.seconds, state.compile_seconds)
+    # The steps of an earlier pass, which are compiled, keep this clock.
+    engine.clock.seconds, engine.clock.compile_seconds = state.seconds, state.compile_seconds
     advance(Unit(0, state.tokens))
     batches = blocks.batches(variants.kept_vLE, place.blocks_each, place.share)
     score = _Score(variants, blocks, place, baseline, TOP in keep)

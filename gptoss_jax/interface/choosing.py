@@ -17,6 +17,7 @@ from ..selection import ranking as rankings
 from ..selection.coverage import domain_coverages, fewest_experts
 from ..selection.criteria import CRITERIA, Criterion, masses, named
 from ..selection.evidence import Evidence, read_evidence
+from ..selection.intervals import unsettled
 from ..selection.keep_sets import KeepSets
 from ..selection.mixes import Mix
 from ..selection.origin import Origin
@@ -30,6 +31,7 @@ def rank(
     criterion: str = "reap",
     domain: Mix = None,
     seed: int = 0,
+    min_count: int = 0,
     *,
     out: str | AnyPath | None = None,
     overwrite: bool = False,
@@ -39,8 +41,9 @@ def rank(
 
     `profile` is an open one, its folder, or a saliency.parquet; for a criterion of the weights alone, as aimer, it is a
     model, open or by its name. A mix is {"science": 2, "law": 1}: each domain has the share that its weight says,
-    whatever its number of tokens. With `out` the ranking is written to that file; `progress` makes a bar where weights
-    are read. ProfileError where the criterion or a domain does not exist, or the profile lacks what is needed.
+    whatever its number of tokens. Experts that fewer than `min_count` tokens chose stand behind all others, by falling
+    reap_sum. With `out` the ranking is written to that file; `progress` makes a bar where weights are read.
+    ProfileError where the criterion or a domain does not exist, or the profile lacks what is needed.
 
     Example:
         >>> import gptoss_jax as gj
@@ -48,7 +51,7 @@ def rank(
         >>> len(gj.rank(profile, "frequency").layers)
         6
     """
-    ranked = Ranked(criterion=criterion, domain=domain, seed=seed)
+    ranked = Ranked(criterion=criterion, domain=domain, seed=seed, min_count=min_count)
     target = None if out is None else place(out)
     if target is not None:
         _check_out(target, profile, overwrite)
@@ -62,7 +65,7 @@ def rank(
             f"gptoss-jax profile first, or take a criterion of the weights alone: {alone}"
         )
     else:
-        ranking = _evidence(profile, ranked.domain, False).rank(ranked.criterion, ranked.seed)
+        ranking = _evidence(profile, ranked.domain, False).rank(ranked.criterion, ranked.seed, ranked.min_count)
     if target is not None:
         ranking.write(target, overwrite)
     return ranking
@@ -127,6 +130,7 @@ def select(
     criterion: str = "reap",
     domain: Mix = None,
     seed: int = 0,
+    min_count: int = 0,
     *,
     budget_gib: float | int | None = None,
     format: str = "same",
@@ -147,7 +151,7 @@ def select(
             a criterion of the weights alone.
         keep: their number, or a per cent of the experts as "50%", of which a part of an expert is left out; a list
             gives a list of keep-sets, of which each smaller lies inside the larger.
-        criterion, domain, seed: as for `rank`.
+        criterion, domain, seed, min_count: as for `rank`.
         budget_gib: in the place of `keep`, as many as fit into so many GiB in the form `format`, with the KV cache of
             `rows` rows of `context` tokens where that is given; `model` is what an older profile is of.
         coverage: in the place of `keep`, the fewest that hold this share of every layer's score.
@@ -168,7 +172,7 @@ def select(
         >>> all(set(few) <= set(many) for few, many in zip(small.layers, large.layers))
         True
     """
-    ranked = Ranked(criterion=criterion, domain=domain, seed=seed)
+    ranked = Ranked(criterion=criterion, domain=domain, seed=seed, min_count=min_count)
     keeping = Keeping(keep, budget_gib, coverage, blend, floor, protect_outliers, context, rows)
     found = choose(chosen_from, ranked, keeping, format, model, out, overwrite)
     return [one.keep_sets for one in found] if isinstance(keep, list | tuple) else found[0].keep_sets
@@ -203,7 +207,7 @@ def choose(
         atomic.check_apart(place(out), place(chosen_from))
     evidence = _evidence(chosen_from, ranked.domain, True)
     check_domains(keeping.floor or (), evidence.by_domain)
-    ranking = evidence.rank(ranked.criterion, ranked.seed)
+    ranking = evidence.rank(ranked.criterion, ranked.seed, ranked.min_count)
     case = _Case(evidence, ranking, choice.outliers(evidence, keeping.protect_outliers), ranked, keeping)
     counts, why = _counts(case, format, model)
     if out is not None:
@@ -212,8 +216,8 @@ def choose(
     def selected(found: choice.Found) -> Selected:
         num_kept = len(found.keep_sets.layers[0])
         lost = domain_coverages(evidence.by_domain, found.keep_sets, ranked.criterion)
-        # Experts whose side of the cut is not settled are told of here, where the profile has folds.
-        return Selected(found.keep_sets, lost, (*why, *found.remarks, *serving_limits(num_kept, evidence.top_k)))
+        told = (*why, *found.remarks, *_settled(case, num_kept), *serving_limits(num_kept, evidence.top_k))
+        return Selected(found.keep_sets, lost, told)
 
     found = [selected(one) for one in _found(case, sorted(counts, reverse=True))]
     return _written(found, counts, out, overwrite)
@@ -228,6 +232,20 @@ class _Case:
     protected: choice.Protected
     ranked: Ranked
     keeping: Keeping
+
+
+def _settled(case: _Case, num_kept: int) -> list[str]:
+    """Whose side of the cut may be chance, where a cut through scores is what decides."""
+    by_fold = case.evidence.by_fold
+    if case.keeping.blend == "maxmin" or case.keeping.floor is not None or case.ranked.criterion == "random":
+        return []
+    if by_fold is None:
+        return ["the profile keeps no folds of its rows: how settled the choice is stays unknown"]
+    open_ = unsettled(by_fold, num_kept, case.ranked.criterion, case.ranked.seed)
+    shown = "; ".join(f"layer {layer}: {', '.join(map(str, some))}" for layer, some in enumerate(open_) if some)
+    count = sum(map(len, open_))
+    of = f"{count} of {sum(map(len, case.ranking.layers))} experts"
+    return [f"{of} might be on the other side of the cut by other rows: {shown}"] if count else []
 
 
 def _found(case: _Case, counts: Sequence[int]) -> Iterable[choice.Found]:
@@ -334,9 +352,9 @@ def _check_out(out: AnyPath, profile: Any, overwrite: bool) -> None:
         atomic.check_apart(out, place(profile))
 
 
-def _evidence(profile: Any, domain: Mix, every_domain: bool) -> Evidence:
+def _evidence(profile: Any, domain: Mix, whole: bool) -> Evidence:
     if is_path(profile):
-        return read_evidence(place(profile), domain, every_domain)
+        return read_evidence(place(profile), domain, whole)
     found = getattr(profile, "evidence", None)
     if found is None:
         raise InputError(f"a profile is {type(profile).__name__}: give an open one, its folder or a saliency.parquet")

@@ -40,7 +40,7 @@ class Batch:
     weights: Float32[Any, "B S"]
     """What each token counts in the statistics; 0 is a token that is not kept, as all padding is."""
     groups: Int32[Any, "B S"]
-    """The group, as a domain, whose statistics each token counts in."""
+    """The group, as a fold of a domain, whose statistics each token counts in."""
     num_groups: int = 1
     """G; static, since it is a dimension of the statistics."""
     joint: tuple[int, ...] = ()

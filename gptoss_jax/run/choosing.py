@@ -31,6 +31,12 @@ class Ranked(Options):
         otherwise="all rows",
     )
     seed: int = option(0, whole(0), "The seed of criteria that draw.")
+    min_count: int = option(
+        0,
+        whole(0),
+        "Ranks experts that fewer tokens chose behind all others, by falling reap_sum: a mean over a few tokens is "
+        "chance. 0 ranks all by the criterion, as published rankings do.",
+    )
 
 
 @dataclass(frozen=True)

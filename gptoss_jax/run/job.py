@@ -12,7 +12,8 @@ import jax
 
 from ..config import Config
 from ..data import tokens
-from ..data.dataset import Dataset, Layout, domains_of
+from ..data.dataset import Dataset, Layout
+from ..data.groups import Groups, domains_of, folds_of
 from ..data.remarks import Remarks
 from ..data.rows import ColumnNames, Reading, Row, in_part, prompts_hash, read_rows, sample
 from ..data.sources import records
@@ -24,7 +25,7 @@ from ..files.paths import AnyPath, is_local, is_path, local_folder, place, stora
 from ..network.source import Source
 from ..report.rates import rate
 from ..statistics.eaft import EaftOptions
-from . import artifacts, choose
+from . import artifacts, choose, stable
 from .artifacts import INFO
 from .bar import bar
 from .choose import Choice, Place
@@ -161,21 +162,28 @@ def _measured(
     overwrite: bool,
 ) -> Finished:
     """Measure what is not measured yet, and write."""
+    keep = stable.number(request.data.until_stable, source.config.num_experts)
     with keeping(kept):
         state, eaft = kept.state(), eaft_options(request.counting)
         engine = choose.build(source, choice.engine, given, kept)
         total = dataset.tokens_of_process * (2 if eaft else 1)
         with bar(total, "tokens", shown=hosts.is_first(), done=state.tokens) as advance:
             move = partial(_advance, advance, engine)
-            sums, took = measure(engine, dataset, kept, state, move, eaft, request.counting.swap)
+            if keep is None:
+                sums, took = measure(engine, dataset, kept, state, move, eaft, request.counting.swap)
+            else:
+                sums, took, used = stable.measure(engine, dataset, kept, state, move, keep, request.counting.swap)
+                found = stable.figures(state.curve, keep, len(dataset.rows))
+                info = {**info, **_of_rows(used), "until_stable": found}
         profile = Profile(artifacts.completed(info, sums, took), sums)
         with hosts.first_alone():
             if hosts.is_first():
                 with atomic.new_folder(target, overwrite, last=INFO) as folder:
                     profile.write(folder)
+    domains, until = len(profile.sums.domains), f"{info['until_stable']['said']}; " if keep else ""
     said = (
         f"{took.total_tokens:,} tokens at {rate(took.tokens_per_s, ',')} tokens/s; "
-        f"{len(dataset.domains)} domain{'s' * (len(dataset.domains) > 1)}; engine {choice.engine}: {choice.reason}; "
+        f"{domains} domain{'s' * (domains > 1)}; {until}engine {choice.engine}: {choice.reason}; "
         f"peak memory {took.peak_rss_bytes / choose.GIB:.2f} GiB; report: {target / 'report.md'}"
     )
     return Finished(replace(profile, folder=target), said if hosts.is_first() else "")
@@ -245,15 +253,17 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
     data, counting, share = request.data, request.counting, given.share
     if data.max_seq_length > source.config.max_position:
         raise OptionError(f"--max-seq-length is above the model's context of {source.config.max_position}")
+    stable.number(data.until_stable, source.config.num_experts)  # refused before rows are read
     tokenizer, remarks = tokenizer_of(source), Remarks()
     rows = read(data, tokenizer, remarks)
     domains = domains_of(rows, data.domain_column)
+    groups = Groups(domains, folds_of(len(domains)))
     eos = eos_of(tokenizer, source.config, "--pack") if data.pack else 0
     documents = tokens.encode(
         # What a packed block holds depends on all rows before it.
         rows if data.pack else rows[share.number :: share.of],
         tokenizer,
-        domains,
+        groups,
         vocab_size=source.config.vocab_size,
         max_length=None if data.pack else data.max_seq_length,
         truncate=data.truncate,
@@ -268,7 +278,9 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
         cross_document=data.cross_document,
         skip_first=counting.skip_first,
     )
-    return Dataset(rows, documents, domains, layout, share, remarks.lines())
+    dataset = Dataset(rows, documents, groups, layout, share, remarks.lines())
+    dataset.check_kept()
+    return dataset
 
 
 def tokenizer_of(source: Source) -> Any:
@@ -307,7 +319,6 @@ def eos_of(tokenizer: Any, config: Config, what: str) -> int:
 
 def _info(request: Request, source: Source, dataset: Dataset, given: Place, choice: Choice) -> dict[str, Any]:
     """What profile.json says of the run before it is measured."""
-    rows = dataset.rows
     return {
         "model": request.model,
         "model_fingerprint": source.fingerprint(),
@@ -322,11 +333,19 @@ def _info(request: Request, source: Source, dataset: Dataset, given: Place, choi
         "processes": jax.process_count(),
         "engine": choice.engine,
         REASON: choice.reason,
-        "rows": len(rows),
-        "truncated_rows": dataset.truncated,
-        "empty_rows": dataset.empty,
-        "prompts_hash": prompts_hash(rows),
-        "warnings": [*dataset.remarks, *artifacts.data_warnings(len(rows), dataset.truncated, dataset.empty)],
+        **_of_rows(dataset),
+    }
+
+
+def _of_rows(dataset: Dataset) -> dict[str, Any]:
+    """What profile.json says of the rows."""
+    number, truncated, empty = len(dataset.rows), dataset.truncated, dataset.empty
+    return {
+        "rows": number,
+        "truncated_rows": truncated,
+        "empty_rows": empty,
+        "prompts_hash": prompts_hash(dataset.rows),
+        "warnings": [*dataset.remarks, *artifacts.data_warnings(number, truncated, empty)],
     }
 
 

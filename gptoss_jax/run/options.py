@@ -18,6 +18,7 @@ from .kinds import (
     COORDINATOR,
     COUNTED,
     FORMS,
+    KEEP,
     MESH,
     ROWS,
     SIZE,
@@ -151,6 +152,14 @@ class Data(Options):
         "Takes four fifths of the rows, by their hashes, to choose experts by, or the other fifth to judge the choice.",
         merging="told",
         newer=True,
+    )
+    until_stable: int | str | None = option(
+        None,
+        KEEP,
+        "Stops when the experts that reap would keep, so many of each layer or per cent as 50%, stayed the same twice: "
+        "it looks after 1/16, 1/8, 1/4 and 1/2 of the rows.",
+        otherwise="takes all rows",
+        merging="free",
     )
     max_seq_length: int = option(
         2048, whole(1), "The most tokens that a row has, or those of a packed block.", merging="told"
@@ -357,6 +366,10 @@ def check_together(data: Data, counting: Counting) -> None:
     """OptionError where options of different types do not go together."""
     if counting.skip_first >= data.max_seq_length:
         raise OptionError("--skip-first leaves no position of a row: make it less than --max-seq-length")
+    if data.until_stable is not None and counting.eaft:
+        raise OptionError(
+            "--until-stable does not go with --eaft, whose weights rest on all rows: leave one of them out"
+        )
 
 
 def as_dict(*options: Options) -> dict[str, Any]:

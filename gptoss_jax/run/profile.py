@@ -6,13 +6,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import ProfileError, reason
 from ..files import atomic
 from ..files.paths import AnyPath, place, storage_errors
 from ..selection.evidence import Evidence
-from ..selection.mixes import Mix, mixed, weights_of
+from ..selection.intervals import Intervals, intervals, unsettled
+from ..selection.mixes import Mix, mixed, mixed_folds, weights_of
 from ..selection.origin import Origin, profile_origin, rows_as_text
-from ..selection.ranking import Ranking
+from ..selection.ranking import Ranking, number_kept
 from ..statistics.counted import STORE
 from ..statistics.store import LARGEST_COUNT, Sums, read_sums
 from ..statistics.sums import DECLARED
@@ -105,6 +108,7 @@ class Profile:
             by_domain,
             self._origin(weights),
             self.info,
+            mixed_folds(self.sums, weights),
         )
 
     def _origin(self, weights: dict[str, float]) -> Origin:
@@ -113,12 +117,52 @@ class Profile:
         rows = rows_as_text(self.sums.row_hashes)
         return Origin(domains=weights, model_fingerprint=self.info["model_fingerprint"], calibration_rows=rows)
 
-    def rank(self, criterion: str = "reap", domain: Mix = None, seed: int = 0) -> Ranking:
+    def intervals(self, criterion: str = "reap", domain: Mix = None, seed: int = 0) -> Intervals:
+        """The scores [L, E] by a criterion over all rows, one domain or a mix, with their 95 % intervals.
+
+        They say how scores vary with the rows: `selection.intervals` has the method. ProfileError as `rank`, and where
+        the profile is of a version that kept no folds of its rows.
+
+        Example:
+            >>> import gptoss_jax as gj
+            >>> rows = [{"text": f"{n} + {n} = {2 * n}"} for n in range(40)]
+            >>> found = gj.profile("nano", rows, keep="all", max_seq_length=64).intervals("gate")
+            >>> bool((found.low <= found.score).all() and (found.score <= found.high).all())
+            True
+        """
+        return intervals(self._by_fold(domain), criterion, seed)
+
+    def unsettled(self, keep: int | str, criterion: str = "reap", domain: Mix = None, seed: int = 0) -> list[list[int]]:
+        """The experts of each layer whose side of the cut may be chance, where so many stay or a per cent as "50%".
+
+        An expert is settled where the 95 % interval of its score minus the cut does not hold 0. ProfileError as
+        `intervals`, RankingError where `keep` is neither.
+
+        Example:
+            >>> import gptoss_jax as gj
+            >>> profile = gj.profile("nano", [{"text": f"{n} + 1"} for n in range(40)], keep="all", max_seq_length=64)
+            >>> len(profile.unsettled("50%", "frequency"))
+            6
+        """
+        by_fold = self._by_fold(domain)
+        return unsettled(by_fold, number_kept(keep, by_fold["count"].shape[-1]), criterion, seed)
+
+    def _by_fold(self, domain: Mix) -> dict[str, np.ndarray]:
+        found = self.evidence(domain).by_fold
+        if found is None:
+            raise ProfileError(
+                f"{self.folder or 'this profile'}: keeps no folds of its rows, so that nobody knows how scores vary: "
+                "profile its rows again, in fewer domains where there are hundreds"
+            )
+        return found
+
+    def rank(self, criterion: str = "reap", domain: Mix = None, seed: int = 0, min_count: int = 0) -> Ranking:
         """All experts of each layer, best first, by a criterion over all rows, one domain or several with weights.
 
-        ProfileError where there is no such criterion or domain, or the profile lacks what the criterion needs.
+        Those that fewer than `min_count` tokens chose stand behind all others, by falling reap_sum. ProfileError
+        where there is no such criterion or domain, or the profile lacks what the criterion needs.
         """
-        return self.evidence(domain).rank(criterion, seed)
+        return self.evidence(domain).rank(criterion, seed, min_count)
 
     def write(self, folder: Path) -> None:
         """Write all artifacts into a folder that is there."""

@@ -23,7 +23,7 @@ from .engine import Unit
 T = TypeVar("T")
 
 SUFFIX = ".progress"
-VERSION = 1  # of the files' content: what older programs kept has none
+VERSION = 2  # of the files' content: what the first programs kept has none
 RUN, STATE = "run", "state"
 DIGEST_BYTES = hashlib.sha256().digest_size  # at the head of each file
 SHARE = 20  # saving may take at most one twentieth of the run
@@ -167,7 +167,7 @@ class State:
     weighting: str = ""
     """The name of the weighting whose pass this is; empty in the first, in which tokens count alike."""
     units: int = 0
-    """How many units of this pass are finished."""
+    """How many units of this pass, or portion, are finished."""
     tokens: float = 0.0
     """Tokens that went through, of all passes."""
     seconds: float = 0.0
@@ -178,6 +178,10 @@ class State:
     """[L, G, E] Σ w·g·n of later passes, by their weightings."""
     scores: list[np.ndarray] = field(default_factory=list)
     """The scores of each whole batch, [B, S, 2]."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    """A point for each finished portion of the rows, where they come in portions: see `stable`."""
+    kept: list[list[int]] = field(default_factory=list)
+    """The experts of each layer that would be kept after the last of them."""
 
     def add(self, unit: Unit, num_layers: int) -> None:
         """One more unit, whose statistics were asked for, is finished."""
@@ -217,4 +221,4 @@ class State:
         return cls(**numbers, statistics=Statistics(**arrays) if arrays else None, weighted=weighted, scores=scores)
 
 
-NUMBERS = ("weighting", "units", "tokens", "seconds", "compile_seconds")
+NUMBERS = ("weighting", "units", "tokens", "seconds", "compile_seconds", "curve", "kept")

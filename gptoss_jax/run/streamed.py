@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +41,14 @@ class Streamed:
         self.source, self.config, self.dtype = source, source.config, jnp.dtype(dtype)
         self.clock, self.num_layers = Clock(), self.config.num_layers
         self.form = weights_form(source)
+        self.steps: dict[Asked, _Steps] = {}
         self.hidden = _Hidden(progress, self.dtype, self.config.hidden_size, activation_bytes)
 
     def run(self, batches: Iterable[Batch], asked: Asked, done: int) -> Iterator[Unit]:
         batches = list(batches)
-        place = here()
-        step = Timed(jax.jit(partial(layer_step, config=self.config, place=place, asked=asked)), self.clock)
-        score = Timed(jax.jit(partial(score_step, place=place)), self.clock)
-        final = Timed(jax.jit(final_step), self.clock)
+        if asked not in self.steps:
+            self.steps[asked] = self._steps(asked)
+        step, score, final = self.steps[asked]
         first, done = divmod(done, len(batches))
         last = self.config.num_layers - 1
 
@@ -71,6 +71,15 @@ class Streamed:
                     results = results._replace(finals=final(shape, head, x_BSD, batch))
                 yield self._unit(index, batch, results)
                 self.hidden.drop(index, number)
+
+    def _steps(self, asked: Asked) -> "_Steps":
+        place = here()
+        jitted = (
+            partial(layer_step, config=self.config, place=place, asked=asked),
+            partial(score_step, place=place),
+            final_step,
+        )
+        return _Steps(*(Timed(jax.jit(step), self.clock) for step in jitted))
 
     def _unit(self, layer: int, batch: Batch, results: Results) -> Unit:
         """What one layer gave of one batch."""
@@ -108,6 +117,14 @@ class Streamed:
 
     def _embed(self, batch: Batch) -> np.ndarray:
         return self.source.rows("embedding", batch.tokens.ids).astype(self.dtype, copy=False)
+
+
+class _Steps(NamedTuple):
+    """The steps of a layer, and of what stands behind the last one."""
+
+    layer: Timed
+    score: Timed
+    final: Timed
 
 
 class _Hidden:

@@ -7,8 +7,9 @@ from typing import Any
 from ..config import Config
 from ..errors import ProfileError
 from ..files.paths import AnyPath
+from ..statistics.counted import STORE
 from ..statistics.tables import SALIENCY_BY_DOMAIN, Columns, check_domains, read_by_domain, read_columns
-from .mixes import Mix, mixed, weights_of
+from .mixes import Mix, mixed, mixed_folds, weights_of
 from .origin import INFO, Origin, profile_info, profile_origin
 from .ranking import Ranking, rank
 
@@ -24,10 +25,12 @@ class Evidence:
     origin: Origin
     info: Mapping[str, Any]
     """profile.json; empty where a table stands alone."""
+    by_fold: Columns | None = None
+    """The columns that add, [L, folds, E], of what `columns` is of; None where no folds are kept."""
 
-    def rank(self, criterion: str, seed: int) -> Ranking:
-        """All experts of each layer, best first."""
-        return rank(self.columns, criterion, seed, self.origin)
+    def rank(self, criterion: str, seed: int, min_count: int = 0) -> Ranking:
+        """All experts of each layer, best first; those that fewer than `min_count` tokens chose behind all others."""
+        return rank(self.columns, criterion, seed, self.origin, min_count)
 
     @property
     def top_k(self) -> int | None:
@@ -45,13 +48,14 @@ class Evidence:
         return Config.from_json(self.info["config"], INFO), self.info["quantized"]
 
 
-def read_evidence(profile: AnyPath, domain: Mix = None, every_domain: bool = False) -> Evidence:
+def read_evidence(profile: AnyPath, domain: Mix = None, whole: bool = False) -> Evidence:
     """What a profile's folder, or a saliency table alone, says of all its rows or of a mix of domains.
 
-    With `every_domain` tables of domains are read too where none is named. ProfileError where a domain is not there.
+    It is `whole` with the tables of all domains, where none is named, and with folds. ProfileError where a domain is
+    not there.
     """
     weights = weights_of(domain)
-    by_domain = read_by_domain(profile) if weights or every_domain else {}
+    by_domain = read_by_domain(profile) if weights or whole else {}
     if not weights:
         columns = read_columns(profile)
     elif not by_domain:
@@ -60,4 +64,9 @@ def read_evidence(profile: AnyPath, domain: Mix = None, every_domain: bool = Fal
         file = profile / SALIENCY_BY_DOMAIN if profile.is_dir() else profile
         check_domains(weights, by_domain, f"{file}: ")
         columns = mixed(by_domain, weights)
-    return Evidence(columns, by_domain, profile_origin(profile, domain), profile_info(profile))
+    by_fold = None
+    if whole and profile.is_dir() and (profile / STORE).exists():
+        from ..statistics.store import read_sums  # with it comes JAX, which a ranking does without
+
+        by_fold = mixed_folds(read_sums(profile / STORE), weights)
+    return Evidence(columns, by_domain, profile_origin(profile, domain), profile_info(profile), by_fold)

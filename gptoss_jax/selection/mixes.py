@@ -4,11 +4,15 @@ Letters: see `config`.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import OptionError
 from ..statistics.tables import Columns
+
+if TYPE_CHECKING:  # with the sums comes JAX, without which tables are mixed
+    from ..statistics.store import Sums
 
 Mix = str | Mapping[str, float | int] | None
 """Domains as users name them: one, several with their weights, or None for all rows."""
@@ -47,3 +51,12 @@ def mixed(by_domain: Mapping[str, Columns], weights: Mapping[str, float]) -> Col
         return np.sum([factors[name] * table[column] for name, table in tables.items()], axis=0)
 
     return {column: one(column) for column in shared if not column.endswith("_mean")}
+
+
+def mixed_folds(sums: "Sums", weights: Mapping[str, float]) -> Columns | None:
+    """The columns by fold, [L, folds, E], of a mix, or of all rows where no domain is named; None without folds."""
+    if sums.folds == 1:
+        return None
+    if not weights:
+        return sums.by_fold()
+    return mixed({name: sums.by_fold(name) for name in weights}, weights)

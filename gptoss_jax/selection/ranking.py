@@ -18,6 +18,7 @@ from .keep_sets import KeepSets
 from .origin import UNKNOWN, Origin
 
 RANKING = "ranking_by_layer.json"  # in a profile's folder: bare lists
+FALLING = "falling score"  # the rule of a ranking
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ class Ranking(ByLayer):
         if counts is not None:
             beside = [dict(zip(*pair, strict=True)) for pair in zip(self.layers, counts, strict=True)]
             counts = [[of[expert] for expert in kept] for of, kept in zip(beside, layers, strict=True)]
+        said = self.origin.rule or ""
         rule = f"best {num_kept}" + (f", {len(protected)} protected" if protected else "")
+        rule += said.removeprefix(FALLING) if said.startswith(FALLING) else ""
         return KeepSets(layers, replace(self.origin, rule=rule), counts, reasons)
 
     def order(self, protected: Collection[tuple[int, int]]) -> list[list[int]]:
@@ -90,7 +93,7 @@ def check_protected(protected: Collection[tuple[int, int]], num_kept: int) -> No
         )
 
 
-def number_kept(keep: int | str, num_experts: int) -> int:
+def number_kept(keep: int | str, num_experts: int, flag: str = "--keep") -> int:
     """How many of a layer's experts are meant: a number, or a per cent, of which a part of an expert is left out.
 
     RankingError where it is neither.
@@ -98,30 +101,35 @@ def number_kept(keep: int | str, num_experts: int) -> int:
     if not isinstance(keep, str):
         return keep
     if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?%", keep):
-        raise RankingError(f"--keep is {keep!r}: give a whole number of experts, or a per cent of them as 50%")
+        raise RankingError(f"{flag} is {keep!r}: give a whole number of experts, or a per cent of them as 50%")
     return int(Fraction(keep.removesuffix("%")) * num_experts / 100)  # exact: 33.3 of a hundred has no float
 
 
-def rank(columns: Columns, criterion: str = "reap", seed: int = 0, origin: Origin = UNKNOWN) -> Ranking:
+def rank(
+    columns: Columns, criterion: str = "reap", seed: int = 0, origin: Origin = UNKNOWN, min_count: int = 0
+) -> Ranking:
     """Experts of each layer by falling score; ties by id; those never chosen last, by id.
 
-    `columns` are those of a saliency table, or what a criterion of the weights alone needs, each [L, E]; `origin` says
-    where they are from, as `profile_origin` knows. Criterion, rule and seed are added to it. ProfileError where a
-    column is missing that the criterion needs.
+    Experts that fewer than `min_count` tokens chose stand behind all others, by falling Σg·n: a mean over few tokens is
+    chance, and such a sum is small. `columns` are those of a saliency table, or what a criterion of the weights alone
+    needs, each [L, E]; `origin` says where they are from, as `profile_origin` knows. Criterion, rule and seed are added
+    to it. ProfileError where a column is missing that the criterion needs.
 
         ranking = rank(read_columns(profile, "science"), "reap", origin=profile_origin(profile, "science"))
         keep_sets = ranking.keep(12)
     """
-    count, score = columns.get("count"), scores(columns, criterion, seed)
-    never = np.zeros(score.shape, bool) if count is None else count == 0
-    by_score = np.where(never, 0, score)
+    score, count = scores(columns, criterion, seed), columns.get("count")
+    rule = FALLING + (f", behind them those of fewer than {min_count} tokens by falling reap_sum" if min_count else "")
+    origin = replace(origin, criterion=criterion, rule=rule, seed=seed)
     ids = np.broadcast_to(np.arange(score.shape[1]), score.shape)
-    order = np.lexsort((ids, -by_score, never), axis=1)
-    return Ranking(
-        order.tolist(),
-        replace(origin, criterion=criterion, rule="falling score", seed=seed),
-        None if count is None else np.take_along_axis(whole_counts(columns), order, axis=1).tolist(),
-    )
+    if count is None:
+        return Ranking(np.lexsort((ids, -score), axis=1).tolist(), origin)
+    never, thin = count == 0, count < min_count
+    by_score = np.where(never, 0, score)
+    if min_count:
+        by_score = np.where(thin & ~never, scores(columns, "reap_sum", seed), by_score)
+    order = np.lexsort((ids, -by_score, thin, never), axis=1)
+    return Ranking(order.tolist(), origin, np.take_along_axis(whole_counts(columns), order, axis=1).tolist())
 
 
 def whole_counts(columns: Columns) -> np.ndarray:

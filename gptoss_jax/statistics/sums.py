@@ -131,6 +131,17 @@ class Statistics:
         """All groups together: [L, G, …] → [L, …]."""
         return self.map(lambda x, statistic: statistic.reduce.reduce(x, axis=1))
 
+    def joined(self, size: int) -> "Statistics":
+        """Each `size` groups in a row together: [L, G, …] → [L, G / size, …]. Co-activations stay as they are: their
+        groups are others."""
+
+        def join(x: np.ndarray, statistic: Statistic) -> np.ndarray:
+            if statistic.axes.startswith("J"):
+                return x
+            return statistic.reduce.reduce(x.reshape(len(x), -1, size, *x.shape[2:]), axis=2)
+
+        return self.map(join)
+
     def group(self, index: int) -> "Statistics":
         """One group's: [L, G, …] → [L, …]; without co-activations where these are of all groups together."""
         groups = self.count.shape[1]
