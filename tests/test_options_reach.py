@@ -452,7 +452,7 @@ def test_forms_of_a_converted_checkpoint(program: Program, tiny_mxfp4: Path, tmp
 # Outputs of all commands.
 
 
-@pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert"])
+@pytest.mark.parametrize("command", ["profile", "eval", "merge", "prune", "rank", "select", "convert"])
 @pytest.mark.slow
 def test_an_output_is_where_it_is_asked_for_and_replaces_when_asked(
     command: str, argv: list[Any], program: Program, tmp_path: Path
@@ -509,6 +509,7 @@ CONVERTED = "test_forms_of_a_converted_checkpoint"
 OUT = "test_an_output_is_where_it_is_asked_for_and_replaces_when_asked"
 ADDED = "test_merge_adds_the_profiles_that_are_named"
 PLAN = "test_options_of_plan_are_those_of_the_step"
+EVAL = "test_eval_command.py::"
 HOSTS = "test_hosts.py::test_equals_one_process"
 
 SEEN: dict[str, dict[str, str]] = {
@@ -552,6 +553,29 @@ SEEN: dict[str, dict[str, str]] = {
         **dict.fromkeys([*SAYING, "model", "messages"], GENERATE),
         "dtype": "test_a_reply_is_computed_in_the_type",
         "prompts": "test_generate.py::test_the_command_shows_what_was_generated",
+    },
+    "eval": {
+        **dict.fromkeys(
+            [
+                *("data", "split", "text_column", "domain_column", "domain", "keep_thinking", "num_rows", "seed"),
+                *("seq_len", "blocks", "keep", "cross_document", "replies", "max_new_tokens"),
+                *("answer_column", "answer_kind"),
+            ],
+            EVAL + "test_an_option_of_eval_is_that_of_python",
+        ),
+        **dict.fromkeys(["id_column", "part"], EVAL + "test_ids_and_parts_decide_by_hashes"),
+        "subset": PROFILE,  # read by the same function
+        "skip_bad_rows": EVAL + "test_rows_that_cannot_be_read_are_left_out",
+        **dict.fromkeys(
+            ["engine", "memory_gib", "activation_gib", "mesh", "weights", "dtype"],
+            EVAL + "test_where_it_runs_changes_nothing_but_where",
+        ),
+        "batch_size": EVAL + "test_the_batch_size_is_that_of_steps",
+        **dict.fromkeys(["model", "baseline", "write_baseline"], EVAL + "test_another_model_is_the_baseline"),
+        **dict.fromkeys(["keep_sets", "out"], EVAL + "test_what_a_run_leaves"),
+        "exclude_calibrated": EVAL + "test_rows_of_the_calibration_are_no_evaluation",
+        "overwrite": OUT,
+        "resume": "test_evaluation.py::test_a_killed_run_goes_on",
     },
     "plan": dict.fromkeys(
         ["model", "topology", "mesh", "batch_size", "max_seq_length", "weights", "tokens", "as_json"], PLAN

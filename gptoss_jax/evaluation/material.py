@@ -55,8 +55,8 @@ def material(request: Request, sides: Sides) -> Material:
         scored = np.unique(some.scored.rows[some.scored.real])
         if len(scored) < 2:
             raise DataError(
-                f"{len(scored)} of {len(rows):,} rows have a scored token in blocks of {length}: give more rows, or "
-                "--keep all where nobody speaks in them"
+                f"{len(scored)} of {len(rows):,} rows have a scored token in blocks of {length}: give more rows "
+                "or --blocks, or --keep all where nobody speaks in them"
             )
     return Material(rows, domains, tokenizer, blocks, lines, known is not None)
 

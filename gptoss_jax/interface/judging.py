@@ -80,13 +80,16 @@ def named_keep_sets(given: Any, model: Model) -> dict[str, KeepSets]:
     if isinstance(given, Mapping):
         return {str(name): _keep_sets(one, model) for name, one in given.items()}
     several = list(given) if isinstance(given, list | tuple) and any(map(_is_one, given)) else [given]
+    files = [place(one) for one in several if is_path(one)]
+    if twice := [file for number, file in enumerate(files) if file in files[:number]]:
+        raise InputError(f"the keep-sets {twice[0]} are given twice: leave one out")
+    stems = [file.stem for file in files]
     found: dict[str, KeepSets] = {}
     for number, one in enumerate(several, 1):
-        name = place(one).stem if is_path(one) else f"keep-sets {number}"
-        if name in found:
-            name = str(one) if is_path(one) else name  # files of one name in several folders
-        if name in found:
-            raise InputError(f"the keep-sets {name} are given twice: leave one out")
+        name = f"keep-sets {number}"
+        if is_path(one):
+            name = place(one).stem
+            name = str(one) if stems.count(name) > 1 else name  # files of one name in several folders
         found[name] = _keep_sets(one, model)
     return found
 
