@@ -38,7 +38,7 @@ def run(
     kept = Progress(target)
     atomic.try_folder(target, overwrite)
     if request.write_baseline is not None:
-        atomic.check_free(request.write_baseline, overwrite)
+        atomic.try_file(request.write_baseline, overwrite)
     found = sides(request, open_source)
     _check_apart(request, target, found)
     rows = material(request, found)

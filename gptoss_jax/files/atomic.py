@@ -111,6 +111,21 @@ def try_folder(path: AnyPath, overwrite: bool = False) -> None:
         raise Undone
 
 
+def try_file(path: AnyPath, overwrite: bool = False) -> None:
+    """OutputError where `write_file` could not write, said before hours of work; leaves nothing."""
+
+    class Undone(Exception):
+        pass
+
+    check_free(path, overwrite)
+    if is_local(path):
+        with suppress(Undone), _new_parents(path), _errors_of(path):
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+            os.close(handle)
+            Path(name).unlink()
+            raise Undone
+
+
 def write_file(path: AnyPath, content: str | bytes, overwrite: bool = False) -> None:
     """Write bytes, or text in UTF-8, whole or not at all: under a temporary name, to be renamed, where the file is of
     this machine."""
