@@ -483,12 +483,12 @@ def test_an_expert_that_a_floor_brings_in_says_for_whom() -> None:
 
 
 def test_masses_add_up_and_are_not_negative() -> None:
-    table = domains(12, 30)["a"] | {"gate_norm_sq_sum": np.ones((2, 8))}
+    table = domains(12, 30)["a"] | dict.fromkeys(["gate_norm_sq_sum", "swap_sum"], np.ones((2, 8)))
     for name, declared in CRITERIA.items():
         if declared.mass:
             assert CRITERIA[declared.mass].mass == declared.mass
             assert (masses(table, name) >= 0).all()
-    assert {name for name, declared in CRITERIA.items() if not declared.mass} == {"eaft_reap", "random"}
+    assert {name for name, declared in CRITERIA.items() if not declared.mass} == {"eaft_reap", "aimer", "random"}
 
 
 @pytest.mark.parametrize(("num_kept", "top_k", "rules"), [(8, 4, 0), (6, 4, 1), (4, 4, 1), (3, 4, 2), (2, None, 1)])

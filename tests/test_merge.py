@@ -147,7 +147,7 @@ def test_sums_read_back_are_those_written(tmp_path: Path) -> None:
 
 def test_sums_with_folds_are_those_of_a_loop_over_groups(tmp_path: Path) -> None:
     """Of a domain, of a fold, and of all rows; also when they are read back."""
-    write_sums(tmp_path / "store", some_sums(1, ["", "x", "y"], range(3), eaft=True, folds=FOLDS))
+    write_sums(tmp_path / "store", some_sums(1, ["", "x", "y"], range(3), eaft=True, swap=True, folds=FOLDS))
     sums = read_sums(tmp_path / "store")
     assert sums.folds == FOLDS and list(sums.by_domain()) == ["x", "y"]
     for name, statistic in DECLARED.items():

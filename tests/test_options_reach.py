@@ -362,6 +362,7 @@ CHOICES: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
     "domain": (("--keep", 2, "--domain", "b=2"), {"keep": 2, "domain": {"b": 2}}),
     "blend": (("--keep", 2, "--blend", "maxmin"), {"keep": 2, "blend": "maxmin"}),
     "floor": (("--keep", 2, "--floor", "b=0.9"), {"keep": 2, "floor": {"b": 0.9}}),
+    "min_count": (("--keep", 2, "--min-count", 90), {"keep": 2, "min_count": 90}),
     "protect_outliers": (("--keep", 2, "--protect-outliers", 3), {"keep": 2, "protect_outliers": 3}),
 }
 

@@ -310,7 +310,8 @@ def _of_ranking(
 ) -> list[Selected]:
     """The best of a ranking that is made already."""
     if keeping.keep is None or (ranked, keeping) != (Ranked(), Keeping(keep=keeping.keep)):
-        what = "a ranking is given" if ranking.counts else f"{ranking.origin.criterion!r} gives a ranking"
+        by = CRITERIA.get(ranking.origin.criterion or "")
+        what = f"{by.name!r} gives a ranking" if by and by.of_weights else "a ranking is given"
         raise InputError(f"{what}, which says nothing more than an order: give keep alone, or a profile")
     counts = _numbers(keeping.keep, len(ranking.layers[0]))
     if out is not None:
