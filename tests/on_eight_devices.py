@@ -12,6 +12,7 @@ import re
 import sys
 from contextlib import redirect_stderr
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,17 @@ from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY, Config
 from gptoss_jax.data import batching
 from gptoss_jax.data.batching import Document
 from gptoss_jax.data.groups import Groups
-from gptoss_jax.devices import mesh
+from gptoss_jax.devices import hosts, mesh
 from gptoss_jax.devices.placement import Placement, over
+from gptoss_jax.evaluation import passes
+from gptoss_jax.evaluation.blocks import Blocks
+from gptoss_jax.evaluation.compare import Other
 from gptoss_jax.network import experts, model
 from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.source import Masked, abstract, load
 from gptoss_jax.run import steps as forward
+from gptoss_jax.run.progress import Progress
+from gptoss_jax.run.resident import Resident
 from gptoss_jax.run.steps import Asked, Mapped, Results
 from gptoss_jax.statistics.sums import DECLARED
 
@@ -141,6 +147,32 @@ def measure(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     return results, facts
 
 
+def evaluated(checkpoint: Checkpoint, sizes: tuple[int, int], folder: Path) -> dict[str, Any]:
+    """What `eval` measures on a mesh: two variants beside the first, beside another model, beside its top tokens."""
+    rng, kept = np.random.default_rng(4), np.ones((2, EIGHT.num_layers, EIGHT.num_experts), bool)
+    rows = [(rng.integers(0, EIGHT.vocab_size, n).astype(np.int32), rng.random(n) < 0.7) for n in LENGTHS]
+    blocks = Blocks([Document(ids, np.float32(weights)) for ids, weights in rows], 24, eos=1)
+    for layer, experts_ in enumerate(KEPT):
+        kept[1, layer] = np.isin(np.arange(EIGHT.num_experts), experts_)
+    devices = mesh.make(EIGHT, *sizes, jax.devices()[: sizes[0] * sizes[1]])
+    engine = Resident(load(checkpoint, "float32", devices), partial(forward.mapped, mesh=devices))
+    place = passes.Place(devices, hosts.share(devices), 8, "float32", Progress(folder))
+    plain, both = passes.Variants(checkpoint), passes.Variants(checkpoint, kept)
+
+    def run(name: str, variants: passes.Variants, **more: Any) -> dict[str, np.ndarray]:
+        return passes.run(name, engine, variants, blocks, place, **more)[0]
+
+    base, head = run("base", plain, keep=(passes.FINALS,)), passes.unembedding(checkpoint, devices, "float32")
+    top = run("top", plain, keep=(passes.TOP,))
+    found = {
+        "model": run("model", both),
+        "other": run("other", both, baseline=lambda n: Other(base[passes.FINALS][n], head)),
+        "of top": run("of top", both, baseline=lambda n: passes.top_of(top, n)),
+    }
+    real = blocks.scored.real
+    return {kind: {name: np.moveaxis(x, 1, -1)[real] for name, x in arrays.items()} for kind, arrays in found.items()}
+
+
 def record_reads() -> list[int]:
     """A list that grows by the bytes of each read of a checkpoint."""
     reads, fill = [], Stored._fill
@@ -232,7 +264,11 @@ def main(*argv: str) -> None:
         return
     out, checkpoint, tiny, rows = map(Path, argv)
     masked, shards_of_masked = measure_masked(Checkpoint(checkpoint), out / "pruned")
+    # Before `measure`, which ends with experts that drop pairs.
+    runs = {"one": (1, 1), **MESHES}
+    compared = {f"evaluated {n}": evaluated(Checkpoint(checkpoint), sizes, out / n) for n, sizes in runs.items()}
     results, facts = measure(Checkpoint(checkpoint))
+    results |= compared
     results |= masked
     facts["shards"] |= shards_of_masked
     arrays = {f"{name}/{path}": x for name, result in results.items() for path, x in named(result)}

@@ -226,7 +226,7 @@ def test_another_model_is_the_baseline(tiny_mxfp4: Path, data: Path, kept: Path,
 
 
 def test_what_a_run_leaves(tiny_mxfp4: Path, data: Path, kept: Path, tmp_path: Path) -> None:
-    """Several keep-sets, among them one that keeps all; lines for scripts; sums by row that are those of the summary."""
+    """Several keep-sets, one of which keeps all; lines for scripts; sums by row that are those of the summary."""
     every = dump(tmp_path / "every.json", [[*range(E)]] * L)
     fixed = ["--data", data / "train.jsonl", "--seq-len", 64, "--dtype", "float32", "--out", tmp_path / "out"]
     printed = command(

@@ -282,3 +282,16 @@ def test_on_one_device_is_refused(
 def test_four_bits_of_a_bf16_checkpoint_are_refused(tiny_bf16: Path, rows_jsonl: Path, refused: Refused) -> None:
     command = ["profile", tiny_bf16, "--data", rows_jsonl, "--weights", "mxfp4", *SHORT, "--out", "out"]
     refused(*command, says=(str(tiny_bf16), "BF16", "--weights mxfp4", "MXFP4"))
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_an_evaluation_is_that_of_one_device(name: str, eight: Eight) -> None:
+    """Rows and the vocabulary are split: beside the model itself, beside another model, and beside its top tokens."""
+    for kind in ("model", "other", "of top"):
+        one, ours = eight.of("evaluated one", kind), eight.of(f"evaluated {name}", kind)
+        assert ours.keys() == one.keys() == {"nats", "entropy", "best", "kl"}
+        np.testing.assert_array_equal(ours["best"], one["best"])
+        for field in ("nats", "entropy"):
+            assert_close(ours[field], one[field], f"{kind} {field}")
+        np.testing.assert_allclose(ours["kl"], one["kl"], rtol=1e-2, atol=1e-9)
+        assert one["kl"][:, 1].mean() > 1e-6 and not eight.of(f"evaluated {name}", "model")["kl"][:, 0].any()
