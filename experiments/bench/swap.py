@@ -21,7 +21,6 @@ import numpy as np
 from flax import nnx
 
 from convert.sources import NANO, open_source
-from gptoss_jax.config import SLIDING
 from gptoss_jax.data.batching import Document, padded
 from gptoss_jax.devices.placement import here
 from gptoss_jax.network.batch import Batch
@@ -57,17 +56,17 @@ def streamed(source: Source, rows: Batch) -> list[Run]:
         load_part(source, lambda: Layer(config, form, rngs=nnx.Rngs(0)), "bfloat16", f"layers/{index}/")
         for index in range(config.num_layers)
     ]
-    sliding = [np.asarray(kind == SLIDING) for kind in config.layer_types]
+    indices = [np.asarray(number) for number in range(config.num_layers)]
 
     def run(step: Any) -> Any:
         hidden, results = x_BSD, []
-        for layer, slides in zip(layers, sliding, strict=True):
-            hidden, result = step(layer, hidden, rows, slides)
+        for layer, index in zip(layers, indices, strict=True):
+            hidden, result = step(layer, hidden, rows, index)
             results.append(result)
         return results
 
     jitted = [jax.jit(partial(layer_step, config=config, place=here(), asked=asked)) for asked in ASKED]
-    return [partial(run, step.lower(layers[0], x_BSD, rows, sliding[0]).compile()) for step in jitted]
+    return [partial(run, step.lower(layers[0], x_BSD, rows, indices[0]).compile()) for step in jitted]
 
 
 def took(run: Run) -> tuple[float, float]:
