@@ -59,6 +59,7 @@ WAYS: dict[str, tuple[tuple[object, ...], dict[str, Any], str, dict[str, Any]]] 
         "train.jsonl",
         {"domain_column": "topic"},
     ),
+    "domain_column": (("--domain-column", "domain"), {"domain_column": "domain"}, "train.jsonl", {}),
     "keep_thinking": (("--keep-thinking",), {"keep_thinking": True}, "thinking.jsonl", {}),
     "num_rows": (("--num-rows", 3), {"num_rows": 3}, "train.jsonl", {}),
     "seed": (("--num-rows", 3, "--seed", 5), {"num_rows": 3, "seed": 5}, "train.jsonl", {"num_rows": 3}),
@@ -252,6 +253,20 @@ def test_what_a_run_leaves(tiny_mxfp4: Path, data: Path, kept: Path, tmp_path: P
     replies = [row for row in table if row["seq_len"] is None]
     asked = {row["id"] for row in replies if row["model"] is None}
     assert {(row["model"], row["id"]) for row in replies} == {(m, i) for m in (None, "some", "every") for i in asked}
+
+
+def test_domains_are_those_of_their_rows(tiny_mxfp4: Path, data: Path, kept: Path, tmp_path: Path) -> None:
+    options = {"keep_sets": kept, "domain_column": "topic", **FIXED}
+    found = gj.evaluate(str(tiny_mxfp4), str(data / "train.jsonl"), **options, out=tmp_path / "out")
+    (entry,) = found.entries
+    assert {*entry.by_domain} == {"x", "y", "z"}
+    table = pq.read_table(tmp_path / "out" / "rows.parquet").to_pylist()
+    for domain, quality in entry.by_domain.items():
+        own = [row for row in table if row["domain"] == domain and row["model"] == "some"]
+        tokens = sum(row["tokens"] for row in own)
+        assert (quality.documents, quality.tokens) == (2, tokens)
+        assert quality.estimates["kl"].value == pytest.approx(sum(row["kl"] for row in own) / tokens)
+    assert "## By domain" in (tmp_path / "out" / "eval.md").read_text(encoding="utf-8")
 
 
 def test_rows_of_the_calibration_are_no_evaluation(

@@ -26,6 +26,7 @@ def eval_report(summary: Summary) -> str:
         _header(summary),
         *(section(summary, seq_len) for seq_len, section in by_length),
         _gate(summary),
+        *([_by_domain(summary)] if summary.baseline.by_domain else []),
         *([_replies(summary, replies)] if replies else []),
         _p_values(summary),
         "\n".join(["## What to be careful of", "", *(f"- {caution}" for caution in cautions(summary))]),
@@ -82,6 +83,17 @@ def _percentiles(summary: Summary, seq_len: int) -> str:
         rows = [[title(entry), *(number(of[name]) for name in names)] for entry, of in found]
         lines += [*table(["KL (nats)" if what == "kl_percentiles" else "Δp", *names], rows), ""]
     return "\n".join(lines).rstrip()
+
+
+def _by_domain(summary: Summary) -> str:
+    names = ("ppl_difference", "kl", "agreement")
+    rows = []
+    for entry in summary.entries:
+        for domain, quality in entry.by_domain.items():
+            rows.append([title(entry), plain(domain), f"{quality.documents:,}", *figures(quality, names)])
+    lines = table(["", "domain", "documents", *(QUANTITIES[name].label for name in names)], rows)
+    said = f"Sequence length {next(iter(summary.setting.blocks)):,}; domains with two documents or more."
+    return "\n".join(["## By domain", "", said, "", *lines])
 
 
 def _gate(summary: Summary) -> str:

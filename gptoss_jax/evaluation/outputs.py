@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ..data.rows import prompts_hash
@@ -58,9 +59,15 @@ def finished(
     numbers = [] if asked is None else asked.questions.rows
     table = by_row(rows.rows, tokens, numbers, {name or None: each for name, each in of_model.items()})
     setting = _setting(request, sides, rows, asked)
-    summary = summarise(setting, candidates, tokens, of_model.pop(BASELINE, []), of_model)
+    summary = summarise(setting, candidates, tokens, of_model.pop(BASELINE, []), of_model, _domains(rows))
     lines = [*_lines(tokens, setting.baseline), _took(measured)]
     return Finished(summary, table, [*_replies(said, numbers, rows)], lines)
+
+
+def _domains(rows: Material) -> dict[str, np.ndarray]:
+    """Of each domain that has a name, where there are several, whether each row is of it."""
+    of = np.array([row.domain for row in rows.rows])
+    return {name: of == name for name in rows.domains if name} if len(rows.domains) > 1 else {}
 
 
 def _lines(tokens: Mapping[int, ScoredTokens], baseline: str) -> Iterator[str]:

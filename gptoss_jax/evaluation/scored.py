@@ -21,6 +21,10 @@ class Scored:
     kl: np.ndarray
     """float64 [N]: KL(baseline ‖ this model) in nats; zeros for the baseline."""
 
+    def only(self, which_N: np.ndarray) -> "Scored":
+        """Those of some tokens alone."""
+        return Scored(self.nats[which_N], self.entropy[which_N], self.best[which_N], self.kl[which_N])
+
     def check(self, name: str) -> None:
         """StatisticsError, which calls the model `name`, where a number is not finite."""
         for what in ("nats", "entropy", "kl"):

@@ -15,6 +15,7 @@ An entry has the fields of `summary.Entry`, and what `Entry.gate` says:
                 dp_percentiles, js2d}
     replies     null, or rows, estimates and differences {name in COLUMNS: estimate}, median_length
     corrected   {sequence length or "replies": {difference: p-value, Holm-corrected over all entries}}
+    by_domain   {domain: quality at the first sequence length}
     gate        passed, and checks: a list of name, seq_len (null for replies), value, limit, passed
     estimate    value, low, high (the 95 % interval), error (the cluster-robust standard error), p_value
 """

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from ..selection.keep_sets import KeepSets
 from ..selection.origin import UNKNOWN, Origin
 from . import gate
@@ -62,6 +64,8 @@ class Entry:
     origin: Origin = UNKNOWN
     corrected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The p-values of `differences`, corrected for how many models were compared."""
+    by_domain: Mapping[str, Quality] = field(default_factory=dict)
+    """Of each domain with two documents or more, at the first sequence length."""
 
     @property
     def is_control(self) -> bool:
@@ -111,6 +115,7 @@ def summarise(
     tokens: Mapping[int, ScoredTokens],
     baseline_replies: Sequence[Judged] = (),
     replies: Mapping[str, Sequence[Judged]] | None = None,
+    domains: Mapping[str, np.ndarray] | None = None,
 ) -> Summary:
     """All comparisons.
 
@@ -120,20 +125,25 @@ def summarise(
         tokens: The scored tokens by sequence length; their `others` have the candidates' names.
         baseline_replies: The baseline's reply to each row that was asked.
         replies: Those of the candidates, by their names, to the same rows; without them none are compared.
+        domains: Of each domain that is reported whether each row is of it, bool [rows].
 
     Raises:
         StatisticsError: A score is not finite.
         DataError: Fewer than two documents have scored tokens, or fewer than two rows were asked.
     """
     replies = replies or {}
-    drawn = {"draws": setting.draws, "seed": setting.seed}
+    drawn, first = {"draws": setting.draws, "seed": setting.seed}, next(iter(tokens.values()))
 
     def entry(name: str, kept: KeepSets | None, scored: Mapping[int, Scored], said: Sequence[Judged]) -> Entry:
         return Entry(
             name,
             {n: compare(of.documents, of.baseline, scored[n], name, **drawn) for n, of in tokens.items()},
             compare_replies(baseline_replies, said, **drawn) if said else None,
-            *((kept.layers_hash, tuple(map(len, kept.layers)), _in_short(kept.origin)) if kept else ()),
+            kept.layers_hash if kept else None,
+            tuple(map(len, kept.layers)) if kept else (),
+            # Without the hashes of rows, which are long, and have been looked at.
+            replace(kept.origin, calibration_rows=None) if kept else UNKNOWN,
+            by_domain=_by_domain(first, scored[next(iter(tokens))], domains or {}, name, **drawn),
         )
 
     itself = entry(setting.baseline, None, {n: of.baseline for n, of in tokens.items()}, baseline_replies)
@@ -144,9 +154,16 @@ def summarise(
     return Summary(setting, itself, tuple(with_corrected(found)))
 
 
-def _in_short(origin: Origin) -> Origin:
-    """Without the hashes of rows, which are long, and have been looked at."""
-    return replace(origin, calibration_rows=None)
+def _by_domain(
+    tokens: ScoredTokens, other: Scored, domains: Mapping[str, np.ndarray], name: str, **drawn: int
+) -> dict[str, Quality]:
+    found = {}
+    for domain, is_of_rows in domains.items():
+        of = is_of_rows[tokens.documents]
+        documents = tokens.documents[of]
+        if len(np.unique(documents)) > 1:
+            found[domain] = compare(documents, tokens.baseline.only(of), other.only(of), name, **drawn)
+    return found
 
 
 def with_corrected(entries: Sequence[Entry]) -> list[Entry]:
