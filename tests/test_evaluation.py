@@ -17,6 +17,7 @@ import gptoss_jax as gj
 from convert.sources import open_source
 from gptoss_jax.config import TINY
 from gptoss_jax.data import tokens
+from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.rows import Row
 from gptoss_jax.devices.placement import here
 from gptoss_jax.errors import BaselineError, ResumeError
@@ -181,7 +182,7 @@ def test_experts_below_the_active_ones_are_the_cut_checkpoint(tiny_mxfp4: Path, 
 def test_blocks_cut_the_stream_and_score_each_kept_token_once() -> None:
     tokenizer = tokens.load_tokenizer(Path(str(gj.open("nano").source.folder)))
     rows = [Row(row["text"]) for row in ROWS]
-    documents = tokens.encode(rows, tokenizer, [""], 2048, None)
+    documents = tokens.encode(rows, tokenizer, Groups([""]), 2048, None)
     weighed = [[*zip(d.token_ids, d.weights, strict=True), (7, 0.0)] for d in documents]
     stream = [(i, w, n) for n, document in enumerate(weighed) for i, w in document]
     for length in (20, 33):

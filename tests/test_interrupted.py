@@ -121,12 +121,23 @@ def test_file_too_large(argv: list[Any], out: list[Any], refused: Refused) -> No
 
 def test_late_failure(tiny_mxfp4: Path, out: list[Any], tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "r.txt").write_text("no harmony here")
-    refused("profile", tiny_mxfp4, "--data", "r.txt", *SHORT, *out, says=("no token is kept",))
+    refused("profile", tiny_mxfp4, "--data", "r.txt", *SHORT, "--keep", "reply", *out, says=("no token is kept",))
 
 
 def test_parents_of_a_failed_output(tiny_mxfp4: Path, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "r.txt").write_text("no harmony here")
-    refused("profile", tiny_mxfp4, "--data", "r.txt", *SHORT, "--out", "a/b/out", says=("no token is kept",))
+    refused(
+        "profile",
+        tiny_mxfp4,
+        "--data",
+        "r.txt",
+        *SHORT,
+        "--keep",
+        "reply",
+        "--out",
+        "a/b/out",
+        says=("no token is kept",),
+    )
 
 
 @FOLDERS

@@ -124,13 +124,21 @@ WAYS: dict[str, Way] = {
         seen=lambda a, b: a.info["total_tokens"] == len(ROWS) * 40,
     ),
     "truncate": Way(
-        ("--truncate", "right"), {"truncate": "right"}, rows=ROWS, seen=lambda a, b: kept(a) < kept(b)
+        ("--truncate", "right"),
+        {"truncate": "right", "keep": "assistant"},
+        rows=ROWS,
+        without=("--keep", "assistant"),
+        seen=lambda a, b: kept(a) < kept(b),
     ),  # the ends of rows are the assistant's
     "pack": Way(("--pack",), {"pack": True}, seen=lambda a, b: a.info["total_tokens"] > b.info["total_tokens"]),
     "cross_document": Way(("--cross-document",), {"pack": True, "cross_document": True}, without=("--pack",)),
-    "keep": Way(("--keep", "all"), {"keep": "all"}, seen=lambda a, b: kept(a) == a.info["total_tokens"] > kept(b)),
+    "keep": Way(
+        ("--keep", "assistant"), {"keep": "assistant"}, seen=lambda a, b: kept(a) < kept(b) == b.info["total_tokens"]
+    ),
     "channel_weights": Way(
-        ("--channel-weights", "analysis=0.5,final=2"), {"channel_weights": {"analysis": 0.5, "final": 2.0}}
+        ("--channel-weights", "analysis=0.5,final=2"),
+        {"keep": "reply", "channel_weights": {"analysis": 0.5, "final": 2.0}},
+        without=("--keep", "reply"),
     ),
     "part": Way(
         ("--part", "evaluation"),

@@ -30,7 +30,8 @@ L, E, K = TINY.num_layers, TINY.num_experts, TINY.top_k
 
 
 def run_profile(model: Path, data: Path, out: Path, *options: str) -> Path:
-    arguments = ["profile", str(model), "--data", str(data), "--dtype", "float32", "--out", str(out), *options]
+    arguments = ["profile", str(model), "--data", str(data), "--dtype", "float32", "--out", str(out)]
+    arguments += ["--keep", "assistant", *options]
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return out

@@ -182,9 +182,9 @@ class Counting(Options):
     """Which tokens count in the statistics, and for how much."""
 
     keep: str = option(
-        "assistant",
+        "all",
         COUNTED,
-        "Which tokens count: the contents of the assistant's messages, these with their headers and marks, or all.",
+        "Which tokens count: all, the assistant's messages with their headers and marks, or their contents alone.",
     )
     channel_weights: dict[str, float] | None = option(
         None, CHANNEL_WEIGHTS, "Weights of channels; others get 0. Sums are weighted, counts are not."
@@ -207,7 +207,9 @@ class Counting(Options):
 
     def check(self) -> None:
         if self.channel_weights and self.keep == "all":
-            raise OptionError("--channel-weights goes without --keep all: only the assistant's messages have channels")
+            raise OptionError(
+                "--channel-weights goes with --keep reply or --keep assistant: messages of others have no channels"
+            )
 
 
 @dataclass(frozen=True)
