@@ -302,6 +302,23 @@ def test_an_option_of_generate_is_that_of_python(name: str, tiny_mxfp4: Path, tm
 
 
 @pytest.mark.slow
+def test_keep_sets_are_a_soft_prune(tiny_mxfp4: Path, data: Path, tmp_path: Path) -> None:
+    """What a command does of a masked model is what Python does of it, and its profile says so."""
+    kept, sets = [[0, 1, 3, 5]] * 4, dump(tmp_path / "keep.json", [[0, 1, 3, 5]] * 4)
+    masked = gj.open(str(tiny_mxfp4)).masked(kept)
+    rows = ["--data", data / "test.jsonl", "--max-seq-length", LENGTH]
+    run("profile", tiny_mxfp4, *rows, "--keep-sets", sets, "--out", tmp_path / "out")
+    ours = gj.Profile.open(tmp_path / "out")
+    assert differences(ours, gj.profile(masked, str(data / "test.jsonl"), max_seq_length=LENGTH)) == []
+    assert not ours.columns()["count"][:, [2, 4, 6]].any() and str(sets) in ours.info["model"]
+    asked = ["--prompt", "1 + 1?", "--max-new-tokens", 8, "--temperature", 0]
+    said = run("generate", tiny_mxfp4, *asked, "--keep-sets", sets)
+    (reply,) = gj.generate(masked, ["1 + 1?"], max_new_tokens=8, temperature=0)
+    (plain,) = gj.generate(str(tiny_mxfp4), ["1 + 1?"], max_new_tokens=8, temperature=0)
+    assert said == printed(reply) and reply.token_ids != plain.token_ids
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_reply_is_computed_in_the_type(dtype: str, tiny_mxfp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the network that is asked: rounding changes no token of so small a model."""
@@ -525,6 +542,7 @@ SEEN: dict[str, dict[str, str]] = {
     "profile": {
         **dict.fromkeys(WAYS, PROFILE),
         "model": PROFILE,
+        "keep_sets": "test_keep_sets_are_a_soft_prune",
         "until_stable": "test_stable.py::test_rows_are_taken_until_the_keep_set_stays",
         "skip_bad_rows": "test_rows_that_cannot_be_read_are_left_out",
         **dict.fromkeys(["eaft_quantiles", "eaft_weights"], EAFT),
@@ -561,6 +579,7 @@ SEEN: dict[str, dict[str, str]] = {
     "generate": {
         **dict.fromkeys([*SAYING, "model", "messages"], GENERATE),
         "dtype": "test_a_reply_is_computed_in_the_type",
+        "keep_sets": "test_keep_sets_are_a_soft_prune",
         "prompts": "test_generate.py::test_the_command_shows_what_was_generated",
     },
     "eval": {

@@ -69,6 +69,8 @@ def flag(parameter: click.Parameter) -> str:
 @pytest.fixture
 def words(argv: list[Any], parameter: click.Parameter, tmp_path: Path) -> list[Any]:
     """A command line that has the parameter."""
+    if parameter.name == "keep_sets" and argv[0] in ("profile", "generate"):
+        argv = [*argv, "--keep-sets", dump(tmp_path / "keep.json", [[0, 1, 2, 3]] * 4)]
     if parameter.name == "keep_sets" and argv[0] == "prune":
         argv = ["prune", argv[1], "--keep-sets", dump(tmp_path / "keep.json", [[0, 1, 2, 3]] * 4)]
     if parameter.name == "eval":

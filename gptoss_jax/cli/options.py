@@ -45,6 +45,14 @@ class ModelName(Place):
 PATH, MODEL = Place(), ModelName()
 
 
+SOFT = "A keep.json: what the experts that it keeps leave of MODEL, which nothing is written of."
+
+
+def soft_prune(command: F) -> F:
+    """The option of commands that take keep-sets for a soft prune."""
+    return click.option("--keep-sets", type=PATH, help=SOFT)(command)
+
+
 class Value(click.ParamType):
     """The values of an option: what it cannot be is refused in the words in which Python refuses it."""
 
