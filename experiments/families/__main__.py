@@ -26,11 +26,13 @@ KEEP = (12, 10, 8, 6)
 OPTIONS = {"seq_len": (512,), "dtype": "float32", "max_new_tokens": 128, "batch_size": 64}
 
 
-def write_rows(file: Path, split: str, count: int) -> None:
-    """So many questions of each family, with conversation and answer."""
+def write_rows(file: Path, split: str, count: int, after: int = 0) -> None:
+    """So many questions of each family behind the first ones, with conversation and answer."""
     if not file.exists():
-        lines = []
-        for number, one in enumerate(pick(split, list(FAMILIES), count)):
+        lines, first = [], {one.question for one in pick(split, list(FAMILIES), after)} if after else set()
+        for number, one in enumerate(pick(split, list(FAMILIES), after + count)):
+            if one.question in first:
+                continue
             row = {"id": f"{split}-{number}", "messages": one.messages(), "family": one.family, "answer": one.answer}
             lines.append(json.dumps(row) + "\n")
         file.write_text("".join(lines), encoding="utf-8")
@@ -69,6 +71,11 @@ def main(work: Path, questions: int, calibration: int, report: Path | None) -> N
     together = choices.for_all(profiles["all"], KEEP)
     # A family's own questions tell more of it; of all families together half as many are answered.
     measure(together, rows["evaluation"], work / "eval" / "all", questions * len(FAMILIES) // 2, None)
+    # What was read off these questions is measured on others.
+    write_rows(work / "afresh.jsonl", "evaluation", questions, after=questions)
+    for family in FAMILIES:
+        found = [one for one in choices.of_family(profiles, family, KEEP) if (one.kind, one.rule) in choices.AFRESH]
+        measure(found, work / "afresh.jsonl", work / "afresh" / family, questions, family)
     page.write(work, profiles["all"], KEEP, report or work / "families.md")
 
 

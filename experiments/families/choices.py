@@ -19,6 +19,11 @@ KEEPS = ("all", "reply", "assistant")
 QUESTIONS_AND_REPLIES, FINALS = "questions and replies alike", "reply, final ×3"
 FINAL_WEIGHTS = {"analysis": 1.0, "commentary": 1.0, "final": 3.0}
 COUNTED = (*KEEPS, QUESTIONS_AND_REPLIES, FINALS)
+# What is measured again on other questions, since the first ones decided what is said of it.
+AFRESH = {
+    *(("criterion", rule) for rule in ("reap", "swap", "random 0")),
+    *(("counted", rule) for rule in KEEPS),
+}
 BLENDS = ("pooled", "equal weights", "maxmin")
 
 

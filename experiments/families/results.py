@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from gptoss_jax.evaluation.intervals import Estimate, clusters, estimates
+from gptoss_jax.evaluation.replies import wilson
 
 Answers = dict[str, np.ndarray]
 """By the name of a choice: [questions, 3], right or wrong, Σ KL and the number of scored tokens of the right reply."""
@@ -53,8 +54,8 @@ def mean(answers: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def exact(answers: np.ndarray) -> Estimate:
-    """The share of right answers."""
-    return _shares([answers[:, 0]], [np.arange(len(answers))])
+    """The share of right answers, with Wilson's interval; of a mean over seeds it is too wide."""
+    return wilson(_shares([answers[:, 0]], [np.arange(len(answers))]), len(answers))
 
 
 def divergence(answers: np.ndarray) -> Estimate:
@@ -77,7 +78,7 @@ def divergence_difference(
 
 def _shares(values: Sequence[np.ndarray], ids: Sequence[np.ndarray]) -> Estimate:
     of = clusters(np.concatenate(ids), [np.concatenate(values)])
-    return estimates(of, [lambda means: means[..., 0]])[0]
+    return estimates(of, [lambda means: means[..., 0]], studentised=False)[0]
 
 
 def _divergences(values: Sequence[np.ndarray], ids: Sequence[np.ndarray]) -> Estimate:

@@ -113,7 +113,7 @@ def compare_replies(
     means, differences = dict(zip(names, found, strict=False)), dict(zip(names, found[len(names) :], strict=True))
     for name in names:
         if COLUMNS[name][1]:
-            means[name], differences[name] = _wilson(means[name], len(other)), _widened(differences[name], len(other))
+            means[name], differences[name] = wilson(means[name], len(other)), _widened(differences[name], len(other))
     return RepliesCompared(len(other), means, differences, float(np.median([reply.length for reply in other])))
 
 
@@ -121,7 +121,7 @@ def _mean_of(column: int) -> Quantity:
     return lambda means: means[..., column]
 
 
-def _wilson(share: Estimate, rows: int) -> Estimate:
+def wilson(share: Estimate, rows: int) -> Estimate:
     """A share with Wilson's interval, which holds for few rows and near 0 and 1, where draws do not."""
     z = NormalDist().inv_cdf(TAILS[1])
     middle, n = (share.value + z**2 / (2 * rows)) / (1 + z**2 / rows), rows
