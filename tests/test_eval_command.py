@@ -269,6 +269,16 @@ def test_domains_are_those_of_their_rows(tiny_mxfp4: Path, data: Path, kept: Pat
     assert "## By domain" in (tmp_path / "out" / "eval.md").read_text(encoding="utf-8")
 
 
+def test_questions_without_answers_are_told_of(tiny_mxfp4: Path, data: Path, kept: Path) -> None:
+    """And fewer questions than were asked for."""
+    found = gj.evaluate(
+        str(tiny_mxfp4), str(data / "plain.jsonl"), keep_sets=kept, **FIXED, replies=9, max_new_tokens=2
+    )
+    told = " ".join(found.setting.warnings)
+    assert "6 of 6 rows ask something" in told and "6 of 6 questions have no final reply" in told
+    assert found.setting.answers == "" and "correct" not in found.entries[0].replies.estimates
+
+
 def test_rows_of_the_calibration_are_no_evaluation(
     tiny_mxfp4: Path, data: Path, tmp_path: Path, refused: Refused
 ) -> None:

@@ -23,6 +23,8 @@ class Asked(NamedTuple):
 
     questions: Questions
     answers: list[Any] | None
+    remarks: list[str]
+    """What a user should know of them."""
 
 
 def ask(request: Request, found: Sides, rows: Material) -> Asked | None:
@@ -35,10 +37,14 @@ def ask(request: Request, found: Sides, rows: Material) -> Asked | None:
     asked = questions(rows.rows, judging.replies, rows.tokenizer, source)
     finals = [next((p.content for p in reply if p.channel in ("final", "")), None) for reply in asked.replies]
     answers = [rows.rows[n].answer for n in asked.rows] if judging.answer_column else finals
+    count, remarks = len(asked.rows), []
+    if count < judging.replies:
+        remarks.append(f"--replies {judging.replies}: {count:,} of {len(rows.rows):,} rows ask something in harmony")
     if not judging.answer_column and None in answers:
-        return Asked(asked, None)
+        unknown = f"{answers.count(None):,} of {count:,} questions have no final reply in the data, nor --answer-column"
+        return Asked(asked, None, [*remarks, f"{unknown}: no exact match is measured"])
     named = [f"row {rows.rows[n].id or n + 1}" for n in asked.rows]
-    return Asked(asked, read_answers(judging.answer_kind, answers, named))
+    return Asked(asked, read_answers(judging.answer_kind, answers, named), remarks)
 
 
 def replies(request: Request, found: Sides, rows: Material, asked: Asked, kept: Progress) -> dict[str, list[Said]]:

@@ -44,7 +44,7 @@ def run(
     rows = material(request, found)
     asked = ask(request, found, rows)
     kept.begin(_settings(request, found, rows), resume)
-    for line in [*rows.remarks, _told(rows)]:
+    for line in [*rows.remarks, *(asked.remarks if asked else ()), _told(rows)]:
         tell(line)
     with runs.keeping(kept):
         measured = measure(found, rows.blocks, request.placing, kept, request.write_baseline is not None)
@@ -59,13 +59,12 @@ def run(
 
 def _check_apart(request: Request, target: AnyPath, found: Sides) -> None:
     """OutputError where an output is or holds an input."""
+    models = [source.folder for source in (found.variants.source, found.baseline) if isinstance(source, Source)]
     data = request.data.data
-    inputs = [found.variants.source.folder, *([place(str(data))] if data and is_path(data) else [])]
-    inputs += [found.baseline.folder] if isinstance(found.baseline, Source) else []
-    outputs = [target, *([] if request.write_baseline is None else [request.write_baseline])]
-    for output in outputs:
-        atomic.check_apart(output, *inputs[:1], *inputs[2:], or_inside=True)
-        atomic.check_apart(output, *inputs[1:2])
+    for output in [target, *([] if request.write_baseline is None else [request.write_baseline])]:
+        atomic.check_apart(output, *models, or_inside=True)
+        if data and is_path(data):
+            atomic.check_apart(output, place(str(data)))
 
 
 def _settings(request: Request, found: Sides, rows: Material) -> dict[str, Any]:

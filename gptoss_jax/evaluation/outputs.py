@@ -103,7 +103,7 @@ def _setting(request: Request, sides: Sides, rows: Material, asked: Asked | None
         calibration="disjoint" if rows.is_disjoint else "unknown",
         answers=request.judging.answer_kind if asked and asked.answers is not None else "",
         command=request.command,
-        warnings=tuple(rows.remarks),
+        warnings=(*rows.remarks, *(asked.remarks if asked else ())),
     )
 
 
