@@ -27,7 +27,7 @@ from gptoss_jax.evaluation.compare import Top, compare
 from gptoss_jax.evaluation.measure import Measured
 from gptoss_jax.evaluation.sides import Request
 from gptoss_jax.run import engine
-from gptoss_jax.run.options import judged
+from gptoss_jax.run.judging import judged
 from gptoss_jax.selection.keep_sets import KeepSets
 
 from . import oracle

@@ -16,7 +16,7 @@ import click
 from convert.sources import NANO, open_source
 from gptoss_jax.evaluation import job
 from gptoss_jax.evaluation.sides import Request
-from gptoss_jax.run.options import judged
+from gptoss_jax.run.judging import judged
 
 from ..nano.families import FAMILIES, pick
 from . import choices, page

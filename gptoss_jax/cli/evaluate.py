@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from ..run.options import OF_DATA, OF_PLACING, Data, Judging, Placing, judged
+from ..run.judging import OF_DATA, OF_PLACING, Judging, judged
+from ..run.options import Data, Placing
 from . import terminal
 from .options import MODEL, PATH, command_line, options_of, some_of
 

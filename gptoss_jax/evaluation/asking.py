@@ -7,7 +7,7 @@ from ..data.answers import read_answers
 from ..errors import OptionError
 from ..network.source import Source
 from ..run.bar import bar
-from ..run.options import Judging
+from ..run.judging import Judging
 from ..run.progress import Progress
 from .answering import Answerer, Questions, Said, questions
 from .baseline import StoredBaseline

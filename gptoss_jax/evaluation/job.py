@@ -12,7 +12,8 @@ from ..files.paths import AnyPath, is_path, place
 from ..network.source import Source
 from ..run import job as runs
 from ..run.artifacts import versions
-from ..run.options import Judging, Placing, declared_options, flag_of
+from ..run.judging import Judging
+from ..run.options import Placing, declared_options, flag_of
 from ..run.progress import Progress
 from .asking import ask, replies
 from .baseline import StoredBaseline

@@ -9,7 +9,8 @@ import numpy as np
 from ..errors import OptionError
 from ..files.paths import AnyPath
 from ..network.source import Source
-from ..run.options import Data, Judging, Placing
+from ..run.judging import Judging
+from ..run.options import Data, Placing
 from ..selection.keep_sets import KeepSets
 from .baseline import StoredBaseline
 from .passes import Variants

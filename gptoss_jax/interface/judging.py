@@ -11,7 +11,7 @@ from ..evaluation.sides import Request
 from ..evaluation.summary import Summary
 from ..files.paths import AnyPath, is_path, place
 from ..network.source import Source
-from ..run.options import judged
+from ..run.judging import judged
 from ..selection.keep_sets import KeepSets
 from .checkpoints import as_keep_sets
 from .model import Model, as_model
