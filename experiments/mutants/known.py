@@ -33,10 +33,10 @@ HOLDS = {
     "gptoss_jax/kernels/grouped.py": "grouped experts gradients",
     "gptoss_jax/kernels/mxfp4.py": "packed experts convert/mxfp4",
     "gptoss_jax/kernels/splash.py": "splash plan",
-    "gptoss_jax/network/attention.py": "attention masked model splash packed",
+    "gptoss_jax/network/attention.py": "attention masked model splash packed generate",
     "gptoss_jax/network/batch.py": "batching masked experts model",
     "gptoss_jax/network/cache.py": "generate",
-    "gptoss_jax/network/experts.py": "experts packed masked model mesh",
+    "gptoss_jax/network/experts.py": "experts packed masked model mesh gradients",
     "gptoss_jax/network/model.py": "packed masked model gradients stream generate mesh",
     "gptoss_jax/network/moe.py": "experts masked model stream",
     "gptoss_jax/network/rope.py": "config model config_oracle",
@@ -61,6 +61,8 @@ EQUIVALENT: dict[str, str] = {
     "gptoss_jax/statistics/tables.py: if not E or any(not np.array_equal(x, y) for x, y in zip((layers, experts), "
     "_grid(len(table), E), strict=True)): => if not E or any(not np.array_equal(x, y) for x, y in zip((layers, "
     "experts), _grid(len(table), E), strict=False)):": "both are pairs",
+    "gptoss_jax/data/batching.py: best = bisect_left(room, (len(document.token_ids), 0)) => best = bisect_left(room, "
+    "(len(document.token_ids), -1))": "no row has a number below 0",
     'convert/hf.py: return (mxfp4.halves(inputs_first) if form == "packed" else inputs_first)[0] => return '
     '(mxfp4.halves(inputs_first) if form is "packed" else inputs_first)[0]': "the text is one object in the program",
 }
