@@ -237,6 +237,11 @@ def test_all_spellings_of_a_conversation_are_read_as_one(conversation: Drawn) ->
         assert said, name
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", "[]", '["a"]', '[{"content": "a"}]', '{"messages": [1]}'])
+def test_json_text_that_holds_no_messages_is_text(text: str) -> None:
+    assert conversation_of({"text": text}, None, (), [].append) == text
+
+
 @given(drawn())
 @settings(max_examples=200)
 def test_reasoning_of_earlier_turns_goes_where_the_published_template_drops_it(
@@ -432,7 +437,12 @@ def test_instructions_and_tools_that_a_template_leaves_out_are_refused(tmp_path:
     tokenizer = tokens.load_tokenizer(tmp_path)
     with pytest.raises(DataError, match="leaves out 'add' of the row's tools"):
         encoded(read({"messages": [USER, REPLY], "tools": [ADD]})[0], tokenizer)
-    tokenizer.chat_template = "{{ '<|start|>user<|message|>' + messages[-1].content + '<|end|>' }}"
+    turn = "{{ '<|start|>user<|message|>' + messages[-1].content + '<|end|>' }}"
+    tokenizer.chat_template = "{{ tools[0].function.name }}" + turn
+    given = {"type": "object", "properties": {"first": {"type": "number"}}}
+    with pytest.raises(DataError, match="leaves out 'first' of the row's tools"):
+        encoded(read({"messages": [USER], "tools": [{"name": "add", "parameters": given}]})[0], tokenizer)
+    tokenizer.chat_template = turn
     with pytest.raises(DataError, match="leaves out the system message"):
         encoded(read({"messages": [{"role": "system", "content": "Be brief."}, USER]})[0], tokenizer)
 

@@ -121,6 +121,14 @@ def test_a_damaged_compressed_file_is_one_line(packing: str) -> None:
         assert f"rows.jsonl{packing}: no sound {packing} file" in refusal(broken, "rows.jsonl" + packing)
 
 
+@pytest.mark.parametrize("packing", ["", *PACK])
+def test_a_fault_of_the_program_is_called_no_damage(packing: str) -> None:
+    file = io.BytesIO()
+    file.close()
+    with pytest.raises(ValueError, match="closed file"):
+        list(parse(file, "rows.jsonl" + packing))
+
+
 @pytest.mark.parametrize(
     "name", ["rows", "rows.md", "rows.gz", "rows.parquet.gz", "rows.arrow.zst", ".jsonl", "a.jsonl~"]
 )

@@ -108,6 +108,13 @@ run, run_by_pieces = (
 )
 
 
+@pytest.mark.parametrize("place", ["cpu", "gpu"])
+def test_of_few_pairs_only_the_chosen_experts_are_looked_at(place: str) -> None:
+    """Of more, the weights of one expert at a time become floats."""
+    kernels = [grouped.choose(PLACES[place], rows, TINY.num_experts) for rows in (1, 2, 300)]
+    assert [(kernel.tiles, kernel.by_expert) for kernel in kernels] == [(1, False), (1, True), (1, True)]
+
+
 @choices
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("tokens", [1, 200])

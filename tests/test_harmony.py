@@ -121,6 +121,13 @@ def kept_text(document: Document, tokenizer: Any) -> str:
     return tokenizer.decode(document.token_ids[document.weights > 0])
 
 
+def test_of_several_messages_the_last_needs_no_end() -> None:
+    text = "<|start|>user<|message|>1<|end|><|start|>assistant<|message|>2<|end|><|start|>user<|message|>3 <|call"
+    parts, rest = harmony.messages_of([*harmony.pieces(HarmonyText(text), harmony.MARKS)])
+    assert parts == [("user", "1", "<|end|>"), ("assistant", "2", "<|end|>"), ("user", "3 <|call", "")]
+    assert rest == ""
+
+
 # The keep mask
 
 

@@ -267,6 +267,11 @@ def test_mixed_experts_become_bf16_unless_asked(folders: Callable[[str], Path], 
     assert status == 0 and "experts are BF16 and MXFP4 in the source, and now all BF16, which holds" in error
 
 
+def test_four_bits_of_mixed_experts_are_refused(folders: Callable[[str], Path]) -> None:
+    with pytest.raises(CheckpointError, match="experts are BF16 and MXFP4: --weights mxfp4 needs MXFP4 in all layers"):
+        load(Checkpoint(folders("layer 1")), "bfloat16", form="mxfp4")
+
+
 def test_orbax_takes_no_more_digits_than_it_has(folders: Callable[[str], Path], refused: Refused) -> None:
     refused("convert", folders("all F32"), "--to", "orbax", "--out", "out", says=("in F32", "--to hf"))
 

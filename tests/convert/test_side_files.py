@@ -112,6 +112,17 @@ def test_a_link_out_of_the_folder_is_refused(
     refused(*arguments, says=(str(model / name), "link out of the folder", str(secret)))
 
 
+@pytest.mark.parametrize("name", ["mine", "zero"])
+def test_a_link_out_of_a_folder_of_any_name_is_refused(
+    name: str, model: Path, ranking: Path, tmp_path: Path, refused: Refused
+) -> None:
+    """By letters, before and behind the name of the model that ships with the project."""
+    (tmp_path / "secret").write_text("a key")
+    (model / "notes.txt").symlink_to("../secret")
+    model.rename(tmp_path / name)
+    refused(*argv("prune", name), says=(f"{name}/notes.txt", "link out of the folder"))
+
+
 @pytest.fixture
 def argv_of(model: Path, rows_jsonl: Path, ranking: Path) -> Callable[[str], list[Any]]:
     made = {
