@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from flax.traverse_util import flatten_dict
+from jax.sharding import SingleDeviceSharding
 
 from convert import orbax
 from convert.hf import Checkpoint
@@ -89,6 +90,16 @@ def test_arrays_are_those_of_the_source(
 ) -> None:
     leaves = wanted(form, dtype)
     assert_same(OrbaxCheckpoint(saved[stored]).load(leaves), Checkpoint(hf[stored]).load(leaves))
+
+
+@FORMS
+def test_one_layer_has_the_weights_of_the_stack(saved: dict[str, Path], form: str) -> None:
+    source, one = OrbaxCheckpoint(saved[form]), SingleDeviceSharding(jax.devices()[0])
+    for path, stack in source.load(wanted("bf16")).items():
+        if path.startswith("layers/"):
+            leaf = jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype, sharding=one)
+            names = [path.replace("layers/", f"layers/{index}/") for index in range(TINY.num_layers)]
+            assert_same(source.load(dict.fromkeys(names, leaf)), dict(zip(names, stack, strict=True)))
 
 
 def test_mxfp4_can_become_bf16_when_saved(hf: dict[str, Path], tmp_path: Path) -> None:
