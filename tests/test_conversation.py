@@ -342,6 +342,11 @@ KINDS = [
         *(SAID[0], call("{}"), result("2")),
     ),
     case(
+        "a result of a tool that was not called",
+        [USER, {"role": "tool", "name": "add", "content": "2"}, REPLY],
+        *(SAID[0], result("2"), SAID[1]),
+    ),
+    case(
         "ShareGPT's calls",
         [
             {"from": "human", "value": "1 + 1?"},

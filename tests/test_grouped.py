@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import SingleDeviceSharding
 
 from gptoss_jax.config import TINY
+from gptoss_jax.devices import topologies
 from gptoss_jax.devices.placement import Placement
 from gptoss_jax.kernels import grouped
 from gptoss_jax.kernels.grouped import LANES, ExpertWeights, tile_width
 
 from .conftest import QUICK
 from .test_experts import CHOICES, assert_mixtures_equal, experts_and_float64, mixture_by_loop, routing_of
+from .test_plan import libtpu
 
 Choice = Callable[[int, np.random.Generator], np.ndarray]
 
@@ -92,6 +95,20 @@ def test_tiles_of_the_published_models_waste_little(width: int, input_bytes: int
     tile = tile_width(width, input_bytes)
     assert tile * input_bytes <= grouped.TPU_TILE_BYTES
     assert -(-width // tile) * tile < 1.07 * width
+
+
+@libtpu
+@pytest.mark.parametrize("outputs", [5760, 2880])
+def test_tiles_of_the_published_models_fit_the_memory_of_a_core(outputs: int) -> None:
+    """Where they do not, the TPU's compiler refuses the kernel."""
+    one = SingleDeviceSharding(topologies.devices("v5e:2x2")[0])
+    sizes = ((256, 2880), jnp.bfloat16), ((4, outputs, 2880), jnp.bfloat16), ((1,), jnp.int32)
+    x, array, ids = (jax.ShapeDtypeStruct(*size, sharding=one) for size in sizes)
+
+    def product(x: Any, array: Any, ids: Any) -> Any:
+        return grouped._megablox(x, ExpertWeights(array, inputs_first=False), ids, interpret=False)
+
+    assert jax.jit(product).lower(x, array, ids).compile().output_shardings == one
 
 
 def to_one_expert(tokens: int, _: np.random.Generator) -> np.ndarray:

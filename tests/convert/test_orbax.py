@@ -356,6 +356,13 @@ def test_prune_writes_what_it_writes_of_the_source(
     assert "model-00001-of-00001.safetensors" in ours
 
 
+def test_arrays_of_another_form_beside_the_models_are_refused(tiny_mxfp4: Path, tmp_path: Path) -> None:
+    """Kernels as floats and in four bits: they need not hold the same."""
+    orbax.write(Checkpoint(tiny_mxfp4), tmp_path, wanted("bf16") | wanted("mxfp4"))
+    with pytest.raises(CheckpointError, match="down_kernel is no parameter of this GPT-OSS model"):
+        OrbaxCheckpoint(tmp_path)
+
+
 # What is left behind.
 
 
