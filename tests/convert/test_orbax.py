@@ -102,6 +102,14 @@ def test_one_layer_has_the_weights_of_the_stack(saved: dict[str, Path], form: st
             assert_same(source.load(dict.fromkeys(names, leaf)), dict(zip(names, stack, strict=True)))
 
 
+@FORMS
+def test_a_chunk_is_a_layers_or_a_kernel_of_one_expert(saved: dict[str, Path], form: str) -> None:
+    for path, array in OrbaxCheckpoint(saved[form])._arrays.items():
+        if path.startswith("layers/"):
+            ones = 2 if "experts/" in path and not path.endswith("_bias") else 1
+            assert array.chunk_layout.read_chunk.shape == (1,) * ones + array.shape[ones:], path
+
+
 def test_mxfp4_can_become_bf16_when_saved(hf: dict[str, Path], tmp_path: Path) -> None:
     out = convert(hf["mxfp4"], tmp_path / "out", "--format", "bf16")
     leaves = wanted("bf16")
