@@ -292,6 +292,12 @@ USER, REPLY = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "cont
 SAID = [Message("user", "1 + 1?"), Message("assistant", "2", "final")]
 
 
+def test_a_reply_is_all_that_the_assistant_says_at_the_end() -> None:
+    replied = Conversation((SAID[0], Message("assistant", "Add.", "analysis"), SAID[1]))
+    assert replied.without_reply().messages == (SAID[0],)
+    assert Conversation((SAID[1], SAID[0])).without_reply().messages == (SAID[1], SAID[0])
+
+
 def call(arguments: str, name: str = "functions.add") -> Message:
     """A call of a function."""
     return Message("assistant", arguments, "commentary", name, content_type="json")
@@ -517,6 +523,12 @@ REFUSED = [
         "chat_template_kwargs has 'a'",
     ),
     case("a number", {"messages": 3}, "column 'messages' holds int"),
+    case("a number beside an instruction", {"instruction": "a", "input": 3, "output": "b"}, "hold no text"),
+    case(
+        "a reply that holds a message of nobody",
+        {"messages": [USER, {"role": "assistant", "content": "<|start|><|message|>2<|end|>"}]},
+        "its content holds a message by ''",
+    ),
     case("a history of no pairs", {"instruction": "a", "output": "b", "history": ["c"]}, "column 'history'"),
     case("a history of texts", {"instruction": "a", "output": "b", "history": ["cd"]}, "column 'history'"),
     case("a history of three", {"instruction": "a", "output": "b", "history": [["c", "d", "e"]]}, "column 'history'"),

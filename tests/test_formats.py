@@ -235,6 +235,12 @@ def test_a_line_that_is_no_record_leaves_the_others(line: bytes, says: str) -> N
     assert error.startswith("r.jsonl, line 2: ") and says in error and len(error) < 300
 
 
+@pytest.mark.parametrize("line", [b"3", b'"text"', b"null"])
+def test_a_first_line_that_is_no_record_leaves_the_others_too(line: bytes) -> None:
+    error, last = read(line + b'\n{"a": 2}', "r.jsonl")
+    assert error.startswith("r.jsonl, line 1: expected a JSON object") and last == {"a": 2}
+
+
 def test_what_is_no_object_in_a_list_leaves_the_others() -> None:
     data = b'[{"a": 1},\n 3, "text", {"a": 2}]'
     assert read(data, "r.json") == [

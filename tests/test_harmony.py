@@ -128,6 +128,12 @@ def test_of_several_messages_the_last_needs_no_end() -> None:
     assert rest == ""
 
 
+def test_marks_of_a_reply_are_known_by_their_ids(tokenizer: Any) -> None:
+    written = ["<|channel|>final<|message|>1 <|e", "nd|>", "<|end|>"]
+    ids = [number for text in written for number in tokenizer(text, add_special_tokens=False).input_ids]
+    assert tokens.messages_in_ids(ids, tokenizer) == [("assistant<|channel|>final", "1 <|end|>", "<|end|>")]
+
+
 # The keep mask
 
 

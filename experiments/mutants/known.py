@@ -108,4 +108,6 @@ EQUIVALENT: dict[str, str] = {
     'if layout.kind is "padded" else []': "the text is one object in the program",
     "gptoss_jax/data/dataset.py: packed = self.layout.kind == "
     '"packed" => packed = self.layout.kind <= "packed"': "of all kinds it is the first by letters",
+    "convert/cut.py: rows = slice(block * MXFP4_BLOCK // 2, (block + 1) * MXFP4_BLOCK // 2) => rows = slice(block * "
+    "MXFP4_BLOCK // 2, (block + 1) * MXFP4_BLOCK // 1)": "later blocks write over what is too much",
 }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convert import forms
 from convert.hf import Checkpoint
 from convert.mapping import all_tensors
 from gptoss_jax.config import TINY
@@ -260,6 +261,20 @@ def test_the_tie_of_embeddings_is_told_where_there_is_one(
     assert status == 0 and ("embeddings of the source are tied" in error) == form.startswith("tied")
     assert "MXFP4 in the source" not in error
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_tied_embeddings_that_differ_in_their_last_row_are_refused(
+    tiny_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(tensors: Tensors) -> Tensors:
+        head = tensors[EMBEDDING].clone()
+        head[-1] += 1
+        return tensors | {HEAD: head}
+
+    monkeypatch.setattr(forms, "COMPARED_ROWS", 8)
+    folder = written(tiny_bf16, tmp_path / "model", changed, tie_word_embeddings=True)
+    with pytest.raises(CheckpointError, match="they differ"):
+        Checkpoint(folder)
 
 
 def test_mixed_experts_become_bf16_unless_asked(folders: Callable[[str], Path], program: Program) -> None:
