@@ -20,7 +20,7 @@ from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.harmony import MARKS
 from gptoss_jax.data.rows import Row
 from gptoss_jax.data.spellings import conversation_of
-from gptoss_jax.data.template import FIXED_DATE, Template
+from gptoss_jax.data.template import FIXED_DATE, Shield, Template
 from gptoss_jax.errors import DataError, TokenizerError
 from tests.bad_input import case
 from tests.conftest import SHARED
@@ -441,6 +441,12 @@ def test_tools_of_a_row_are_written_by_the_published_template(shared: Path, publ
         ids, _, text = encoded(read({"messages": [USER, REPLY], "tools": tools})[0], published)
         assert "// Adds <|end|>.\ntype add = () => any;" in text
         assert published.decode(ids) == text and ids.count(200007) == 4 - 1
+
+
+def test_marks_are_hidden_wherever_they_stand_in_a_tool() -> None:
+    shield, tool = Shield(MARKS), {"<|end|>": ["<|call|>", 3, None, {"enum": ["<|end|>", True]}]}
+    hidden = json.dumps(shield.everywhere(tool), ensure_ascii=False)
+    assert "<|" not in hidden and shield.shown(hidden) == json.dumps(tool)
 
 
 def test_instructions_and_tools_that_a_template_leaves_out_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ HOLDS = {
     "convert/published.py": "convert/to_hf convert/prune convert/orbax",
     "convert/rounding.py": "convert/mxfp4 convert/forms convert/from_hf convert/to_hf",
     "convert/shards.py": "convert/shards convert/parsers convert/written convert/prune convert/to_hf bad_checkpoint",
-    "convert/sources.py": "convert/load convert/orbax convert/prune bad_checkpoint",
+    "convert/sources.py": "convert/load convert/orbax convert/prune convert/side_files bad_checkpoint",
     "convert/tensors.py": "convert/from_hf convert/load convert/forms convert/prune bad_checkpoint",
     "gptoss_jax/data/batching.py": "batching rows dataset profile",
     "gptoss_jax/data/conversation.py": "conversation rows harmony",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from convert import checksums
+from convert.sources import NANO, locate
 from gptoss_jax.errors import CheckpointError
 from tests.bad_input import Program, Refused, case, dump
 
@@ -121,6 +122,15 @@ def test_a_link_out_of_a_folder_of_any_name_is_refused(
     (model / "notes.txt").symlink_to("../secret")
     model.rename(tmp_path / name)
     refused(*argv("prune", name), says=(f"{name}/notes.txt", "link out of the folder"))
+
+
+def test_the_model_that_ships_is_found_where_a_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NANO).mkdir()
+    assert (locate(NANO) / "config.json").is_file()
+    assert locate(f"./{NANO}").resolve() == tmp_path / NANO
 
 
 @pytest.fixture
