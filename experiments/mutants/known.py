@@ -110,4 +110,29 @@ EQUIVALENT: dict[str, str] = {
     '"packed" => packed = self.layout.kind <= "packed"': "of all kinds it is the first by letters",
     "convert/cut.py: rows = slice(block * MXFP4_BLOCK // 2, (block + 1) * MXFP4_BLOCK // 2) => rows = slice(block * "
     "MXFP4_BLOCK // 2, (block + 1) * MXFP4_BLOCK // 1)": "later blocks write over what is too much",
+    'gptoss_jax/statistics/sums.py: "computed": place.sum_experts(counts().at[groups_T1[:, '
+    '0]].add(mixture.computed_Tk.sum(1))), => "computed": place.sum_experts(counts().at[groups_T1[:, '
+    "-1]].add(mixture.computed_Tk.sum(1))),": "there is one column",
+    "gptoss_jax/kernels/mxfp4.py: if jnp.dtype(dtype) == "
+    "jnp.bfloat16: => if jnp.dtype(dtype) is jnp.bfloat16:": "the other way gives the same bits, and takes longer",
+    "gptoss_jax/network/model.py: scale = self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,)) => "
+    "scale = self.scale[...].astype(jnp.float32).reshape((1,) * "
+    "(x.ndim >> 1) + (-1,))": "axes that are missing in front are added",
+    "gptoss_jax/data/spellings.py: say(f\"column{'s' * (len(fitting[0].columns) > 1)} {fitting[0].name} read as a "
+    "conversation\") => say(f\"column{'s' * (len(fitting[0].columns) > 1)} {fitting[ -1].name} read as a "
+    'conversation")': "there is one",
+    "convert/forms.py: COMPARED_ROWS = 4096 => COMPARED_ROWS = 4097": "memory alone",
+    "convert/tensors.py: FINITE_PIECE = 1 << 22  # values checked at once => FINITE_PIECE = 1 << 23  # values checked "
+    "at once": "memory alone",
+    'gptoss_jax/data/dataset.py: elif layout.kind == "side by side": '
+    '=> elif layout.kind is "side by side":': "the text is one object in the program",
+    'convert/card.py: to_mxfp4 = [form for form in kernels if quantized and form != "MXFP4"] => to_mxfp4 = [form for '
+    'form in kernels if quantized and form < "MXFP4"]': "of all forms it is the last by letters",
+    'gptoss_jax/data/messages.py: return "".join(texts), "".join(text for text, kind in each if kind == "thinking") '
+    '=> return "".join(texts), "".join(text for text, kind in each '
+    'if kind >= "thinking")': "of all kinds it is the last by letters",
+    "gptoss_jax/selection/keep_sets.py:  => class "
+    "KeepSets(ByLayer):": "it has no field of its own, and inherits all that the decorator makes",
+    'gptoss_jax/kernels/grouped.py: TILES = {"cpu": (128, 192), "tpu": (128, 256), "gpu": (1024,)} => TILES = {"cpu": '
+    '(128, 193), "tpu": (128, 256), "gpu": (1024,)}': "rows of a tile are speed",
 }
