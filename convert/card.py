@@ -40,9 +40,9 @@ def card(
     domain: str,
     model: str,
     quantized: bool,
-    warnings: Sequence[str] = (),
-    pruned_before: bool = False,
-    quality: str | None = None,
+    warnings: Sequence[str],
+    pruned_before: bool,
+    quality: str | None,
 ) -> str:
     """README.md: front matter, architecture before and after, method, quality, usage, limitations, citation.
 

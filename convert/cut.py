@@ -60,7 +60,7 @@ def prune(
     model: str | None = None,
     domain: str | None = None,
     format: Literal["same", "mxfp4", "bf16"] = "same",
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int,
     lower_top_k: bool = False,
     overwrite: bool = False,
     verify: bool = False,

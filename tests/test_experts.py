@@ -182,6 +182,7 @@ def test_what_is_not_kept_does_not_count_even_where_it_is_no_number():
     ones = jnp.ones((8, K)) + broken
     ours = layer_statistics(routing, mixture_of(ones, ones), batch, HERE, ones)
     assert all(np.isfinite(value).all() for value in vars(ours).values())
+    assert ours.tokens.tolist() == [4]  # all are in one group where nothing else is said
 
 
 def host_statistics(seed: int):

@@ -121,6 +121,19 @@ def kept_text(document: Document, tokenizer: Any) -> str:
     return tokenizer.decode(document.token_ids[document.weights > 0])
 
 
+def test_of_several_messages_the_last_needs_no_end() -> None:
+    text = "<|start|>user<|message|>1<|end|><|start|>assistant<|message|>2<|end|><|start|>user<|message|>3 <|call"
+    parts, rest = harmony.messages_of([*harmony.pieces(HarmonyText(text), harmony.MARKS)])
+    assert parts == [("user", "1", "<|end|>"), ("assistant", "2", "<|end|>"), ("user", "3 <|call", "")]
+    assert rest == ""
+
+
+def test_marks_of_a_reply_are_known_by_their_ids(tokenizer: Any) -> None:
+    written = ["<|channel|>final<|message|>1 <|e", "nd|>", "<|end|>"]
+    ids = [number for text in written for number in tokenizer(text, add_special_tokens=False).input_ids]
+    assert tokens.messages_in_ids(ids, tokenizer) == [("assistant<|channel|>final", "1 <|end|>", "<|end|>")]
+
+
 # The keep mask
 
 

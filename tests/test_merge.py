@@ -145,6 +145,13 @@ def test_sums_read_back_are_those_written(tmp_path: Path) -> None:
     assert list(back.domains) == ["", "x"]
 
 
+def test_counts_are_read_as_far_as_float64_tells_them_apart(tmp_path: Path) -> None:
+    sums = some_sums(1, [""], range(3))
+    most = np.full_like(sums.statistics.tokens, 2**53)
+    write_sums(tmp_path / "a", replace(sums, statistics=replace(sums.statistics, tokens=most)))
+    np.testing.assert_array_equal(read_sums(tmp_path / "a").statistics.tokens, most)
+
+
 def test_sums_with_folds_are_those_of_a_loop_over_groups(tmp_path: Path) -> None:
     """Of a domain, of a fold, and of all rows; also when they are read back."""
     write_sums(tmp_path / "store", some_sums(1, ["", "x", "y"], range(3), eaft=True, swap=True, folds=FOLDS))
@@ -415,6 +422,7 @@ TENSORS = [
     case("no number", {"norm_max": np.full((L, 1, E), np.nan)}, "'norm_max' holds"),
     case("infinite", {"gate_rank_sum": np.full((L, 1, K), np.inf)}, "'gate_rank_sum' holds"),
     case("counts overflow", {"tokens": np.full((L, 1), 2**62)}, "'tokens' holds"),
+    case("a count too large", {"count": np.full((L, 1, E), 2**53 + 1)}, "'count' holds"),
     case("sums overflow", {"norm_sq_sum": np.full((L, 1, E), 1e308)}, "'norm_sq_sum' holds"),
 ]
 

@@ -52,9 +52,17 @@ def prune(model: Path, ranking: Path, *options: str, content: str = RANKING.to_j
 @pytest.fixture
 def write_card(tiny_mxfp4: Path) -> Card:
     def write(**changes: Any) -> str:
-        arguments = {"domain": "science", "model": "openai/gpt-oss-20b", "quantized": True}
-        keep_sets = changes.pop("keep_sets", KEEP_SETS)
-        return card.card(Checkpoint(tiny_mxfp4), keep_sets, **(arguments | changes))
+        arguments = {
+            "checkpoint": Checkpoint(tiny_mxfp4),
+            "keep_sets": KEEP_SETS,
+            "domain": "science",
+            "model": "openai/gpt-oss-20b",
+            "quantized": True,
+            "warnings": (),
+            "pruned_before": False,
+            "quality": None,
+        }
+        return card.card(**(arguments | changes))
 
     return write
 
@@ -128,6 +136,14 @@ def test_a_folder_is_no_base_model(
     assert "base_model" not in front_matter(write_card(model=looks_like_an_id))
 
 
+def test_a_folder_is_called_by_its_own_name_from_wherever_it_is_given(
+    write_card: Card, monkeypatch: pytest.MonkeyPatch, tiny_mxfp4: Path
+) -> None:
+    monkeypatch.chdir(tiny_mxfp4)
+    for model in (str(tiny_mxfp4), ".", f"../{tiny_mxfp4.name}"):
+        assert f"is `{tiny_mxfp4.name}` reduced from" in write_card(model=model)
+
+
 def test_the_domain_is_a_tag(write_card: Card) -> None:
     assert "health_or_medicine" in front_matter(write_card(domain="health_or_medicine"))["tags"]
 
@@ -197,12 +213,17 @@ def test_fewer_experts_a_token_are_not_called_as_many(write_card: Card) -> None:
     assert "each token still uses as many experts" not in words(write_card(keep_sets=FEW))
 
 
-def test_rounded_weights_are_not_called_unchanged(tiny_bf16: Path) -> None:
+def test_rounded_weights_are_not_called_unchanged(write_card: Card, tiny_bf16: Path) -> None:
     """From BF16 to MXFP4 nearly every expert weight changes, and the logits with them."""
-    source = Checkpoint(tiny_bf16)
-    text = words(card.card(source, KEEP_SETS, "science", "openai/gpt-oss-20b", quantized=True))
-    assert "nothing else changed" not in text
+    text = words(write_card(checkpoint=Checkpoint(tiny_bf16)))
+    assert "rounded from BF16 to MXFP4" in text and "Nothing else changed" not in text
     assert "the logits equal those of the original model" not in text
+
+
+def test_weights_that_keep_their_values_are_not_called_rounded(write_card: Card, tiny_bf16: Path) -> None:
+    bf16 = Checkpoint(tiny_bf16)
+    for text in (write_card(), write_card(quantized=False), write_card(checkpoint=bf16, quantized=False)):
+        assert "rounded from" not in text and "Nothing else changed" in words(text)
 
 
 def test_a_change_of_precision_is_told(write_card: Card) -> None:
