@@ -9,6 +9,7 @@ from gptoss_jax.errors import UserError
 from gptoss_jax.files.paths import is_local, place
 from gptoss_jax.selection.keep_sets import KeepSets
 from gptoss_jax.selection.origin import Origin, quoted
+from gptoss_jax.selection.serving import serving_limits
 
 from .tensors import AnyCheckpoint, stored_forms
 
@@ -39,10 +40,11 @@ def card(
     domain: str,
     model: str,
     quantized: bool,
-    warnings: Sequence[str] = (),
-    pruned_before: bool = False,
+    warnings: Sequence[str],
+    pruned_before: bool,
+    quality: str | None,
 ) -> str:
-    """README.md: front matter, architecture before and after, method, usage, limitations, citation.
+    """README.md: front matter, architecture before and after, method, quality, usage, limitations, citation.
 
     Args:
         checkpoint: The model before it was pruned.
@@ -52,6 +54,7 @@ def card(
         quantized: Whether the experts were written in MXFP4.
         warnings: What a reader should know of how the experts were chosen.
         pruned_before: Whether experts had been removed from that model already.
+        quality: The section about what was measured of these keep-sets, in Markdown; None where nothing was.
     """
     config, n = checkpoint.config, len(keep_sets.layers[0])
     kernels, others = stored_forms(checkpoint)
@@ -65,12 +68,13 @@ def card(
         _front_matter(domain, base if is_on_hub else None),
         f"# {title} GPT-OSS Model ({n} Experts)\n\n"
         f"`{name}` is `{base}` reduced from {config.num_experts} to {n} experts per layer, without "
-        "retraining. Its quality has not been measured: try it on your task before you rely on it.",
+        f"retraining. {_measured(quality)}: try it on your task before you rely on it.",
         _architecture(config, n, title, _precision(kernels, others), _precision(["MXFP4" if quantized else "BF16"])),
         _method(config, n, keep_sets.origin, warnings, _rounded(kernels, others, quantized)),
         _numbers(pruned_before),
+        *([quality] if quality else []),
         _usage(name),
-        _limitations(config, n),
+        _limitations(config, n, quality is not None),
         _citation(name, domain, base),
     ]
     return "\n\n".join(sections) + "\n"
@@ -93,6 +97,12 @@ def _front_matter(domain: str, hub_id: str | None) -> str:
             "---",
         ]
     )
+
+
+def _measured(quality: str | None) -> str:
+    if quality is None:
+        return "Its quality has not been measured"
+    return "What was measured of its quality stands below, and is of one set of rows"
 
 
 def _precision(kernels: Sequence[str], others: Sequence[str] = ("BF16",)) -> str:
@@ -194,20 +204,22 @@ print(tokenizer.decode(outputs[0][inputs["input_ids"].shape[1]:]))
 ```"""
 
 
-def _limitations(config: Config, n: int) -> str:
+def _limitations(config: Config, n: int, is_measured: bool) -> str:
+    unmeasured = (
+        "- Quality was measured on the rows named above alone, and with the router choosing among the kept experts in "
+        "the original model."
+        if is_measured
+        else "- Quality is unmeasured: no perplexity, benchmark or generation of this checkpoint was scored."
+    )
     lines = [
-        "- Quality is unmeasured: no perplexity, benchmark or generation of this checkpoint was scored. Expect "
-        "losses on every task, larger ones outside the domain.",
+        f"{unmeasured} Expect losses on every{' other' if is_measured else ''} task, larger ones outside the domain.",
         "- Safety behaviour may have changed with the removed experts, and was not tested.",
     ]
     if n >= config.top_k:
         lines.append("- Pruning saves memory; each token still uses as many experts, so decoding is hardly faster.")
     else:
         lines.append(f"- Each token uses {n} experts, the original {config.top_k}: a larger change than pruning alone.")
-    if n % 4:
-        lines.append(f"- Kernels of some servers want a multiple of 4 experts; this model has {n}.")
-    if n <= config.top_k:
-        lines.append(f"- Every token uses all {n} experts of a layer: the router only weighs them.")
+    lines += [f"- {limit}" for limit in serving_limits(n, config.top_k)]
     return "\n".join(["## Limitations", "", *lines])
 
 

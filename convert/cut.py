@@ -60,10 +60,11 @@ def prune(
     model: str | None = None,
     domain: str | None = None,
     format: Literal["same", "mxfp4", "bf16"] = "same",
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int,
     lower_top_k: bool = False,
     overwrite: bool = False,
     verify: bool = False,
+    quality: str | None = None,
     progress: Bar = silent,
 ) -> Pruned:
     """Write a checkpoint with only the experts of `keep_sets`; nothing is written where it raises.
@@ -79,6 +80,7 @@ def prune(
         lower_top_k: Whether fewer experts may stay than each token uses now.
         overwrite: Whether an existing folder is replaced, at the end.
         verify: Whether the files are read again from the disk before they get their final name.
+        quality: What the card says of what was measured of these keep-sets, in Markdown.
         progress: Makes a bar for each long part of the work.
 
     Raises:
@@ -94,9 +96,8 @@ def prune(
     quantize = source.quantized if format == "same" else format == "mxfp4"
     warnings = _doubts(source, keep_sets)
     before = expert_mapping.original_numbers(source.folder, source.config)
-    text = card.card(
-        source, keep_sets, domain, model or str(source.folder), quantize, warnings, pruned_before=before is not None
-    )
+    called = model or str(source.folder)
+    text = card.card(source, keep_sets, domain, called, quantize, warnings, before is not None, quality)
     with new_folder(out, overwrite, last=CONFIG) as folder:
         (folder / "README.md").write_text(text, encoding="utf-8")
         rounding = Rounding()
@@ -132,8 +133,9 @@ def _doubts(source: AnyCheckpoint, keep_sets: select.KeepSets) -> tuple[str, ...
     profiled = keep_sets.origin.model_fingerprint
     if profiled is None or profiled == source.fingerprint():
         return ()
+    what = "the weights" if keep_sets.origin.of_weights else "a profile"
     return (
-        "The choice of experts rests on a profile of a checkpoint with another fingerprint: "
+        f"The choice of experts rests on {what} of a checkpoint with another fingerprint: "
         "of another model, or of the same weights in another form",
     )
 

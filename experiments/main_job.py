@@ -73,7 +73,19 @@ def main(data: Path, out: Path, num_rows: int) -> None:
         subprocess.run([sys.executable, "-m", "experiments.real_rows", data / "text", rows], check=True)
     columns = ("--text-column", "messages", "--domain-column", "domain")
     sizes = ("--num-rows", num_rows, "--max-seq-length", 512, "--batch-size", 16)
-    program("profile", model, "--data", rows, *columns, *sizes, "--out", out / "profile", "--overwrite")
+    program(
+        "profile",
+        model,
+        "--data",
+        rows,
+        "--keep",
+        "assistant",
+        *columns,
+        *sizes,
+        "--out",
+        out / "profile",
+        "--overwrite",
+    )
     for domain in DOMAINS:
         ranking = out / f"{domain}.json"
         program("rank", out / "profile", "--domain", domain, "--out", ranking, "--overwrite")

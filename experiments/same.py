@@ -48,7 +48,7 @@ def commands(model: str) -> dict[str, list[str]]:
     """The command lines by the names of what they write, in an order in which each finds its inputs."""
     rows = ["--data", "rows.jsonl", "--max-seq-length", "128", "--num-rows", "24"]
     domains = [*rows, "--domain-column", "family", "--keep", "all"]
-    few = ["profile", model, *rows, "--batch-size", "4"]
+    few = ["profile", model, *rows, "--keep", "assistant", "--batch-size", "4"]
     return {
         "padded": [*few, "--skip-first", "1"],
         "by domain, EAFT": ["profile", model, *domains, "--eaft", "--batch-size", "8", "--dtype", "float32"],

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .interface.checkpoints import convert, prune
     from .interface.choosing import rank, select
     from .interface.jobs import generate, merge, plan, profile
+    from .interface.judging import evaluate
     from .interface.model import Model, open
     from .run.forward import Forward
     from .run.profile import Profile
@@ -34,6 +35,7 @@ PUBLIC = {
     **dict.fromkeys(["generate", "merge", "plan", "profile"], "interface.jobs"),
     **dict.fromkeys(["convert", "prune"], "interface.checkpoints"),
     **dict.fromkeys(["rank", "select"], "interface.choosing"),
+    "evaluate": "interface.judging",
     "open": "interface.model",
     "Forward": "run.forward",
     "KeepSets": "selection.keep_sets",
@@ -48,6 +50,7 @@ __all__ = [
     "Profile",
     "Ranking",
     "convert",
+    "evaluate",
     "generate",
     "merge",
     "open",

@@ -8,6 +8,8 @@ Glossary, used in shapes, suffixes and einsum strings throughout the project:
     V vocabulary      G groups of rows    M rows of some tokens at once
     c the pair (gate, up)                 q query heads that share a key head (H / K)
     J groups of co-activations            b bins of gates
+    N positions of a row                  v variants of a model
+    r k + 1: the chosen experts, and the runner-up
 """
 
 import math

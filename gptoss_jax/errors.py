@@ -71,6 +71,10 @@ class ProfileError(UserError):
     """A profile lacks what is asked of it, its files cannot be read, or profiles cannot be merged."""
 
 
+class EvaluationError(UserError):
+    """The file of an evaluation cannot be read, or is of other keep-sets."""
+
+
 class StatisticsError(UserError):
     """A statistic became NaN or infinite."""
 
@@ -101,3 +105,7 @@ class HostsError(UserError):
 
 class StorageError(UserError):
     """A path is none that a file system takes, or is of a remote storage that cannot be reached or written."""
+
+
+class BaselineError(UserError):
+    """A stored baseline that cannot be read, or is of other rows."""

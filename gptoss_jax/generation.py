@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .config import SLIDING, Config
 from .data import tokens as tokenizing
 from .data.conversation import Conversation
-from .data.harmony import CALL, RETURN, START, HarmonyText, Piece, messages_of
+from .data.harmony import CALL, RETURN, HarmonyText
 from .data.spellings import as_seen
 from .data.template import Template
 from .devices.placement import here
@@ -234,10 +234,7 @@ class Answer:
         """The reply to a conversation as it is now."""
         ids = self.token_ids[number]
         text = self.tokenizer.decode(ids)
-        said, _ = messages_of(
-            [Piece(START, True), Piece("assistant", False), *tokenizing.written_in_ids(ids, self.tokenizer)]
-        )
-        parts = [(part.channel, part.content) for part in said]
+        parts = [(part.channel, part.content) for part in tokenizing.messages_in_ids(ids, self.tokenizer)]
         return Reply(list(ids), text, parts, bool(ids) and ids[-1] in self.stop_ids)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 INDEX = "model.safetensors.index.json"
 RANKING = [[6, 5, 4, 3, 2, 1, 0]] * 4
+BLOCKS = ("--seq-len", "64", "--blocks", "20")  # for `eval`, likewise
 SHORT = ("--max-seq-length", "64", "--num-rows", "4")  # one shape to compile, and a small one
 
 Program = Callable[..., tuple[int, str]]

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptoss_jax.cli import cli, main
-from tests.bad_input import RANKING, SHORT, Program, Refused, dump, table, tree, without_told
+from tests.bad_input import BLOCKS, RANKING, SHORT, Program, Refused, dump, table, tree, without_told
 from tests.made_up import Finished, write_profile
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -170,6 +170,12 @@ def ranking(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def keep_sets(tmp_path: Path) -> Path:
+    """Sound keep-sets for it."""
+    return dump(tmp_path / "kept.json", [[0, 1, 3, 5]] * 4)
+
+
+@pytest.fixture
 def profile(tmp_path: Path) -> Path:
     """A profile's folder, without domains and EAFT."""
     folder = tmp_path / "profile"
@@ -185,13 +191,17 @@ def finished(tmp_path: Path) -> Finished:
 
 
 @pytest.fixture
-def argv(command: str, model: Path, rows_jsonl: Path, ranking: Path, profile: Path, finished: Finished) -> list[Any]:
+def argv(
+    command: str, model: Path, rows_jsonl: Path, ranking: Path, keep_sets: Path, profile: Path, finished: Finished
+) -> list[Any]:
     """A command line of each command that would succeed; the test gives `command`, and adds --out where it writes."""
     made = {
         "profile": lambda: ["profile", model, "--data", rows_jsonl, *SHORT],
+        "eval": lambda: ["eval", model, "--data", rows_jsonl, "--keep-sets", keep_sets, *BLOCKS],
         "merge": lambda: ["merge", finished("one", 1), finished("two", 2)],
         "prune": lambda: ["prune", model, "--ranking", ranking, "--keep", 4],
         "rank": lambda: ["rank", profile],
+        "select": lambda: ["select", profile, "--keep", 4],
         "convert": lambda: ["convert", model, "--to", "hf", "--format", "bf16"],
         "generate": lambda: ["generate", model, "--prompt", "1 + 1", "--max-new-tokens", 4],
         "plan": lambda: ["plan", model, "--topology", "v5e:2x4"],

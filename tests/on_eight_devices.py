@@ -12,6 +12,7 @@ import re
 import sys
 from contextlib import redirect_stderr
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,25 @@ from gptoss_jax import cli
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY, Config
 from gptoss_jax.data import batching
 from gptoss_jax.data.batching import Document
-from gptoss_jax.devices import mesh
+from gptoss_jax.data.groups import Groups
+from gptoss_jax.devices import hosts, mesh
 from gptoss_jax.devices.placement import Placement, over
+from gptoss_jax.evaluation import passes
+from gptoss_jax.evaluation.blocks import Blocks
+from gptoss_jax.evaluation.compare import Other
 from gptoss_jax.network import experts, model
 from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.source import Masked, abstract, load
 from gptoss_jax.run import steps as forward
+from gptoss_jax.run.progress import Progress
+from gptoss_jax.run.resident import Resident
 from gptoss_jax.run.steps import Asked, Mapped, Results
 from gptoss_jax.statistics.sums import DECLARED
 
 # As TINY, but eight devices can share experts and heads; only H is a multiple of another size.
 EIGHT = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
 MESHES = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x8": (1, 8)}
-SCORED = Asked(scores=True, routing=True)
+SCORED = Asked(scores=True, routing=True, swap=True)
 ON_ONE_DEVICE = (0, 1, 2)  # experts of the first of eight
 # Eight experts of each layer, which four devices can share too when they alone are left.
 KEPT = [sorted(np.random.default_rng(i).permutation(EIGHT.num_experts)[:8].tolist()) for i in range(EIGHT.num_layers)]
@@ -60,13 +67,15 @@ REFUSED = {
 
 
 def batch() -> Batch:
-    """Eight rows of different lengths and of two domains, of whose tokens about two thirds are kept."""
+    """Eight rows of different lengths, of two folds of two domains, of whose tokens about two thirds are kept."""
     rng = np.random.default_rng(0)
     documents = [
-        Document(rng.integers(0, EIGHT.vocab_size, n).astype(np.int32), np.float32(rng.random(n) < 0.7), row % 2)
+        Document(rng.integers(0, EIGHT.vocab_size, n).astype(np.int32), np.float32(rng.random(n) < 0.7), row % 4)
         for row, n in enumerate(LENGTHS)
     ]
-    return next(batching.padded(documents, len(LENGTHS), max(LENGTHS), num_groups=2))
+    groups = Groups(["a", "b"], folds=2)
+    padded = next(batching.padded(documents, len(LENGTHS), max(LENGTHS), len(groups)))
+    return replace(padded, joint=groups.joint)
 
 
 def run(mapped: Mapped, network: model.GptOss) -> Results:
@@ -138,6 +147,32 @@ def measure(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     return results, facts
 
 
+def evaluated(checkpoint: Checkpoint, sizes: tuple[int, int], folder: Path) -> dict[str, Any]:
+    """What `eval` measures on a mesh: two variants beside the first, beside another model, beside its top tokens."""
+    rng, kept = np.random.default_rng(4), np.ones((2, EIGHT.num_layers, EIGHT.num_experts), bool)
+    rows = [(rng.integers(0, EIGHT.vocab_size, n).astype(np.int32), rng.random(n) < 0.7) for n in LENGTHS]
+    blocks = Blocks([Document(ids, np.float32(weights)) for ids, weights in rows], 24, eos=1)
+    for layer, experts_ in enumerate(KEPT):
+        kept[1, layer] = np.isin(np.arange(EIGHT.num_experts), experts_)
+    devices = mesh.make(EIGHT, *sizes, jax.devices()[: sizes[0] * sizes[1]])
+    engine = Resident(load(checkpoint, "float32", devices), partial(forward.mapped, mesh=devices))
+    place = passes.Place(devices, hosts.share(devices), 8, "float32", Progress(folder))
+    plain, both = passes.Variants(checkpoint), passes.Variants(checkpoint, kept)
+
+    def run(name: str, variants: passes.Variants, **more: Any) -> dict[str, np.ndarray]:
+        return passes.run(name, engine, variants, blocks, place, **more)[0]
+
+    base, head = run("base", plain, keep=(passes.FINALS,)), passes.unembedding(checkpoint, devices, "float32")
+    top = run("top", plain, keep=(passes.TOP,))
+    found = {
+        "model": run("model", both),
+        "other": run("other", both, baseline=lambda n: Other(base[passes.FINALS][n], head)),
+        "of top": run("of top", both, baseline=lambda n: passes.top_of(top, n)),
+    }
+    real = blocks.scored.real
+    return {kind: {name: np.moveaxis(x, 1, -1)[real] for name, x in arrays.items()} for kind, arrays in found.items()}
+
+
 def record_reads() -> list[int]:
     """A list that grows by the bytes of each read of a checkpoint."""
     reads, fill = [], Stored._fill
@@ -203,7 +238,7 @@ def shardings() -> str:
 def statistics_lines(config: Config, devices: Any) -> list[str]:
     """A line for each combination of axes and type: all statistics that share these are split alike."""
     arrays = vars(abstract_statistics(config, devices).statistics)
-    return sorted({sharding_line((f"L {DECLARED[name].axes}", x)) for name, x in arrays.items()})
+    return sorted({sharding_line((f"L {DECLARED[name].axes}", x)) for name, x in arrays.items() if x is not None})
 
 
 def abstract_statistics(config: Config, devices: Any) -> Results:
@@ -229,7 +264,11 @@ def main(*argv: str) -> None:
         return
     out, checkpoint, tiny, rows = map(Path, argv)
     masked, shards_of_masked = measure_masked(Checkpoint(checkpoint), out / "pruned")
+    # Before `measure`, which ends with experts that drop pairs.
+    runs = {"one": (1, 1), **MESHES}
+    compared = {f"evaluated {n}": evaluated(Checkpoint(checkpoint), sizes, out / n) for n, sizes in runs.items()}
     results, facts = measure(Checkpoint(checkpoint))
+    results |= compared
     results |= masked
     facts["shards"] |= shards_of_masked
     arrays = {f"{name}/{path}": x for name, result in results.items() for path, x in named(result)}

@@ -35,13 +35,14 @@ ARROWS = {
     "gptoss_jax.report": (*NETWORK, "data", "statistics", "selection"),
     "gptoss_jax.run": PROFILE[:-1],
     "gptoss_jax.generation": PROFILE,
+    "gptoss_jax.evaluation": (*PROFILE, "generation"),
     "gptoss_jax.pods": PROFILE,
-    "gptoss_jax.interface": (*PROFILE, "generation", "pods", "convert"),
-    "gptoss_jax.cli": (*PROFILE, "generation", "pods", "interface", "convert"),
+    "gptoss_jax.interface": (*PROFILE, "generation", "evaluation", "pods", "convert"),
+    "gptoss_jax.cli": (*PROFILE, "generation", "evaluation", "pods", "interface", "convert"),
     "gptoss_jax.__main__": ("cli",),
     # Four bits have their layout from the kernels that unpack them: checkpoints are read into it.
     "convert": (*NETWORK, "selection"),
-    "experiments": (*PROFILE, "generation", "pods", "interface", "cli", "convert"),
+    "experiments": (*PROFILE, "generation", "evaluation", "pods", "interface", "cli", "convert"),
 }
 
 
@@ -121,7 +122,12 @@ def test_the_command_line_starts_without_the_large_packages() -> None:
 def test_every_module_of_the_command_line_is_a_command_that_python_has_too() -> None:
     assert sorted(gj.PUBLIC) == gj.__all__
     files = {file.stem for file in (ROOT / "gptoss_jax" / "cli").glob("*.py")}
-    assert {*cli.commands} == files - {"__init__", "__main__", "options", "terminal"}
+    assert {command.callback.__name__ for command in cli.commands.values() if command.callback} == files - {
+        "__init__",
+        "__main__",
+        "options",
+        "terminal",
+    }
 
 
 def test_no_file_is_named_for_nothing_in_particular() -> None:

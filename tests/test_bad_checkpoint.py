@@ -25,7 +25,7 @@ from .bad_input import (
     write_shard,
 )
 
-SHARD = "model-00002-of-00005.safetensors"
+SHARD, LAST = "model-00002-of-00005.safetensors", "model-00005-of-00005.safetensors"
 NORM, ROUTER = "model.norm.weight", "model.layers.2.mlp.router.weight"
 DEEP = b"[" * 200_000
 Damage = Callable[[Path], Any]
@@ -109,6 +109,7 @@ WEIGHTS = [
     ),
     case("index names what no shard holds", weight_map(**{"model.extra": SHARD}), SHARD, "model.extra"),
     case("index names the wrong shard", weight_map(**{NORM: SHARD}), SHARD, NORM),
+    case("index names a later shard", weight_map(**{ROUTER: LAST}), LAST, ROUTER),
     case("shard holds what the index lacks", weight_map(**{NORM: ...}), "00005-of-00005", NORM),
     case("index is no JSON", index(b"{"), INDEX, "download"),
     case("index is no UTF-8", index(b'{"\xff": 1}'), INDEX, "download"),

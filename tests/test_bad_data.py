@@ -118,7 +118,8 @@ ROWS = [
 def test_rows(data: tuple[Any, ...], says: tuple[str, ...], tiny_mxfp4: Path, tmp_path: Path, refused: Refused) -> None:
     name, content, *options = data
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    refused("profile", tiny_mxfp4, "--data", name, "--max-seq-length", 64, "--out", "out", *options, says=says)
+    fixed = ("--max-seq-length", 64, "--keep", "assistant", "--out", "out")
+    refused("profile", tiny_mxfp4, "--data", name, *fixed, *options, says=says)
 
 
 def test_no_data(tiny_mxfp4: Path, tmp_path: Path, refused: Refused) -> None:
@@ -173,7 +174,7 @@ PROFILE = [
     case("weight negative", ["--channel-weights", "final=-1"], "--channel-weights", "at least 0"),
     case("weight is no number", ["--channel-weights", "final=nan"], "--channel-weights", "at least 0"),
     case("weight is infinite", ["--channel-weights", "final=inf"], "--channel-weights", "at least 0"),
-    case("weights of 0", ["--channel-weights", "final=0"], "no token is kept"),
+    case("weights of 0", ["--keep", "assistant", "--channel-weights", "final=0"], "no token is kept"),
     case("unknown channel", ["--channel-weights", "finall=1,final=1"], "finall"),
     case("weights where all count", ["--keep", "all", "--channel-weights", "final=1"], "--keep"),
     case("quantile above 1", ["--eaft", "--eaft-quantiles", "1.5", "0"], "--eaft-quantiles"),

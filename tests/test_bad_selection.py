@@ -167,7 +167,7 @@ COMMANDS = [
     case("no model", ["prune"], "MODEL", "gptoss-jax prune --help"),
     case("no profile", ["rank"], "PROFILE", "gptoss-jax rank --help"),
     case("two models", ["prune", "a", "b"], "b", "gptoss-jax prune --help"),
-    case("unknown criterion", ["rank", ".", "--criterion", "best"], "--criterion", "'reap'"),
+    case("unknown criterion", ["rank", ".", "--criterion", "best"], "--criterion is 'best'", "one of reap, "),
     case("option without value", ["rank", ".", "--out"], "--out"),
     case("no command", [], "gptoss-jax --help"),
 ]
@@ -252,7 +252,7 @@ def test_table_that_claims_to_be_huge(tmp_path: Path, refused: Refused) -> None:
 # Where the output goes.
 
 
-ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "convert"])
+ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert"])
 
 
 @ALL

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_jax.data.batching import SHORTEST, Document, packed, padded, side_by_side, skip_first
+from gptoss_jax.data.batching import SHORTEST, Document, packed, padded, share, side_by_side, skip_first
 from gptoss_jax.network.batch import Batch
 
 EOS = 99
@@ -52,8 +53,8 @@ def packed_by_hand(documents: list[Document], length: int, cross_document: bool)
     stream = []
     for number, document in enumerate(documents):
         for token, weight in zip(document.token_ids.tolist(), document.weights.tolist(), strict=True):
-            stream.append((token, weight, document.domain, number))
-        stream.append((EOS, 0.0, document.domain, number))
+            stream.append((token, weight, document.group, number))
+        stream.append((EOS, 0.0, document.group, number))
     blocks = []
     for start in range(0, len(stream), length):
         block = stream[start : start + length]
@@ -71,7 +72,7 @@ def packed_by_hand(documents: list[Document], length: int, cross_document: bool)
 @given(documents, batch_sizes)
 def test_padded_batches_hold_every_document_once(documents: list[Document], batch_size: int) -> None:
     expected = [
-        [(t, w, d.domain, i, 1) for i, (t, w) in enumerate(zip(d.token_ids.tolist(), d.weights.tolist(), strict=True))]
+        [(t, w, d.group, i, 1) for i, (t, w) in enumerate(zip(d.token_ids.tolist(), d.weights.tolist(), strict=True))]
         for d in documents
     ]
     got = rows(list(padded(documents, batch_size, MAX_LENGTH, 3)))
@@ -112,7 +113,7 @@ def test_side_by_side_every_document_is_whole_and_once(documents: list[Document]
         for segment in sorted({token[4] for token in row}):
             got.append([token[:4] for token in row if token[4] == segment])
     expected = [
-        [(t, w, d.domain, i) for i, (t, w) in enumerate(zip(d.token_ids.tolist(), d.weights.tolist(), strict=True))]
+        [(t, w, d.group, i) for i, (t, w) in enumerate(zip(d.token_ids.tolist(), d.weights.tolist(), strict=True))]
         for d in documents
     ]
     assert sorted(got) == sorted(document for document in expected if document)
@@ -133,8 +134,9 @@ def test_side_by_side_is_one_shape_and_wastes_little(documents: list[Document], 
     tokens = sum(len(document.token_ids) for document in documents)
     used = [len(row) for row in rows(batches) if row]
     assert shape[0] <= batch_size and shape[1] <= MAX_LENGTH and shape[1] - max(1, tokens) < SHORTEST
-    # No two rows would fit into one, and rows without tokens are fewer than batches.
+    # No two rows would fit into one, no batch could be spared, and rows without tokens are fewer than batches.
     assert all(a + b > shape[1] for a, b in combinations(used, 2))
+    assert len(batches) == -(-max(1, len(used)) // batch_size)
     assert sum(len(batch.tokens.ids) for batch in batches) - max(1, len(used)) < len(batches)
 
 
@@ -175,6 +177,16 @@ def test_tokens_are_counted_without_padding(
     blocks = packed(documents, batch_size, length, EOS, cross_document=cross_document)
     assert sum(batch.tokens.count for batch in blocks) == tokens + len(documents)
     assert sum(batch.tokens.count for batch in padded(documents, batch_size, MAX_LENGTH)) == tokens
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3, 6])
+def test_shares_are_as_many_rows_each_and_the_batch_together(shares: int) -> None:
+    ids = [np.full(n, n, np.int32) for n in range(1, 7)]
+    (batch,) = padded([Document(x, x.astype(np.float32)) for x in ids], 6, MAX_LENGTH)
+    parts = [share(batch, index, shares) for index in range(shares)]
+    assert {part.shape for part in parts} == {(6 // shares, SHORTEST)}
+    np.testing.assert_array_equal(np.concatenate([part.tokens.ids for part in parts]), batch.tokens.ids)
+    np.testing.assert_array_equal(np.concatenate([part.weights for part in parts]), batch.weights)
 
 
 @given(documents, st.integers(0, 70))

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from experiments import tokenizers
 from gptoss_jax.data import tokens
 from gptoss_jax.data.conversation import Conversation, Message
+from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.harmony import MARKS
 from gptoss_jax.data.rows import Row
 from gptoss_jax.data.spellings import conversation_of
-from gptoss_jax.data.template import FIXED_DATE, Template
+from gptoss_jax.data.template import FIXED_DATE, Shield, Template
 from gptoss_jax.errors import DataError, TokenizerError
 from tests.bad_input import case
 from tests.conftest import SHARED
@@ -178,7 +179,7 @@ def encoded(conversation: Conversation, tokenizer: Any) -> tuple[list[int], list
     """Our token ids, which of them are kept, and the text."""
     written = Template(tokenizer).write(conversation)
     row = Row(written.text, literals=written.literals)
-    (document,) = tokens.encode([row], tokenizer, [""], VOCAB_SIZE, None)
+    (document,) = tokens.encode([row], tokenizer, Groups([""]), VOCAB_SIZE, None)
     return document.token_ids.tolist(), (document.weights > 0).tolist(), written.text
 
 
@@ -236,6 +237,11 @@ def test_all_spellings_of_a_conversation_are_read_as_one(conversation: Drawn) ->
         assert said, name
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", "[]", '["a"]', '[{"content": "a"}]', '{"messages": [1]}'])
+def test_json_text_that_holds_no_messages_is_text(text: str) -> None:
+    assert conversation_of({"text": text}, None, (), [].append) == text
+
+
 @given(drawn())
 @settings(max_examples=200)
 def test_reasoning_of_earlier_turns_goes_where_the_published_template_drops_it(
@@ -286,6 +292,12 @@ USER, REPLY = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "cont
 SAID = [Message("user", "1 + 1?"), Message("assistant", "2", "final")]
 
 
+def test_a_reply_is_all_that_the_assistant_says_at_the_end() -> None:
+    replied = Conversation((SAID[0], Message("assistant", "Add.", "analysis"), SAID[1]))
+    assert replied.without_reply().messages == (SAID[0],)
+    assert Conversation((SAID[1], SAID[0])).without_reply().messages == (SAID[1], SAID[0])
+
+
 def call(arguments: str, name: str = "functions.add") -> Message:
     """A call of a function."""
     return Message("assistant", arguments, "commentary", name, content_type="json")
@@ -334,6 +346,11 @@ KINDS = [
             {"role": "function", "name": "add", "content": "2"},
         ],
         *(SAID[0], call("{}"), result("2")),
+    ),
+    case(
+        "a result of a tool that was not called",
+        [USER, {"role": "tool", "name": "add", "content": "2"}, REPLY],
+        *(SAID[0], result("2"), SAID[1]),
     ),
     case(
         "ShareGPT's calls",
@@ -426,12 +443,23 @@ def test_tools_of_a_row_are_written_by_the_published_template(shared: Path, publ
         assert published.decode(ids) == text and ids.count(200007) == 4 - 1
 
 
+def test_marks_are_hidden_wherever_they_stand_in_a_tool() -> None:
+    shield, tool = Shield(MARKS), {"<|end|>": ["<|call|>", 3, None, {"enum": ["<|end|>", True]}]}
+    hidden = json.dumps(shield.everywhere(tool), ensure_ascii=False)
+    assert "<|" not in hidden and shield.shown(hidden) == json.dumps(tool)
+
+
 def test_instructions_and_tools_that_a_template_leaves_out_are_refused(tmp_path: Path) -> None:
     tokenizers.write_small(tmp_path, 300)
     tokenizer = tokens.load_tokenizer(tmp_path)
     with pytest.raises(DataError, match="leaves out 'add' of the row's tools"):
         encoded(read({"messages": [USER, REPLY], "tools": [ADD]})[0], tokenizer)
-    tokenizer.chat_template = "{{ '<|start|>user<|message|>' + messages[-1].content + '<|end|>' }}"
+    turn = "{{ '<|start|>user<|message|>' + messages[-1].content + '<|end|>' }}"
+    tokenizer.chat_template = "{{ tools[0].function.name }}" + turn
+    given = {"type": "object", "properties": {"first": {"type": "number"}}}
+    with pytest.raises(DataError, match="leaves out 'first' of the row's tools"):
+        encoded(read({"messages": [USER], "tools": [{"name": "add", "parameters": given}]})[0], tokenizer)
+    tokenizer.chat_template = turn
     with pytest.raises(DataError, match="leaves out the system message"):
         encoded(read({"messages": [{"role": "system", "content": "Be brief."}, USER]})[0], tokenizer)
 
@@ -501,6 +529,12 @@ REFUSED = [
         "chat_template_kwargs has 'a'",
     ),
     case("a number", {"messages": 3}, "column 'messages' holds int"),
+    case("a number beside an instruction", {"instruction": "a", "input": 3, "output": "b"}, "hold no text"),
+    case(
+        "a reply that holds a message of nobody",
+        {"messages": [USER, {"role": "assistant", "content": "<|start|><|message|>2<|end|>"}]},
+        "its content holds a message by ''",
+    ),
     case("a history of no pairs", {"instruction": "a", "output": "b", "history": ["c"]}, "column 'history'"),
     case("a history of texts", {"instruction": "a", "output": "b", "history": ["cd"]}, "column 'history'"),
     case("a history of three", {"instruction": "a", "output": "b", "history": [["c", "d", "e"]]}, "column 'history'"),

@@ -1,5 +1,6 @@
 """Datasets: the same batches each time, counts that are kept, and one exchange between processes."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from gptoss_jax.data.batching import Document
-from gptoss_jax.data.dataset import MAX_DOMAINS, MAX_JOINT, Dataset, Layout, domains_of
+from gptoss_jax.data.dataset import Dataset, Layout
+from gptoss_jax.data.groups import FOLDS, MAX_DOMAINS, MAX_GROUPS, MAX_JOINT, Groups, domains_of, folds_of
 from gptoss_jax.data.rows import Row
 from gptoss_jax.devices import hosts
 from gptoss_jax.errors import DataError
@@ -17,6 +19,7 @@ Kind = Literal["padded", "side by side", "packed"]
 KINDS = get_args(Kind)
 ALONE = hosts.Share(0, 1, True, (0,), 1)
 DOMAINS = ["a", "b", "c"]
+GROUPS = Groups(DOMAINS)
 
 
 def documents() -> list[Document]:
@@ -32,7 +35,7 @@ def documents() -> list[Document]:
 
 def make(kind: Kind, **layout: Any) -> Dataset:
     rows = [Row(str(n), str(n), DOMAINS[n % 3]) for n in range(9)]
-    return Dataset(rows, documents(), DOMAINS, Layout(kind, 4, 80, eos=0, **layout), ALONE)
+    return Dataset(rows, documents(), GROUPS, Layout(kind, 4, 80, eos=0, **layout), ALONE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,9 +84,9 @@ def test_lengths_of_others_make_further_batches(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_token_is_kept() -> None:
-    none = [Document(d.token_ids, np.zeros_like(d.weights), d.domain) for d in documents()]
+    none = [Document(d.token_ids, np.zeros_like(d.weights), d.group) for d in documents()]
     with pytest.raises(DataError, match="no token is kept"):
-        Dataset([Row("")], none, DOMAINS, Layout("padded", 4, 80), ALONE)
+        Dataset([Row("")], none, GROUPS, Layout("padded", 4, 80), ALONE).check_kept()
 
 
 def rows_of(count: int) -> Iterator[Row]:
@@ -99,5 +102,31 @@ def test_too_many_domains() -> None:
 def test_co_activations_of_many_domains_are_counted_together() -> None:
     for count, joint in ((MAX_JOINT, MAX_JOINT), (MAX_JOINT + 1, 1)):
         domains = [f"domain {n}" for n in range(count)]
-        (batch,) = Dataset(list(rows_of(2)), documents()[:2], domains, Layout("padded", 2, 80), ALONE).batches()
-        assert (batch.num_groups, batch.num_joint) == (count, joint)
+        groups = Groups(domains, folds_of(count))
+        (batch,) = Dataset(list(rows_of(2)), documents()[:2], groups, Layout("padded", 2, 80), ALONE).batches()
+        assert (batch.num_groups, batch.num_joint) == (count * folds_of(count), joint)
+
+
+def test_the_group_of_a_row_is_its_domain_and_the_fold_of_its_hash() -> None:
+    """Whatever other rows there are, and in whichever order."""
+    rows = [Row(f"text {n}", str(n % 7), DOMAINS[n % 3]) for n in range(60)]
+    groups = Groups(DOMAINS, FOLDS).of(rows)
+    for row, group in zip(rows, groups, strict=True):
+        digest = hashlib.sha256(f"{row.id}\n{row.text}".encode()).digest()
+        assert group == DOMAINS.index(row.domain) * FOLDS + int.from_bytes(digest[:8], "big") % FOLDS
+    assert {group % FOLDS for group in groups} == {*range(FOLDS)}
+    assert Groups(DOMAINS, FOLDS).of(rows[40:20:-1]) == groups[40:20:-1]
+    # Fewer folds are those of more, added.
+    assert Groups(DOMAINS, 5).of(rows) == [group // FOLDS * 5 + group % FOLDS % 5 for group in groups]
+
+
+def test_many_domains_have_fewer_folds() -> None:
+    found = [folds_of(count) for count in range(1, MAX_DOMAINS + 1)]
+    assert all(count * folds <= MAX_GROUPS for count, folds in enumerate(found, 1))
+    assert [found.count(folds) for folds in (FOLDS, 5, 2, 1)] == [102, 204 - 102, 512 - 204, 1024 - 512]
+    assert all(FOLDS % folds == 0 for folds in found)
+
+
+def test_co_activations_are_of_domains() -> None:
+    assert Groups(DOMAINS, 2).joint == (0, 0, 1, 1, 2, 2)
+    assert Groups(DOMAINS).joint == ()

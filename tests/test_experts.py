@@ -102,7 +102,9 @@ def test_grouped_experts_equal_a_loop_over_tokens(tokens: int, choice: str, plac
     assert_mixtures_equal(mixture, mixture_by_loop(weights, x, routing, valid))
 
 
-def statistics_by_loop(routing: Routing, norms: np.ndarray, peaks: np.ndarray, batch: Batch) -> dict[str, np.ndarray]:
+def statistics_by_loop(
+    routing: Routing, norms: np.ndarray, peaks: np.ndarray, swaps: np.ndarray, batch: Batch
+) -> dict[str, np.ndarray]:
     """All that are declared: one that nothing is added to below stays 0, and is unequal to ours."""
     G = batch.num_groups
     sizes = {"G": G, "J": G, "E": E, "k": K, "b": GATE_BINS}
@@ -125,6 +127,7 @@ def statistics_by_loop(routing: Routing, norms: np.ndarray, peaks: np.ndarray, b
             s["gate_norm_sq_sum"][d, e] += w * (g * n) ** 2
             s["norm_sq_sum"][d, e] += w * n**2
             s["norm_max"][d, e] = max(s["norm_max"][d, e], n)
+            s["swap_sum"][d, e] += w * swaps[t, j]
             s["activation_max"][d, e] = max(s["activation_max"][d, e], peaks[t, j])
             s["gate_rank_sum"][d, j] += g
             s["gate_histogram"][d, min(int(np.float32(g) * np.float32(GATE_BINS)), GATE_BINS - 1)] += 1
@@ -147,9 +150,10 @@ def test_statistics_equal_a_loop_over_pairs(seed: int, rows: int, length: int, d
     groups = rng.integers(0, domains, shape).astype(np.int32)
     batch = Batch(tokens_of(shape), weights, groups, num_groups=domains)
     routing = routing_of(random_choice(tokens, rng), seed)
-    norms, peaks = rng.exponential(size=(2, tokens, K)).astype(np.float32)
-    ours = jax.jit(layer_statistics, static_argnums=3)(routing, mixture_of(norms, peaks), batch, HERE)
-    for name, expected in statistics_by_loop(routing, norms, peaks, batch).items():
+    norms, peaks, swaps = rng.exponential(size=(3, tokens, K)).astype(np.float32)
+    mixture = mixture_of(norms, peaks)
+    ours = jax.jit(layer_statistics, static_argnums=3)(routing, mixture, batch, HERE, jnp.asarray(swaps))
+    for name, expected in statistics_by_loop(routing, norms, peaks, swaps, batch).items():
         np.testing.assert_allclose(getattr(ours, name), expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
@@ -175,15 +179,18 @@ def test_what_is_not_kept_does_not_count_even_where_it_is_no_number():
     logits, experts, gates = routing_of(random_choice(8, np.random.default_rng(0)), 0)
     broken = np.where(weights.reshape(-1, 1) == 0, np.float32(np.nan), np.float32(0))
     routing = Routing(logits + broken, experts, gates + broken)
-    ours = layer_statistics(routing, mixture_of(jnp.ones((8, K)) + broken, jnp.ones((8, K)) + broken), batch, HERE)
+    ones = jnp.ones((8, K)) + broken
+    ours = layer_statistics(routing, mixture_of(ones, ones), batch, HERE, ones)
     assert all(np.isfinite(value).all() for value in vars(ours).values())
+    assert ours.tokens.tolist() == [4]  # all are in one group where nothing else is said
 
 
 def host_statistics(seed: int):
     rng = np.random.default_rng(seed)
     batch = Batch(tokens_of((2, 30)), np.ones((2, 30), np.float32), np.zeros((2, 30), np.int32))
-    norms, peaks = rng.exponential(size=(2, 60, K)).astype(np.float32)
-    step = layer_statistics(routing_of(random_choice(60, rng), seed), mixture_of(norms, peaks), batch, HERE)
+    norms, peaks, swaps = rng.exponential(size=(3, 60, K)).astype(np.float32)
+    routing, mixture = routing_of(random_choice(60, rng), seed), mixture_of(norms, peaks)
+    step = layer_statistics(routing, mixture, batch, HERE, jnp.asarray(swaps))
     return jax.tree.map(lambda x: x[None], step).to_host()
 
 

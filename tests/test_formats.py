@@ -121,6 +121,14 @@ def test_a_damaged_compressed_file_is_one_line(packing: str) -> None:
         assert f"rows.jsonl{packing}: no sound {packing} file" in refusal(broken, "rows.jsonl" + packing)
 
 
+@pytest.mark.parametrize("packing", ["", *PACK])
+def test_a_fault_of_the_program_is_called_no_damage(packing: str) -> None:
+    file = io.BytesIO()
+    file.close()
+    with pytest.raises(ValueError, match="closed file"):
+        list(parse(file, "rows.jsonl" + packing))
+
+
 @pytest.mark.parametrize(
     "name", ["rows", "rows.md", "rows.gz", "rows.parquet.gz", "rows.arrow.zst", ".jsonl", "a.jsonl~"]
 )
@@ -225,6 +233,12 @@ def test_a_line_that_is_no_record_leaves_the_others(line: bytes, says: str) -> N
     first, error, last = read(b'{"a": 1}\n' + line + b'\n{"a": 2}', "r.jsonl")
     assert (first, last) == ({"a": 1}, {"a": 2})
     assert error.startswith("r.jsonl, line 2: ") and says in error and len(error) < 300
+
+
+@pytest.mark.parametrize("line", [b"3", b'"text"', b"null"])
+def test_a_first_line_that_is_no_record_leaves_the_others_too(line: bytes) -> None:
+    error, last = read(line + b'\n{"a": 2}', "r.jsonl")
+    assert error.startswith("r.jsonl, line 1: expected a JSON object") and last == {"a": 2}
 
 
 def test_what_is_no_object_in_a_list_leaves_the_others() -> None:

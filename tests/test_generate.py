@@ -28,6 +28,7 @@ from gptoss_jax.errors import DataError, TokenizerError
 from gptoss_jax.generation import sample
 from gptoss_jax.interface import jobs
 from gptoss_jax.network.batch import Tokens
+from gptoss_jax.network.cache import Cache
 from gptoss_jax.network.source import load
 from gptoss_jax.run.forward import forward
 from gptoss_jax.run.options import Answering, Sampling
@@ -53,6 +54,17 @@ def generated(
     network = generate.load(source, "float32")
     how = replace(GREEDY, **sampling)
     return np.concatenate(list(generate.generate(network, source.config, rows, count, how, stop_ids)), axis=1)
+
+
+def test_a_cache_takes_the_last_tokens_of_a_row_in_whatever_order_they_come() -> None:
+    """Position p stands in slot p modulo 3; two of one slot would be written in an order that is not defined."""
+    for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0]):
+        positions = jnp.array([order])
+        k_BSKh = positions.astype(jnp.float32)[:, :, None, None]
+        nothing = Cache(jnp.zeros((1, 1, 3, 1)), jnp.zeros((1, 1, 3, 1)), jnp.full((1, 3), -1))
+        full = nothing.store(k_BSKh, -k_BSKh, positions, jnp.ones((1, 5), jnp.int32))
+        assert full.positions.tolist() == [[3, 4, 2]]
+        assert full.keys.reshape(-1).tolist() == (-full.values).reshape(-1).tolist() == [3, 4, 2]
 
 
 @pytest.mark.parametrize("form", ["tiny_mxfp4", "tiny_bf16"])

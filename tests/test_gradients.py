@@ -45,3 +45,17 @@ def test_gradients_of_all_weights_equal_transformers(
     for name, tensor, layer in all_tensors(TINY):
         gradient = ours[tensor.path] if layer is None else ours[f"layers/{tensor.path}"][layer]
         assert relative(gradient, tensor.to_model(theirs[name], TINY)) < 1e-4, name
+
+
+def test_gradients_of_norms_are_finite(tiny_bf16: Path) -> None:
+    """The root of a norm has none at 0, and of the tiles some have rows without a pair or no expert at all."""
+
+    def norms(network: model.GptOss, batch: Batch) -> jax.Array:
+        place = Placement("cpu", differentiable=True)
+        return network(batch.tokens, place, lambda layer: layer.mixture.norms_Tk).layers.sum()
+
+    network = load(Checkpoint(tiny_bf16), "float32")
+    (batch,) = batching.padded([Document(IDS, np.ones(45, np.float32))], 1, 64)
+    gradients = sharding.by_path(jax.jit(jax.grad(norms))(network, batch))
+    assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+    assert np.any(gradients["layers/moe/experts/down_kernel"])

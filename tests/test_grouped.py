@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import SingleDeviceSharding
 
 from gptoss_jax.config import TINY
+from gptoss_jax.devices import topologies
 from gptoss_jax.devices.placement import Placement
 from gptoss_jax.kernels import grouped
 from gptoss_jax.kernels.grouped import LANES, ExpertWeights, tile_width
 
 from .conftest import QUICK
 from .test_experts import CHOICES, assert_mixtures_equal, experts_and_float64, mixture_by_loop, routing_of
+from .test_plan import libtpu
 
 Choice = Callable[[int, np.random.Generator], np.ndarray]
 
@@ -94,6 +97,20 @@ def test_tiles_of_the_published_models_waste_little(width: int, input_bytes: int
     assert -(-width // tile) * tile < 1.07 * width
 
 
+@libtpu
+@pytest.mark.parametrize("outputs", [5760, 2880])
+def test_tiles_of_the_published_models_fit_the_memory_of_a_core(outputs: int) -> None:
+    """Where they do not, the TPU's compiler refuses the kernel."""
+    one = SingleDeviceSharding(topologies.devices("v5e:2x2")[0])
+    sizes = ((256, 2880), jnp.bfloat16), ((4, outputs, 2880), jnp.bfloat16), ((1,), jnp.int32)
+    x, array, ids = (jax.ShapeDtypeStruct(*size, sharding=one) for size in sizes)
+
+    def product(x: Any, array: Any, ids: Any) -> Any:
+        return grouped._megablox(x, ExpertWeights(array, inputs_first=False), ids, interpret=False)
+
+    assert jax.jit(product).lower(x, array, ids).compile().output_shardings == one
+
+
 def to_one_expert(tokens: int, _: np.random.Generator) -> np.ndarray:
     """All pairs, which a router never does: a token's k experts are different ones."""
     return np.full((tokens, TINY.top_k), 4, np.int32)
@@ -106,6 +123,13 @@ choices = pytest.mark.parametrize(
 run, run_by_pieces = (
     jax.jit(lambda experts, *args: experts(*args), static_argnums=4, compiler_options=QUICK) for _ in range(2)
 )
+
+
+@pytest.mark.parametrize("place", ["cpu", "gpu"])
+def test_of_few_pairs_only_the_chosen_experts_are_looked_at(place: str) -> None:
+    """Of more, the weights of one expert at a time become floats."""
+    kernels = [grouped.choose(PLACES[place], rows, TINY.num_experts) for rows in (1, 2, 300)]
+    assert [(kernel.tiles, kernel.by_expert) for kernel in kernels] == [(1, False), (1, True), (1, True)]
 
 
 @choices

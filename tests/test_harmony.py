@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from experiments import tokenizers
 from gptoss_jax.data import harmony, tokens
 from gptoss_jax.data.batching import Document
+from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.harmony import HarmonyText
 from gptoss_jax.data.rows import Row
 from gptoss_jax.data.template import Template
@@ -108,7 +109,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def encode(text: str, tokenizer: Any, vocab_size: int = VOCAB_SIZE, **options: Any) -> Document:
     options = {"max_length": None} | options
-    (document,) = tokens.encode([Row(text)], tokenizer, [""], vocab_size, **options)
+    (document,) = tokens.encode([Row(text)], tokenizer, Groups([""]), vocab_size, **options)
     return document
 
 
@@ -118,6 +119,19 @@ def offsets(text: str, tokenizer: Any) -> list[tuple[int, int]]:
 
 def kept_text(document: Document, tokenizer: Any) -> str:
     return tokenizer.decode(document.token_ids[document.weights > 0])
+
+
+def test_of_several_messages_the_last_needs_no_end() -> None:
+    text = "<|start|>user<|message|>1<|end|><|start|>assistant<|message|>2<|end|><|start|>user<|message|>3 <|call"
+    parts, rest = harmony.messages_of([*harmony.pieces(HarmonyText(text), harmony.MARKS)])
+    assert parts == [("user", "1", "<|end|>"), ("assistant", "2", "<|end|>"), ("user", "3 <|call", "")]
+    assert rest == ""
+
+
+def test_marks_of_a_reply_are_known_by_their_ids(tokenizer: Any) -> None:
+    written = ["<|channel|>final<|message|>1 <|e", "nd|>", "<|end|>"]
+    ids = [number for text in written for number in tokenizer(text, add_special_tokens=False).input_ids]
+    assert tokens.messages_in_ids(ids, tokenizer) == [("assistant<|channel|>final", "1 <|end|>", "<|end|>")]
 
 
 # The keep mask
@@ -130,6 +144,22 @@ def test_kept_spans_are_the_contents_of_the_assistant(text: str) -> None:
     assert "".join(piece.text for piece in cut) == text
     each = [weight for piece, weight in zip(cut, tokens.weights_of(cut), strict=True) for _ in piece.text]
     assert each == [float(channel is not None) for channel in content_channels(text)]
+
+
+def test_a_reply_is_kept_with_its_headers_and_marks() -> None:
+    asked = "<|start|>system<|message|>You.<|end|><|start|>user<|message|>2<|end|>"
+    said = "<|start|>assistant<|channel|>analysis<|message|>Two.<|end|>"
+    called = '<|start|>assistant to=functions.f<|channel|>commentary <|constrain|>json<|message|>{"a": 1}<|call|>'
+    heard = "<|start|>functions.f to=assistant<|channel|>commentary<|message|>assistant<|end|>"
+    ended = "<|start|>assistant<|channel|>final<|message|>2<|return|>"
+    stray = "<|start|>assistant"
+    cut = list(harmony.pieces(HarmonyText(asked + said + called + heard + ended + stray), harmony.MARKS))
+    weighed = {channel: tokens.weights_of(cut, "reply", {channel: 3.0}) for channel in CHANNELS}
+    texts = {c: "".join(p.text for p, w in zip(cut, each, strict=True) if w == 3.0) for c, each in weighed.items()}
+    assert texts == {"analysis": said, "commentary": called, "final": ended}
+    whole = tokens.weights_of(cut, "reply")
+    assert "".join(p.text for p, w in zip(cut, whole, strict=True) if w == 1.0) == said + called + ended
+    assert {*whole} == {0.0, 1.0}
 
 
 @given(conversations())
@@ -185,11 +215,11 @@ def test_without_a_message_no_token_is_kept(tokenizer: Any) -> None:
 
 @given(conversations())
 def test_keep_all_keeps_every_token(tokenizer: Any, text: str) -> None:
-    assert (encode(text, tokenizer, keep_all=True).weights == 1).all()
+    assert (encode(text, tokenizer, keep="all").weights == 1).all()
 
 
-@pytest.mark.parametrize("keep_all", [False, True])
-def test_tokens_with_an_empty_character_range_are_never_kept(keep_all: bool) -> None:
+@pytest.mark.parametrize("keep", ["assistant", "all"])
+def test_tokens_with_an_empty_character_range_are_never_kept(keep: Any) -> None:
     class Odd:
         """Gives every text a token before it, one for each character, and one behind it."""
 
@@ -200,7 +230,7 @@ def test_tokens_with_an_empty_character_range_are_never_kept(keep_all: bool) -> 
             ranges = [[(0, 0), *((i, i + 1) for i in range(len(text))), (len(text),) * 2] for text in texts]
             return {"input_ids": [list(range(len(each))) for each in ranges], "offset_mapping": ranges}
 
-    assert encode("xy", Odd(), keep_all=keep_all).weights.tolist() == ([0, 1, 1, 0] if keep_all else [0] * 4)
+    assert encode("xy", Odd(), keep=keep).weights.tolist() == ([0, 1, 1, 0] if keep == "all" else [0] * 4)
 
 
 # Truncation, domains, vocabulary
@@ -233,9 +263,9 @@ def test_a_row_of_just_the_limit_is_not_truncated(tokenizer: Any, truncate: str)
 
 def test_documents_stand_in_the_order_of_rows_with_the_index_of_their_domain(tokenizer: Any) -> None:
     rows = [Row("one", domain="b"), Row("two words", domain="a"), Row("", domain="b")]
-    documents = tokens.encode(rows, tokenizer, ["a", "b"], VOCAB_SIZE, None)
+    documents = tokens.encode(rows, tokenizer, Groups(["a", "b"]), VOCAB_SIZE, None)
     assert [tokenizer.decode(d.token_ids) for d in documents] == ["one", "two words", ""]
-    assert [d.domain for d in documents] == [1, 0, 1]
+    assert [d.group for d in documents] == [1, 0, 1]
 
 
 def test_a_token_beyond_the_vocabulary_is_an_error(tokenizer: Any) -> None:

@@ -203,12 +203,15 @@ def assert_equal_profiles(ours: Path, one: Path) -> None:
     for name in ("rows", "truncated_rows", "prompts_hash", "total_tokens", "kept_tokens", "kept_tokens_by_domain"):
         assert said[name] == expected[name], name
     assert said["warnings"] == expected["warnings"]
+    assert said.get("until_stable") == expected.get("until_stable")
 
 
 WAYS = {
     "two": ((0, 1), 4, "data=2,expert=4", ("--eaft",)),
     # Each row of this mesh is two processes, which feed the same.
     "four": ((0, 1, 2, 3), 2, "data=2,expert=4", ("--pack",)),
+    # Rows of each portion are shared out anew.
+    "portions": ((0, 1), 4, "data=2,expert=4", ("--until-stable", "50%")),
 }
 
 

@@ -281,10 +281,10 @@ OWN = {"model", "profile", "profiles", "to", "ranking", "keep", "keep_sets", "ou
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_names_and_defaults_are_those_of_the_command_line(name: str) -> None:
-    parameters = inspect.signature(getattr(gj, name)).parameters
+    parameters = inspect.signature(getattr(gj, cli.commands[name].callback.__name__)).parameters
     options = {p.name: p for p in cli.commands[name].params if p.name not in OWN}
-    if name == "profile":  # its options are the option types', which the command line is made of
-        options = {n: p for n, p in options.items() if n in ("overwrite", "resume")}
+    if name in ("profile", "eval"):  # their options are the option types', which the command line is made of
+        options = {n: p for n, p in options.items() if n in ("overwrite", "resume", "baseline", "write_baseline")}
     for option, parameter in options.items():
         assert parameters[str(option)].default == parameter.to_info_dict()["default"], option
 
@@ -314,7 +314,15 @@ def test_every_public_function_has_an_example() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "module", ["interface.model", "interface.jobs", "interface.choosing", "interface.checkpoints", "run.profile"]
+    "module",
+    [
+        "interface.model",
+        "interface.jobs",
+        "interface.judging",
+        "interface.choosing",
+        "interface.checkpoints",
+        "run.profile",
+    ],
 )
 def test_examples_run(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

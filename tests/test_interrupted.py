@@ -47,7 +47,7 @@ from gptoss_jax.cli import main
 main()
 """
 # Commands that write, and of these those that write a folder in several steps, and a checkpoint.
-ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "convert"])
+ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert"])
 FOLDERS = pytest.mark.parametrize("command", ["profile", "merge", "prune", "convert"])
 CHECKPOINTS = pytest.mark.parametrize("command", ["prune", "convert"])
 
@@ -121,12 +121,23 @@ def test_file_too_large(argv: list[Any], out: list[Any], refused: Refused) -> No
 
 def test_late_failure(tiny_mxfp4: Path, out: list[Any], tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "r.txt").write_text("no harmony here")
-    refused("profile", tiny_mxfp4, "--data", "r.txt", *SHORT, *out, says=("no token is kept",))
+    refused("profile", tiny_mxfp4, "--data", "r.txt", *SHORT, "--keep", "reply", *out, says=("no token is kept",))
 
 
 def test_parents_of_a_failed_output(tiny_mxfp4: Path, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "r.txt").write_text("no harmony here")
-    refused("profile", tiny_mxfp4, "--data", "r.txt", *SHORT, "--out", "a/b/out", says=("no token is kept",))
+    refused(
+        "profile",
+        tiny_mxfp4,
+        "--data",
+        "r.txt",
+        *SHORT,
+        "--keep",
+        "reply",
+        "--out",
+        "a/b/out",
+        says=("no token is kept",),
+    )
 
 
 @FOLDERS
@@ -295,7 +306,7 @@ def test_small_disk(argv: list[Any], size: str, says: str, tmp_path: Path) -> No
     assert says in done.stderr
 
 
-@pytest.mark.parametrize("command", ["merge", "prune", "rank", "convert"])
+@pytest.mark.parametrize("command", ["merge", "prune", "rank", "select", "convert"])
 def test_read_only_disk(argv: list[Any], tmp_path: Path) -> None:
     done = on_disk("ro", tmp_path, [*argv, "--out", "disk/out"])
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from upath import UPath
 
-from gptoss_jax.data.dataset import MAX_DOMAINS, MAX_JOINT
+from gptoss_jax.data.groups import FOLDS, MAX_DOMAINS, MAX_JOINT
 from gptoss_jax.data.rows import Row, row_hashes
 from gptoss_jax.errors import ProfileError
 from gptoss_jax.statistics import store
@@ -83,6 +83,9 @@ def assert_equal_profiles(ours: Path, expected: Path) -> None:
     assert list(sums.domains) == list(theirs.domains) == ["", "a", "b"]
     np.testing.assert_array_equal(sums.row_hashes, theirs.row_hashes)
     np.testing.assert_array_equal(sums.statistics.tokens, theirs.statistics.tokens)
+    assert sums.folds == theirs.folds == FOLDS
+    for name, column in theirs.by_fold("a").items():
+        np.testing.assert_allclose(sums.by_fold("a")[name], column, rtol=1e-6, err_msg=name)
 
 
 def test_equals_one_profile_of_all_rows(profiles: Path, program: Program, tmp_path: Path) -> None:
@@ -142,6 +145,67 @@ def test_sums_read_back_are_those_written(tmp_path: Path) -> None:
     assert list(back.domains) == ["", "x"]
 
 
+def test_counts_are_read_as_far_as_float64_tells_them_apart(tmp_path: Path) -> None:
+    sums = some_sums(1, [""], range(3))
+    most = np.full_like(sums.statistics.tokens, 2**53)
+    write_sums(tmp_path / "a", replace(sums, statistics=replace(sums.statistics, tokens=most)))
+    np.testing.assert_array_equal(read_sums(tmp_path / "a").statistics.tokens, most)
+
+
+def test_sums_with_folds_are_those_of_a_loop_over_groups(tmp_path: Path) -> None:
+    """Of a domain, of a fold, and of all rows; also when they are read back."""
+    write_sums(tmp_path / "store", some_sums(1, ["", "x", "y"], range(3), eaft=True, swap=True, folds=FOLDS))
+    sums = read_sums(tmp_path / "store")
+    assert sums.folds == FOLDS and list(sums.by_domain()) == ["x", "y"]
+    for name, statistic in DECLARED.items():
+        own, reduce = getattr(sums.statistics, name), np.maximum if statistic.largest else np.add
+        total = getattr(sums.total()[0], name)
+        np.testing.assert_array_equal(total, reduce.reduce(own, axis=1))
+        for d, domain in enumerate(["", "x", "y"]):
+            groups = [d] if name == "coactivation" else [d * FOLDS + fold for fold in range(FOLDS)]
+            if domain:
+                expected = reduce.reduce([own[:, g] for g in groups], axis=0)
+                np.testing.assert_allclose(getattr(sums.by_domain()[domain][0], name), expected, err_msg=name)
+            if statistic.by_expert and not statistic.largest:
+                expected = np.stack([own[:, g] for g in groups], axis=1)
+                np.testing.assert_array_equal(sums.by_fold(domain)[name], expected)
+    weighted = sums.weighted["eaft"]
+    np.testing.assert_array_equal(sums.by_fold("y")["eaft_gate_norm_sum"], weighted[:, 2 * FOLDS :])
+    np.testing.assert_allclose(sums.by_fold()["eaft_gate_norm_sum"].sum(1), sums.total()[1]["eaft"])
+    np.testing.assert_allclose(sums.by_domain()["x"][1]["eaft"], weighted[:, FOLDS : 2 * FOLDS].sum(1))
+    assert {"norm_max", "activation_max", "gate_mean"}.isdisjoint(sums.by_fold())
+
+
+def test_folds_are_added_one_by_one(finished: Finished, program: Program) -> None:
+    parts = [finished("a", 1, "xy", folds=FOLDS, eaft=True), finished("b", 2, "y", folds=FOLDS, eaft=True)]
+    info = merged(program, *parts)
+    assert not any("folds" in warning for warning in info["warnings"])
+    a, b, both = (read_sums(Path(name) / "statistics.safetensors") for name in (*parts, "out"))
+    for name, sums in both.by_fold("y").items():
+        np.testing.assert_allclose(sums, a.by_fold("y")[name] + b.by_fold("y")[name], err_msg=name)
+    np.testing.assert_array_equal(both.by_fold("x")["count"], a.by_fold("x")["count"])
+    np.testing.assert_array_equal(
+        both.statistics.norm_max[:, FOLDS + 3],
+        np.maximum(a.statistics.norm_max[:, FOLDS + 3], b.statistics.norm_max[:, 3]),
+    )
+
+
+@pytest.mark.parametrize(("folds", "left", "says"), [(5, 5, "b has 5"), (1, 1, "b has none")])
+def test_folds_that_not_all_have_are_given_up_and_said(
+    folds: int, left: int, says: str, finished: Finished, program: Program
+) -> None:
+    parts = [finished("a", 1, folds=FOLDS), finished("b", 2, folds=folds)]
+    (warning,) = (warning for warning in merged(program, *parts)["warnings"] if "folds" in warning)
+    assert "folds are kept as far as all merged profiles have them" in warning and "a has 10" in warning
+    assert says in warning
+    a, b, both = (read_sums(Path(name) / "statistics.safetensors") for name in (*parts, "out"))
+    assert both.folds == left
+    of_a = a.by_fold()["gate_sum"]
+    expected = np.stack([of_a[:, fold::left].sum(1) for fold in range(left)], axis=1) + b.by_fold()["gate_sum"]
+    np.testing.assert_allclose(both.by_fold()["gate_sum"], expected)
+    np.testing.assert_array_equal(both.total()[0].norm_max, np.maximum(a.total()[0].norm_max, b.total()[0].norm_max))
+
+
 def test_profile_json_of_a_merge(finished: Finished, program: Program, tmp_path: Path) -> None:
     first, second = finished("a", 1), finished("b", 2, max_seq_length=32, data="other.jsonl")
     edit(second / "profile.json", engine="streamed")
@@ -156,7 +220,8 @@ def test_profile_json_of_a_merge(finished: Finished, program: Program, tmp_path:
     assert info["tokens_per_s"] == info["total_tokens"] / 5 == sum(i["total_tokens"] for i in infos.values()) / 5
     assert info["engine"] == "resident, streamed"
     # An option that these profiles are older than has the value with which they were made.
-    expected = OPTIONS | {"max_seq_length": "several", "data": "several", "keep_thinking": False}
+    newer = {"keep_thinking": False, "swap": False, "part": "all"}
+    expected = OPTIONS | {"max_seq_length": "several", "data": "several"} | newer
     assert info["options"] == expected
     assert "--max-seq-length is not the same in all merged profiles: 32, 64" in info["warnings"]
     assert info["command"].startswith("gptoss-jax merge ") and info["versions"]["jax"]
@@ -183,6 +248,18 @@ def test_sums_of_eaft_are_added(finished: Finished, program: Program, tmp_path: 
     assert info["tokens_per_s"] == 2 * info["total_tokens"] / info["seconds"]
 
 
+def test_sums_of_swap_are_added(finished: Finished, program: Program, tmp_path: Path) -> None:
+    """Profiles that were not asked for them have none, and nobody is told of it."""
+    parts = [finished("a", 1, "xy", swap=True), finished("b", 2, "y", swap=True)]
+    asked = merged(program, *parts)
+    for domain in (None, "y"):
+        expected = sum(read_columns(part, domain)["swap_sum"] for part in parts)
+        np.testing.assert_allclose(read_columns(tmp_path / "out", domain)["swap_sum"], expected)
+    plain = merged(program, finished("c", 1, "xy"), finished("d", 2, "y"))
+    assert "swap_sum" not in read_columns(tmp_path / "out")
+    assert asked["warnings"] == plain["warnings"]
+
+
 def test_profiles_of_a_remote_storage(two: list[Path], program: Program, tmp_path: Path) -> None:
     merged(program, *two)
     bucket = UPath("memory://merge")
@@ -205,6 +282,7 @@ SETTINGS = [
     case("channel weights", {"channel_weights": {"final": 1.0}}, "--channel-weights", "final"),
     case("skip first", {"skip_first": 1}, "--skip-first 1", "has 0"),
     case("eaft", {"eaft": True}, "--eaft True", "False"),
+    case("swap", {"swap": True}, "--swap True", "False"),
 ]
 
 
@@ -287,6 +365,7 @@ INFOS = [
     case("other tokens", {"total_tokens": 5}, "'total_tokens'", "statistics.safetensors"),
     case("other kept tokens", {"kept_tokens": 5}, "'kept_tokens'", "statistics.safetensors"),
     case("other eaft", {"options": OPTIONS | {"eaft": True}}, "'eaft'", "statistics.safetensors"),
+    case("other swap", {"options": OPTIONS | {"swap": True}}, "'swap'", "statistics.safetensors"),
     case("no time", {"seconds": 0}, "'seconds'"),
     case("seconds are no number", {"seconds": float("nan")}, "'seconds'"),
     case("endless seconds", {"compile_seconds": 10**400}, "'compile_seconds'"),
@@ -343,6 +422,7 @@ TENSORS = [
     case("no number", {"norm_max": np.full((L, 1, E), np.nan)}, "'norm_max' holds"),
     case("infinite", {"gate_rank_sum": np.full((L, 1, K), np.inf)}, "'gate_rank_sum' holds"),
     case("counts overflow", {"tokens": np.full((L, 1), 2**62)}, "'tokens' holds"),
+    case("a count too large", {"count": np.full((L, 1, E), 2**53 + 1)}, "'count' holds"),
     case("sums overflow", {"norm_sq_sum": np.full((L, 1, E), 1e308)}, "'norm_sq_sum' holds"),
 ]
 
@@ -412,9 +492,26 @@ def test_a_store_of_the_first_version_is_read_and_merged(two: list[Path], progra
         file = folder / "statistics.safetensors"
         safetensors.numpy.save_file(of_first_version(safetensors.numpy.load_file(file)), file, {"domains": domains})
     info = merged(program, *two)
-    later = [name for name, statistic in DECLARED.items() if statistic.since > 1]
+    later = [name for name, statistic in DECLARED.items() if statistic.since > 1 and not statistic.asked]
     assert len(info["warnings"]) == len(expected["warnings"]) + len(later)
     assert info | {"warnings": expected["warnings"]} == expected
+
+
+@pytest.mark.parametrize("folds", [None, 0, "2", True, 2])
+def test_a_store_with_a_wrong_number_of_folds_is_refused(folds: Any, two: list[Path], refused: Refused) -> None:
+    file = two[1] / "statistics.safetensors"
+    about = {"version": store.VERSION, "domains": ["y"], "folds": folds}
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file, {"store": json.dumps(about)})
+    refused("merge", *two, says=(str(file), "'count'" if folds == 2 else "number of folds"))
+
+
+def test_a_store_of_the_version_before_folds_has_none(two: list[Path], program: Program) -> None:
+    file = two[1] / "statistics.safetensors"
+    expected = read_sums(file)
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file, {"store": '{"version": 2, "domains": ["y"]}'})
+    assert read_sums(file).folds == 1
+    np.testing.assert_array_equal(read_sums(file).by_fold()["count"], expected.by_fold()["count"])
+    assert program("rank", two[1], "--out", "ranking.json") == (0, "")
 
 
 def test_a_store_of_a_later_version_is_refused(two: list[Path], refused: Refused) -> None:

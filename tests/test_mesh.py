@@ -21,6 +21,7 @@ from gptoss_jax.devices.mesh import DATA, EXPERT, RULES
 from gptoss_jax.errors import MeshError
 from gptoss_jax.network import model
 from gptoss_jax.network.source import abstract
+from gptoss_jax.network.swap import AT_ONCE
 from gptoss_jax.run.scores import TOP_LOGITS, UNEMBED_BLOCK
 from gptoss_jax.statistics.sums import DECLARED
 from tests.on_eight_devices import EIGHT, GOLDEN, LENGTHS, MESHES, ON_ONE_DEVICE, REFUSED, named
@@ -112,8 +113,8 @@ def test_a_masked_model_is_the_pruned_one(run: str, eight: Eight) -> None:
 
 
 def pairs_to_compute() -> np.ndarray:
-    """int [G]: k for each token that is no padding; rows alternate between the domains."""
-    return EIGHT.top_k * np.array([sum(LENGTHS[0::2]), sum(LENGTHS[1::2])])
+    """int [G]: k for each token that is no padding; rows are of the groups in turn."""
+    return EIGHT.top_k * np.array([sum(LENGTHS[group::4]) for group in range(4)])
 
 
 @pytest.mark.parametrize("run", ["one", *RUNS, "2x4 mxfp4", "crowded"])
@@ -176,17 +177,24 @@ def test_every_byte_of_the_checkpoint_is_read_once(run: str, eight: Eight, eight
     assert eight.facts["bytes_read"][run] == sum(t.nbytes for t in find_tensors(eight_mxfp4).values())
 
 
-def gathered(lines: list[str]) -> set[str]:
-    """Shapes that all-gathers make; any other exchange is no match."""
-    return {re.search(r"= (\w+\[[\d,]*\])\S* all-gather\(", line)[1] for line in lines}
+def moved(lines: list[str]) -> set[tuple[str, str]]:
+    """What moves arrays between devices, and the shapes that it makes."""
+    return {re.search(r"= (\w+\[[\d,]*\])\S* ([\w-]+)\(", line).groups()[::-1] for line in lines}
 
 
 def test_nothing_but_router_logits_is_gathered(eight: Eight) -> None:
-    """Sums aside, that is all that moves between devices in the compiled program: no weight does."""
+    """Sums aside, that is all that moves between devices in the compiled program: no weight does.
+
+    Where it is asked what dropping an expert changes, each device has all outputs of some tokens, and no more.
+    """
     tokens = len(LENGTHS) * max(LENGTHS)
     router_logits, largest = f"f32[{tokens},{EIGHT.num_experts}]", f"f32[{UNEMBED_BLOCK},{8 * TOP_LOGITS}]"
-    assert gathered(eight.facts["moves"]["1x8"]) == {router_logits}
-    assert gathered(eight.facts["moves"]["scored 1x8"]) == {router_logits, largest}
+    assert moved(eight.facts["moves"]["1x8"]) == {("all-gather", router_logits)}
+    outputs = f"f32[{AT_ONCE // 8},{EIGHT.top_k + 1},{EIGHT.hidden_size}]"
+    assert moved(eight.facts["moves"]["scored 1x8"]) == {
+        *(("all-gather", shape) for shape in (router_logits, largest, f"f32[{AT_ONCE},{EIGHT.top_k}]")),
+        ("reduce-scatter", outputs),
+    }
 
 
 def test_shardings_of_the_published_models(eight: Eight) -> None:
@@ -274,3 +282,16 @@ def test_on_one_device_is_refused(
 def test_four_bits_of_a_bf16_checkpoint_are_refused(tiny_bf16: Path, rows_jsonl: Path, refused: Refused) -> None:
     command = ["profile", tiny_bf16, "--data", rows_jsonl, "--weights", "mxfp4", *SHORT, "--out", "out"]
     refused(*command, says=(str(tiny_bf16), "BF16", "--weights mxfp4", "MXFP4"))
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_an_evaluation_is_that_of_one_device(name: str, eight: Eight) -> None:
+    """Rows and the vocabulary are split: beside the model itself, beside another model, and beside its top tokens."""
+    for kind in ("model", "other", "of top"):
+        one, ours = eight.of("evaluated one", kind), eight.of(f"evaluated {name}", kind)
+        assert ours.keys() == one.keys() == {"nats", "entropy", "best", "kl"}
+        np.testing.assert_array_equal(ours["best"], one["best"])
+        for field in ("nats", "entropy"):
+            assert_close(ours[field], one[field], f"{kind} {field}")
+        np.testing.assert_allclose(ours["kl"], one["kl"], rtol=1e-2, atol=1e-9)
+        assert one["kl"][:, 1].mean() > 1e-6 and not eight.of(f"evaluated {name}", "model")["kl"][:, 0].any()

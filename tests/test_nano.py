@@ -15,7 +15,6 @@ import pytest
 from click.testing import CliRunner
 from flax import nnx
 
-from convert import mxfp4
 from convert.hf import Checkpoint
 from experiments import tokenizers
 from experiments.nano import evaluate, families, network, publish, specialise, train
@@ -34,7 +33,6 @@ from gptoss_jax.data.tokens import load_tokenizer
 from gptoss_jax.devices import mesh as sharding
 from gptoss_jax.devices.placement import here
 from gptoss_jax.errors import ResumeError
-from gptoss_jax.kernels.mxfp4 import round_to_mxfp4
 from gptoss_jax.network import model, rope
 from gptoss_jax.network.source import load
 from gptoss_jax.run.forward import forward
@@ -150,15 +148,6 @@ def test_a_step_has_the_same_batch_again_and_whole_conversations(tokenizer: Path
     assert all(t.startswith("<|start|>system") and t.endswith("<|return|>") for t in texts)
     learnt = corpus.tokenizer.decode(first.tokens.ids[0][(first.weights[0] > 0) & (first.tokens.segments[0] == 1)])
     assert learnt == texts[0].partition("<|start|>assistant")[2]
-
-
-def test_rounding_is_that_of_the_encoder() -> None:
-    values = np.random.default_rng(0).normal(size=(50, 96)).astype(np.float32) * np.logspace(-30, 3, 50)[:, None]
-    values[3], values[4, :32] = 0, np.linspace(-6, 6, 32)
-    values[5, :16] = np.arange(16) / 4  # halfway between neighbours, up to 4
-    values = values.astype(np.float32)
-    expected = mxfp4.decode(*mxfp4.encode(values))
-    np.testing.assert_array_equal(np.asarray(round_to_mxfp4(jnp.asarray(values))), expected.astype(np.float32))
 
 
 def trained(folder: Path, tokenizer: Path, recipe: Recipe = RECIPE) -> model.GptOss:

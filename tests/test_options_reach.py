@@ -4,6 +4,7 @@ The table at the end names for each option the test that shows it. A new option 
 """
 
 import ast
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -76,6 +77,11 @@ def changed(**columns: str) -> list[dict[str, str]]:
     return [row | {name: row[other] for name, other in columns.items()} for row in ROWS]
 
 
+def is_for_evaluation(row: dict[str, str]) -> bool:
+    digest = hashlib.sha256(f"part\n{row['id']}\n{row['text']}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 5 == 0
+
+
 def kept(profile: gj.Profile) -> int:
     tokens: int = profile.info["kept_tokens"]
     return tokens
@@ -118,16 +124,31 @@ WAYS: dict[str, Way] = {
         seen=lambda a, b: a.info["total_tokens"] == len(ROWS) * 40,
     ),
     "truncate": Way(
-        ("--truncate", "right"), {"truncate": "right"}, rows=ROWS, seen=lambda a, b: kept(a) < kept(b)
+        ("--truncate", "right"),
+        {"truncate": "right", "keep": "assistant"},
+        rows=ROWS,
+        without=("--keep", "assistant"),
+        seen=lambda a, b: kept(a) < kept(b),
     ),  # the ends of rows are the assistant's
     "pack": Way(("--pack",), {"pack": True}, seen=lambda a, b: a.info["total_tokens"] > b.info["total_tokens"]),
     "cross_document": Way(("--cross-document",), {"pack": True, "cross_document": True}, without=("--pack",)),
-    "keep": Way(("--keep", "all"), {"keep": "all"}, seen=lambda a, b: kept(a) == a.info["total_tokens"] > kept(b)),
+    "keep": Way(
+        ("--keep", "assistant"), {"keep": "assistant"}, seen=lambda a, b: kept(a) < kept(b) == b.info["total_tokens"]
+    ),
     "channel_weights": Way(
-        ("--channel-weights", "analysis=0.5,final=2"), {"channel_weights": {"analysis": 0.5, "final": 2.0}}
+        ("--channel-weights", "analysis=0.5,final=2"),
+        {"keep": "reply", "channel_weights": {"analysis": 0.5, "final": 2.0}},
+        without=("--keep", "reply"),
+    ),
+    "part": Way(
+        ("--part", "evaluation"),
+        rows=[row for row in changed(id="key") if is_for_evaluation(row)],
+        without=("--id-column", "key"),
+        seen=lambda a, b: 0 < len(a.sums.row_hashes) < len(b.sums.row_hashes) == len(ROWS),
     ),
     "skip_first": Way(("--skip-first", 30), {"skip_first": 30}, seen=lambda a, b: 0 < kept(a) < kept(b)),
     "eaft": Way(("--eaft",), {"eaft": True}, seen=lambda a, b: [*a.sums.weighted] == ["eaft"] and not b.sums.weighted),
+    "swap": Way(("--swap",), {"swap": True}, seen=lambda a, b: differences(a, b) == ["swap_sum"]),
     "engine": Way(
         ("--engine", "streamed"), {"engine": "streamed"}, seen=lambda a, b: a.info["engine"] != b.info["engine"]
     ),
@@ -281,6 +302,23 @@ def test_an_option_of_generate_is_that_of_python(name: str, tiny_mxfp4: Path, tm
 
 
 @pytest.mark.slow
+def test_keep_sets_are_a_soft_prune(tiny_mxfp4: Path, data: Path, tmp_path: Path) -> None:
+    """What a command does of a masked model is what Python does of it, and its profile says so."""
+    kept, sets = [[0, 1, 3, 5]] * 4, dump(tmp_path / "keep.json", [[0, 1, 3, 5]] * 4)
+    masked = gj.open(str(tiny_mxfp4)).masked(kept)
+    rows = ["--data", data / "test.jsonl", "--max-seq-length", LENGTH]
+    run("profile", tiny_mxfp4, *rows, "--keep-sets", sets, "--out", tmp_path / "out")
+    ours = gj.Profile.open(tmp_path / "out")
+    assert differences(ours, gj.profile(masked, str(data / "test.jsonl"), max_seq_length=LENGTH)) == []
+    assert not ours.columns()["count"][:, [2, 4, 6]].any() and str(sets) in ours.info["model"]
+    asked = ["--prompt", "1 + 1?", "--max-new-tokens", 8, "--temperature", 0]
+    said = run("generate", tiny_mxfp4, *asked, "--keep-sets", sets)
+    (reply,) = gj.generate(masked, ["1 + 1?"], max_new_tokens=8, temperature=0)
+    (plain,) = gj.generate(str(tiny_mxfp4), ["1 + 1?"], max_new_tokens=8, temperature=0)
+    assert said == printed(reply) and reply.token_ids != plain.token_ids
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_reply_is_computed_in_the_type(dtype: str, tiny_mxfp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the network that is asked: rounding changes no token of so small a model."""
@@ -310,8 +348,10 @@ def printed(reply: Any) -> str:
         (("--criterion", "random"), {"criterion": "random"}),
         (("--criterion", "random", "--seed", 5), {"criterion": "random", "seed": 5}),
         (("--domain", "b"), {"domain": "b"}),
+        (("--domain", "a", "--domain", "b=5"), {"domain": {"a": 1, "b": 5}}),
+        (("--min-count", 100), {"min_count": 100}),
     ],
-    ids=["criterion", "random", "seed", "domain"],
+    ids=["criterion", "random", "seed", "domain", "mix", "min_count"],
 )
 def test_an_option_of_rank_is_that_of_python(
     words: tuple[object, ...], options: dict[str, Any], finished: Finished, tmp_path: Path
@@ -322,6 +362,47 @@ def test_an_option_of_rank_is_that_of_python(
     assert layers == gj.rank(profile, **options).layers
     smaller = dict([*options.items()][:-1])
     assert layers != gj.rank(profile, **smaller).layers
+
+
+# select: by what it says itself, and on the same tables as Python.
+
+CHOICES: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
+    "keep": (("--keep", 2), {"keep": 2}),
+    "coverage": (("--coverage", 0.7), {"coverage": 0.7}),
+    "budget_gib": (("--budget-gib", 4.8e-4, "--model", "MODEL"), {"budget_gib": 4.8e-4}),
+    "context": (("--budget-gib", 4.4e-4, "--model", "MODEL", "--context", 50), {"budget_gib": 4.4e-4, "context": 50}),
+    "rows": (
+        ("--budget-gib", 4.5e-4, "--model", "MODEL", "--context", 9, "--rows", 7),
+        {"budget_gib": 4.5e-4, "context": 9, "rows": 7},
+    ),
+    "format": (
+        ("--budget-gib", 5e-4, "--model", "MODEL", "--format", "bf16"),
+        {"budget_gib": 5e-4, "format": "bf16"},
+    ),
+    "criterion": (("--keep", 2, "--criterion", "frequency"), {"keep": 2, "criterion": "frequency"}),
+    "seed": (
+        ("--keep", 2, "--criterion", "random", "--seed", 5),
+        {"keep": 2, "criterion": "random", "seed": 5},
+    ),
+    "domain": (("--keep", 2, "--domain", "b=2"), {"keep": 2, "domain": {"b": 2}}),
+    "blend": (("--keep", 2, "--blend", "maxmin"), {"keep": 2, "blend": "maxmin"}),
+    "floor": (("--keep", 2, "--floor", "b=0.9"), {"keep": 2, "floor": {"b": 0.9}}),
+    "min_count": (("--keep", 2, "--min-count", 90), {"keep": 2, "min_count": 90}),
+    "protect_outliers": (("--keep", 2, "--protect-outliers", 3), {"keep": 2, "protect_outliers": 3}),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_an_option_of_select_is_that_of_python(name: str, finished: Finished, tiny_mxfp4: Path, tmp_path: Path) -> None:
+    words, options = CHOICES[name]
+    profile = finished("profile", 1, domains=("a", "b"), shape=(4, 7))
+    run("select", profile, *(tiny_mxfp4 if w == "MODEL" else w for w in words), "--out", tmp_path / "keep.json")
+    written = json.loads((tmp_path / "keep.json").read_text())
+    model = {"model": str(tiny_mxfp4)} if "budget_gib" in options else {}
+    kept = gj.select(profile, **options, **model)
+    assert (written["layers"], written["rule"]) == (kept.layers, kept.origin.rule)
+    fewer = {n: value for n, value in options.items() if n != name} or {"keep": 3}
+    assert kept.layers != gj.select(profile, **fewer, **(model if "budget_gib" in fewer else {})).layers
 
 
 # prune and convert
@@ -397,7 +478,7 @@ def test_forms_of_a_converted_checkpoint(program: Program, tiny_mxfp4: Path, tmp
 # Outputs of all commands.
 
 
-@pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "convert"])
+@pytest.mark.parametrize("command", ["profile", "eval", "merge", "prune", "rank", "select", "convert"])
 @pytest.mark.slow
 def test_an_output_is_where_it_is_asked_for_and_replaces_when_asked(
     command: str, argv: list[Any], program: Program, tmp_path: Path
@@ -454,12 +535,15 @@ CONVERTED = "test_forms_of_a_converted_checkpoint"
 OUT = "test_an_output_is_where_it_is_asked_for_and_replaces_when_asked"
 ADDED = "test_merge_adds_the_profiles_that_are_named"
 PLAN = "test_options_of_plan_are_those_of_the_step"
+EVAL = "test_eval_command.py::"
 HOSTS = "test_hosts.py::test_equals_one_process"
 
 SEEN: dict[str, dict[str, str]] = {
     "profile": {
         **dict.fromkeys(WAYS, PROFILE),
         "model": PROFILE,
+        "keep_sets": "test_keep_sets_are_a_soft_prune",
+        "until_stable": "test_stable.py::test_rows_are_taken_until_the_keep_set_stays",
         "skip_bad_rows": "test_rows_that_cannot_be_read_are_left_out",
         **dict.fromkeys(["eaft_quantiles", "eaft_weights"], EAFT),
         "batch_size": "test_the_batch_size_is_that_of_steps",
@@ -473,7 +557,12 @@ SEEN: dict[str, dict[str, str]] = {
     },
     "merge": {"profiles": ADDED, **dict.fromkeys(["out", "overwrite"], OUT)},
     "rank": {
-        **dict.fromkeys(["profile", "criterion", "domain", "seed"], RANK),
+        **dict.fromkeys(["profile", "criterion", "domain", "seed", "min_count"], RANK),
+        **dict.fromkeys(["out", "overwrite"], OUT),
+    },
+    "select": {
+        **dict.fromkeys(CHOICES, "test_an_option_of_select_is_that_of_python"),
+        **dict.fromkeys(["profile", "model"], "test_an_option_of_select_is_that_of_python"),
         **dict.fromkeys(["out", "overwrite"], OUT),
     },
     "prune": {
@@ -481,6 +570,7 @@ SEEN: dict[str, dict[str, str]] = {
         **dict.fromkeys(["format", "max_shard_size", "domain", "lower_top_k"], PRUNED),
         **dict.fromkeys(["out", "overwrite"], OUT),
         "verify": "convert/test_prune.py::test_verify_finds_a_byte_that_differs",
+        "eval": "convert/test_card.py::test_the_command_puts_what_was_measured_into_the_card",
     },
     "convert": {
         **dict.fromkeys(["model", "to", "format", "max_shard_size", "mesh"], CONVERTED),
@@ -489,7 +579,31 @@ SEEN: dict[str, dict[str, str]] = {
     "generate": {
         **dict.fromkeys([*SAYING, "model", "messages"], GENERATE),
         "dtype": "test_a_reply_is_computed_in_the_type",
+        "keep_sets": "test_keep_sets_are_a_soft_prune",
         "prompts": "test_generate.py::test_the_command_shows_what_was_generated",
+    },
+    "eval": {
+        **dict.fromkeys(
+            [
+                *("data", "split", "text_column", "domain_column", "domain", "keep_thinking", "num_rows", "seed"),
+                *("seq_len", "blocks", "keep", "cross_document", "replies", "max_new_tokens"),
+                *("answer_column", "answer_kind"),
+            ],
+            EVAL + "test_an_option_of_eval_is_that_of_python",
+        ),
+        **dict.fromkeys(["id_column", "part"], EVAL + "test_ids_and_parts_decide_by_hashes"),
+        "subset": PROFILE,  # read by the same function
+        "skip_bad_rows": EVAL + "test_rows_that_cannot_be_read_are_left_out",
+        **dict.fromkeys(
+            ["engine", "memory_gib", "activation_gib", "mesh", "weights", "dtype"],
+            EVAL + "test_where_it_runs_changes_nothing_but_where",
+        ),
+        "batch_size": EVAL + "test_the_batch_size_is_that_of_steps",
+        **dict.fromkeys(["model", "baseline", "write_baseline"], EVAL + "test_another_model_is_the_baseline"),
+        **dict.fromkeys(["keep_sets", "out"], EVAL + "test_what_a_run_leaves"),
+        "exclude_calibrated": EVAL + "test_rows_of_the_calibration_are_no_evaluation",
+        "overwrite": OUT,
+        "resume": "test_evaluation.py::test_a_killed_run_goes_on",
     },
     "plan": dict.fromkeys(
         ["model", "topology", "mesh", "batch_size", "max_seq_length", "weights", "tokens", "as_json"], PLAN

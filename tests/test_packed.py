@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from convert import mxfp4
 from convert.hf import Checkpoint
 from gptoss_jax.config import TINY
-from gptoss_jax.kernels.mxfp4 import BLOCK, dequantise, dequantise_pairs
+from gptoss_jax.kernels.mxfp4 import BLOCK, dequantise, dequantise_pairs, round_to_mxfp4
 from gptoss_jax.network import model
 from gptoss_jax.network.source import load
 
@@ -84,6 +84,15 @@ def test_halves_and_pairs_are_inverse(shape: tuple[int, int, int], seed: int) ->
     packed = random_bytes(seed, *shape)
     np.testing.assert_array_equal(mxfp4.pairs(mxfp4.halves(packed)), packed)
     np.testing.assert_array_equal(mxfp4.halves(mxfp4.pairs(packed)), packed)
+
+
+def test_rounding_is_that_of_the_encoder() -> None:
+    values = np.random.default_rng(0).normal(size=(50, 96)).astype(np.float32) * np.logspace(-30, 3, 50)[:, None]
+    values[3], values[4, :32] = 0, np.linspace(-6, 6, 32)
+    values[5, :16] = np.arange(16) / 4  # halfway between neighbours, up to 4
+    values = values.astype(np.float32)
+    expected = mxfp4.decode(*mxfp4.encode(values))
+    np.testing.assert_array_equal(np.asarray(round_to_mxfp4(jnp.asarray(values))), expected.astype(np.float32))
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "float32"])

@@ -13,13 +13,26 @@ from upath import UPath
 from gptoss_jax.cli import cli
 from gptoss_jax.cli.options import Place, Value
 from gptoss_jax.errors import StorageError
+from gptoss_jax.evaluation import stored
 from gptoss_jax.files.paths import place
 from gptoss_jax.run.kinds import ROWS, TEXT
 
 from .bad_input import Program, Refused, dump, tree
+from .simulated import summary
 
 # Parameters that take any text and name no path. One that names a path has the type `cli.options.PATH`.
-TEXTS = {"prompts", "domain", "split", "subset", "text_column", "id_column", "domain_column", "topology"}
+TEXTS = {
+    "prompts",
+    "answer_column",
+    "domain",
+    "split",
+    "subset",
+    "text_column",
+    "id_column",
+    "domain_column",
+    "topology",
+}
+OUTPUTS = ("out", "write_baseline")
 NUMBERS = (click.Choice, click.IntRange, click.types.IntParamType, click.types.BoolParamType)
 PARAMETERS = [(name, parameter) for name, command in cli.commands.items() for parameter in command.params]
 
@@ -56,8 +69,21 @@ def flag(parameter: click.Parameter) -> str:
 @pytest.fixture
 def words(argv: list[Any], parameter: click.Parameter, tmp_path: Path) -> list[Any]:
     """A command line that has the parameter."""
-    if parameter.name == "keep_sets":
+    if parameter.name == "keep_sets" and argv[0] in ("profile", "generate"):
+        argv = [*argv, "--keep-sets", dump(tmp_path / "keep.json", [[0, 1, 2, 3]] * 4)]
+    if parameter.name == "keep_sets" and argv[0] == "prune":
         argv = ["prune", argv[1], "--keep-sets", dump(tmp_path / "keep.json", [[0, 1, 2, 3]] * 4)]
+    if parameter.name == "eval":
+        made = tmp_path / "eval.json"
+        made.write_text(stored.to_json(summary()), encoding="utf-8")
+        argv = [*argv, "--eval", made]
+    if parameter.name == "baseline":
+        argv = [*argv, "--baseline", argv[1]]
+    if parameter.name == "write_baseline":
+        argv = [*(word for word in argv if word not in ("--keep-sets", tmp_path / "kept.json"))]
+        argv = [*argv, "--write-baseline", tmp_path / "baseline"]
+    if parameter.name == "model" and argv[0] == "select":
+        argv = [*argv[:2], "--budget-gib", 1, "--model", tmp_path / "model"]
     if parameter.name == "messages":
         messages = dump(tmp_path / "messages.json", [{"role": "user", "content": "1 + 1"}])
         argv = ["generate", argv[1], "--messages", messages, "--max-new-tokens", 4]
@@ -106,10 +132,10 @@ def test_a_remote_path_is_taken(
     command: str, parameter: click.Parameter, words: list[Any], storage: UPath, program: Program, tmp_path: Path
 ) -> None:
     local = path_of(words, parameter)
-    remote = storage / "made" if parameter.name == "out" else copied(local, storage)
+    remote = storage / "made" if parameter.name in OUTPUTS else copied(local, storage)
     status, error = program(*with_path(words, parameter, str(remote)))
     assert done(status, error), error
-    assert remote.exists() and (parameter.name != "out" or not local.exists()) and not schemes_in(tmp_path)
+    assert remote.exists() and (parameter.name not in OUTPUTS or not local.exists()) and not schemes_in(tmp_path)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The job from the command line to its files, against transformers in float32."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,10 +14,12 @@ from click.testing import CliRunner
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from gptoss_jax.data import tokens
+from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.remarks import Remarks
 from gptoss_jax.data.rows import ColumnNames, Reading, prompts_hash, read_rows, sample
 from gptoss_jax.data.sources import records
 from gptoss_jax.data.template import Template
+from gptoss_jax.statistics.store import read_sums
 from gptoss_jax.statistics.tables import read_columns
 from tests import oracle
 from tests.bad_input import read_shard, shard_of, write_shard
@@ -27,7 +30,8 @@ L, E, K = TINY.num_layers, TINY.num_experts, TINY.top_k
 
 
 def run_profile(model: Path, data: Path, out: Path, *options: str) -> Path:
-    arguments = ["profile", str(model), "--data", str(data), "--dtype", "float32", "--out", str(out), *options]
+    arguments = ["profile", str(model), "--data", str(data), "--dtype", "float32", "--out", str(out)]
+    arguments += ["--keep", "assistant", *options]
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return out
@@ -38,7 +42,7 @@ def rows_and_documents(model: Path, data: Path):
     reading = Reading(ColumnNames(domain="domain"), lambda: Template(tokenizer), Remarks())
     rows = list(read_rows(records(str(data), "train", None, Remarks()), reading))
     domains = sorted({row.domain for row in rows})
-    return rows, tokens.encode(rows, tokenizer, domains, TINY.vocab_size, None)
+    return rows, tokens.encode(rows, tokenizer, Groups(domains), TINY.vocab_size, None)
 
 
 def oracle_columns(model: Path, documents) -> dict[str, np.ndarray]:
@@ -95,6 +99,32 @@ def test_statistics_equal_transformers(way: tuple[str, ...], tiny_mxfp4: Path, r
     assert_equal_columns(read_columns(profile), oracle_columns(tiny_mxfp4, documents))
     odd = [d for row, d in zip(rows, documents, strict=True) if row.domain == "b"]
     assert_equal_columns(read_columns(profile, "b"), oracle_columns(tiny_mxfp4, odd))
+
+
+@pytest.mark.parametrize(
+    "way", [(), ("--pack", "--max-seq-length", "4096"), STREAMED], ids=["padded", "packed", "streamed"]
+)
+def test_sums_by_fold_equal_transformers(way: tuple[str, ...], tiny_mxfp4: Path, rows_jsonl: Path, tmp_path: Path):
+    """Of all rows and of one domain: a row's fold follows from its hash alone."""
+    out = run_profile(tiny_mxfp4, rows_jsonl, tmp_path / "out", "--domain-column", "domain", *way)
+    sums = read_sums(out / "statistics.safetensors")
+    rows, documents = rows_and_documents(tiny_mxfp4, rows_jsonl)
+    folds = [int(hashlib.sha256(f"{row.id}\n{row.text}".encode()).hexdigest()[:16], 16) % 10 for row in rows]
+    assert sums.folds == 10 and len({*folds}) > 3
+    for domain in (None, "b"):
+        for fold in range(10):
+            some = [
+                d
+                for d, f, row in zip(documents, folds, rows, strict=True)
+                if f == fold and domain in (None, row.domain)
+            ]
+            ours = {name: column[:, fold] for name, column in sums.by_fold(domain).items()}
+            expected = {name: x for name, x in oracle_columns(tiny_mxfp4, some).items() if name in ours}
+            assert_equal_columns(ours | columns_of_means(ours), expected)
+
+
+def columns_of_means(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"saliency_mean": sums["gate_norm_sum"] / np.maximum(1, sums["count"])}
 
 
 def decided(source: Path, folder: Path) -> Path:

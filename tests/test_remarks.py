@@ -17,6 +17,14 @@ def test_equal_remarks_are_one_counted_with_its_first_example() -> None:
     ]
 
 
+def test_three_examples_are_named_and_of_more_the_first() -> None:
+    for count, named in ((3, "line 1; line 2; line 3"), (4, "first line 1")):
+        remarks = Remarks()
+        for number in range(1, count + 1):
+            remarks.say("dropped", f"line {number}")
+        assert remarks.lines() == [f"dropped: {count} rows, {named}"]
+
+
 def test_no_remark_is_no_line() -> None:
     assert Remarks().lines() == []
 

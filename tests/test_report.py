@@ -44,6 +44,7 @@ USAGE_SCHEMA = pa.schema(
         ("value", pa.float64()),
     ]
 )
+NO_FOLDS = {"count": np.ones((1, 1, 2), np.int64)}
 INFO = {
     "model": "openai/gpt-oss-20b",
     "options": {
@@ -73,7 +74,7 @@ def routed() -> tuple[Statistics, list[np.ndarray], np.ndarray]:
     """Statistics of two batches [L, G, …], and the choices [N, k] of each layer's kept tokens, with their gates."""
     rng = np.random.default_rng(0)
     documents = [
-        Document(np.ones(n, np.int32), (rng.random(n) < 0.7).astype(np.float32), domain=n % 2) for n in (40, 9, 23, 31)
+        Document(np.ones(n, np.int32), (rng.random(n) < 0.7).astype(np.float32), group=n % 2) for n in (40, 9, 23, 31)
     ]
     measure = jax.jit(layer_statistics, static_argnums=3)
     statistics, choices, gates = None, [[] for _ in range(L)], [[] for _ in range(L)]
@@ -140,7 +141,7 @@ def published(shared: Path) -> str:
 def rendered(shared: Path) -> str:
     """The report of the published table, with what the published report says of its run."""
     columns = read_columns(shared / "data" / "seed1" / "20b_reap_saliency.parquet")
-    return profile_report(INFO, columns, nothing_measured(24, 32, 4), {"": nothing_measured(24, 32, 4)})
+    return profile_report(INFO, columns, nothing_measured(24, 32, 4), {"": nothing_measured(24, 32, 4)}, NO_FOLDS)
 
 
 # The published report
@@ -156,14 +157,16 @@ def test_the_header_names_a_subset() -> None:
     made = {name: np.reshape(column, (4, 7)) for name, column in table().items()}
     info = INFO | {"options": INFO["options"] | {"subset": "easy"}}
     assert f"`{INFO['options']['data']}` subset `easy` split `" in profile_report(
-        info, made, nothing_measured(4, 7, 3), {}
+        info, made, nothing_measured(4, 7, 3), {}, NO_FOLDS
     )
 
 
 def test_the_header_says_that_no_column_was_named() -> None:
     made = {name: np.reshape(column, (4, 7)) for name, column in table().items()}
     info = INFO | {"options": INFO["options"] | {"text_column": None}}
-    assert "split `high_part00` col found in each row\n" in profile_report(info, made, nothing_measured(4, 7, 3), {})
+    assert "split `high_part00` col found in each row\n" in profile_report(
+        info, made, nothing_measured(4, 7, 3), {}, NO_FOLDS
+    )
 
 
 def test_the_published_table_gives_the_published_concentration(published: str, rendered: str) -> None:
@@ -202,7 +205,7 @@ def test_the_sections_of_a_report_stand_in_order(folder: Path) -> None:
 
 def test_a_report_of_one_domain_without_warnings_leaves_both_sections_out(routed: Any) -> None:
     total = routed[0].total()
-    report = profile_report(INFO, columns(total, {}), total, {"": total})
+    report = profile_report(INFO, columns(total, {}), total, {"": total}, NO_FOLDS)
     assert headings(report)[-3:] == ["## Reproduce", "## Pictures", "## Router"]
     assert section(report, "Reproduce") == ["```bash", INFO["command"], "```"]
 
@@ -210,7 +213,7 @@ def test_a_report_of_one_domain_without_warnings_leaves_both_sections_out(routed
 def test_the_header_names_the_domains_and_says_which_tokens_are_kept(routed: Any) -> None:
     total = routed[0].total()
     info = INFO | {"options": INFO["options"] | {"domain": ("law", "maths"), "keep": "all"}}
-    report = profile_report(info, columns(total, {}), total, {"": total})
+    report = profile_report(info, columns(total, {}), total, {"": total}, NO_FOLDS)
     assert "- Domain filter: `law, maths`\n" in report
     assert "| Kept (all) tokens: 10,220\n" in report
 
@@ -250,7 +253,7 @@ def test_experts_of_the_top_ten_on_few_tokens_are_named() -> None:
 def test_small_rates_have_decimals(a_second: float, said: str, routed: Any) -> None:
     assert rate(a_second) == said
     total = routed[0].total()
-    report = profile_report(INFO | {"tokens_per_s": a_second}, columns(total, {}), total, {"": total})
+    report = profile_report(INFO | {"tokens_per_s": a_second}, columns(total, {}), total, {"": total}, NO_FOLDS)
     assert f"- Forward throughput: {said} tokens/s\n" in report
 
 

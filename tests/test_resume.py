@@ -220,9 +220,9 @@ def test_saving_takes_a_small_part_of_the_time(tmp_path: Path, monkeypatch: pyte
         b"1",
         b"{}",
         b'{"--dtype": "float32"}',  # as those of before have it
-        b'{"version": 2, "settings": {}}',
-        b'{"version": 1}',
-        b'{"version": 1, "settings": []}',
+        b'{"version": 1, "settings": {}}',
+        b'{"version": 2}',
+        b'{"version": 2, "settings": []}',
         b"\xff",
         b"[" * 10**5,
     ],
@@ -240,6 +240,7 @@ def test_a_state_of_another_version_is_one_line(tmp_path: Path, change: str) -> 
     progress = Progress(tmp_path / "out")
     arrays = safetensors.numpy.load(state_of(0).to_bytes())
     numbers = {"weighting": "eaft", "units": 1, "tokens": 1.0, "seconds": 1.0, "compile_seconds": 1.0}
+    numbers |= {"curve": [], "kept": []}
     if change == "numbers":
         del numbers["units"]
     elif change == "statistic":
@@ -329,6 +330,7 @@ def test_other_settings(
         ("--data", other): "the rows'",
         ("--domain-column", "domain"): "--domain-column None, this one 'domain'",
         ("--eaft",): "--eaft False, this one True",
+        ("--swap",): "--swap False, this one True",
     }.items():
         refused(*argv, *more, "--resume", says=("out.progress: the unfinished run has", name, "remove that folder"))
     refused(*line("streamed", tiny_bf16, rows_jsonl), "--resume", says=("the model's fingerprint",))
@@ -430,7 +432,7 @@ def moments(program: Program, steps: list[str], folder: Path, argv: list[Any]) -
     return kept
 
 
-WAYS = {"plain": ((), 1), "eaft": (("--eaft",), 5), "pack": (("--pack", "--batch-size", 4), 5)}
+WAYS = {"plain": ((), 1), "both": (("--eaft", "--swap"), 5), "pack": (("--pack", "--batch-size", 4), 5)}
 
 
 @ENGINES
@@ -455,6 +457,20 @@ def test_from_any_moment(
         steps.clear()
         finish(program, tmp_path, argv, expected)
         assert units(steps) == total - done
+
+
+@ENGINES
+def test_rows_in_portions_go_on_in_the_portion_at_work(
+    name: str, program: Program, steps: list[str], tiny_mxfp4: Path, rows_jsonl: Path, tmp_path: Path
+) -> None:
+    """Of 6 rows the portions end with 1, 2, 3 and 6; they are killed within each, and where one has just ended."""
+    argv = line(name, tiny_mxfp4, rows_jsonl, "--until-stable", 1)
+    expected, total = whole(program, tmp_path, argv), units(steps)
+    assert len(expected["profile.json"]["until_stable"]["curve"]) == total // (4 if name == "streamed" else 1) == 4
+    for after in range(1, total, 3 if name == "streamed" else 1):
+        stop(program, argv, after)
+        finish(program, tmp_path, argv, expected)
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_scores_of_many_batches_weigh_their_own_tokens(

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from experiments import tokenizers
 from gptoss_jax.data import batching, tokens
+from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.remarks import Remarks
 from gptoss_jax.data.rows import ColumnNames, Reading, Row, prompts_hash, read_rows, sample
 from gptoss_jax.data.sources import records
@@ -305,7 +306,7 @@ def test_packed_blocks_do_not_depend_on_the_order_of_rows_or_the_files_that_hold
 
     def blocks(data: Path, number: int | None) -> list[Any]:
         rows = sample(read(data, ColumnNames(domain="kind")), (), number, 0)
-        documents = tokens.encode(rows, tokenizer, ["a", "b"], 300, None, keep_all=True)
+        documents = tokens.encode(rows, tokenizer, Groups(["a", "b"]), 300, None, keep="all")
         batches = batching.packed(documents, 2, 16, eos_token_id=1, num_groups=2)
         return [prompts_hash(rows), *(leaf for batch in batches for leaf in jax.tree.leaves(batch))]
 

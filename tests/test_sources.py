@@ -91,6 +91,9 @@ def test_splits_are_those_of_datasets(layout: str, tmp_path: Path) -> None:
 def test_a_folder_without_train_lists_its_splits(tmp_path: Path) -> None:
     folder = lay_out(tmp_path, ["dev.jsonl", "test.jsonl"])
     assert refusal(folder).endswith("there is no split 'train': choose with --split one of validation, test")
+    for number in range(21, 0, -1):
+        lay_out(folder, [f"data/{number:02}-00000-of-00001.jsonl"])
+    assert refusal(folder).endswith(f"choose with --split one of {', '.join(f'{n:02}' for n in range(1, 21))}")
 
 
 def test_files_of_other_splits_and_of_none_are_told(tmp_path: Path) -> None:

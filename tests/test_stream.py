@@ -70,7 +70,9 @@ def test_statistics_equal_the_resident_engines(source: Path, rows_jsonl: Path, t
     assert_same(streamed, resident)
 
 
-@pytest.mark.parametrize("options", [("--skip-first", 3), ("--pack", "--max-seq-length", 100), ("--keep", "all")])
+@pytest.mark.parametrize(
+    "options", [("--skip-first", 3), ("--pack", "--max-seq-length", 100), ("--keep", "all"), ("--swap",)]
+)
 def test_with_any_option(tiny_mxfp4: Path, rows_jsonl: Path, options: tuple[Any, ...], tmp_path: Path) -> None:
     resident = run(tiny_mxfp4, rows_jsonl, tmp_path / "resident", "--engine", "resident", *options)
     assert_same(run(tiny_mxfp4, rows_jsonl, tmp_path / "streamed", "--engine", "streamed", *options), resident)
@@ -178,6 +180,12 @@ def test_batches_grow_with_the_limit_and_end_at_what_serves(config: Any) -> None
     assert sizes == sorted(sizes) and sizes[0] >= 512
     with pytest.raises(MemoryLimitError, match="too little"):
         tokens(1)
+
+
+def test_outputs_that_are_kept_leave_room_for_fewer_tokens() -> None:
+    sizes = [memory.streamed_tokens(GPT_OSS_20B, "blocks", "bfloat16", 5 * GIB // 2, 0, 512, kept) for kept in (0, 5)]
+    states = memory.STATES_A_TOKEN
+    assert abs(sizes[0] / sizes[1] - (states + 5) / states) < 0.01 and sizes[0] < memory.STREAMED_TOKENS
 
 
 def test_longer_rows_than_a_batch_are_one_row() -> None:

@@ -93,11 +93,11 @@ def drawn(file: str, seed: int) -> Iterator[Mutant]:
     source = (ROOT / file).read_text(encoding="utf-8")
     meaning, lines = _meaning(source), source.splitlines()
     for operator, occurrence in _sites(source, seed):
-        faulty = code(source, operator, occurrence)
         try:
+            faulty = code(source, operator, occurrence)
             if _meaning(faulty) == meaning:
                 continue
-        except SyntaxError:
+        except (SyntaxError, AttributeError):  # the second where an exception's name has a dot
             continue
         changed = faulty.splitlines()
         at = next(i for i, (old, new) in enumerate(zip(lines, changed, strict=False)) if old != new)

@@ -50,7 +50,13 @@ def measure(model: Path, examples: Sequence[Instance], out: Path) -> Specialisat
     """Profile by family and half, in a folder of `out`, and compare."""
     rows = out / "rows.jsonl"
     write_rows(rows, model, examples)
-    options = {"domain_column": "half", "dtype": "float32", "batch_size": 32, "max_seq_length": 512}
+    options = {
+        "keep": "assistant",
+        "domain_column": "half",
+        "dtype": "float32",
+        "batch_size": 32,
+        "max_seq_length": 512,
+    }
     profile = gj.profile(str(model), rows, **options, out=out / "profile", overwrite=True)
     names = list(FAMILIES)
     counts = np.array([[profile.columns(f"{n}, {half}")["count"] for half in HALVES] for n in names])

@@ -9,7 +9,7 @@ from ..errors import DataError, UserError, reason, refusal
 from ..files.paths import AnyPath, storage_errors
 from ..run.options import Answering, Placing, Sampling, taken
 from . import terminal
-from .options import MODEL, PATH, option_of, options_of
+from .options import MODEL, PATH, option_of, options_of, soft_prune
 
 if TYPE_CHECKING:
     from ..generation import Answer, Reply
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @click.option("--messages", type=PATH, help="A JSON list of messages, or JSONL of such lists.")
 @options_of(Answering, Sampling)
 @option_of(Placing, "dtype")
-def generate(model: str, prompts: tuple[str, ...], messages: Any, dtype: str, **options: Any) -> None:
+@soft_prune
+def generate(model: str, prompts: tuple[str, ...], messages: Any, dtype: str, keep_sets: Any, **options: Any) -> None:
     """Answer with MODEL, channel by channel.
 
     MODEL is a folder in Hugging Face form, an Orbax checkpoint, a hub id, or nano, the small model that ships with the
@@ -30,11 +31,12 @@ def generate(model: str, prompts: tuple[str, ...], messages: Any, dtype: str, **
     """
     answering, sampling = taken(Answering, options), taken(Sampling, options)
     from ..interface import jobs
+    from ..interface.model import open_masked
 
     if bool(prompts) == bool(messages):
         raise UserError("generate takes either --prompt or --messages")
     conversations = _read(messages) if messages else list(prompts)
-    answer = jobs.answer(model, conversations, answering, sampling, dtype)
+    answer = jobs.answer(open_masked(model, keep_sets), conversations, answering, sampling, dtype)
     for remark in answer.remarks:
         terminal.complain(remark)
     _show(answer)

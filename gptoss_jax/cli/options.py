@@ -2,13 +2,13 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
 
-from ..errors import UserError
+from ..errors import OptionError, UserError
 from ..files.paths import place
 from ..run.kinds import SWITCH
 from ..run.options import Option, Options, declared_options, flag_of, wrong
@@ -45,6 +45,14 @@ class ModelName(Place):
 PATH, MODEL = Place(), ModelName()
 
 
+SOFT = "A keep.json: what the experts that it keeps leave of MODEL, which nothing is written of."
+
+
+def soft_prune(command: F) -> F:
+    """The option of commands that take keep-sets for a soft prune."""
+    return click.option("--keep-sets", type=PATH, help=SOFT)(command)
+
+
 class Value(click.ParamType):
     """The values of an option: what it cannot be is refused in the words in which Python refuses it."""
 
@@ -69,8 +77,18 @@ def options_of(*kinds: type[Options]) -> Callable[[F], F]:
 
     def decorate(command: F) -> F:
         for kind in reversed(kinds):
-            for name in reversed(declared_options(kind)):
-                command = option_of(kind, name)(command)
+            command = some_of(kind, *declared_options(kind))(command)
+        return command
+
+    return decorate
+
+
+def some_of(kind: type[Options], *names: str) -> Callable[[F], F]:
+    """Some options of an option type, for a command."""
+
+    def decorate(command: F) -> F:
+        for name in reversed(names):
+            command = option_of(kind, name)(command)
         return command
 
     return decorate
@@ -85,9 +103,20 @@ def option_of(kind: type[Options], name: str) -> Callable[[F], F]:
     if declared.kind is SWITCH:
         return click.option(flag, name, is_flag=True, default=default, help=help)
     kept: dict[str, Any] = {"multiple": True} if not declared.several else {"nargs": declared.several}
+    if declared.kind.join:
+        kept = {"multiple": True, "callback": lambda _, __, words: _joined(words, declared, flag)}
     kept |= {"required": True} if declared.required else {"default": default, "show_default": not declared.otherwise}
     value = Value(declared, flag)
     return click.option(flag, name, type=value, metavar=declared.kind.metavar, help=help, **kept)
+
+
+def _joined(words: Sequence[Any], declared: Option, flag: str) -> Any:
+    """The value that Python would be given for several words."""
+    assert declared.kind.join
+    try:
+        return declared.kind.join(words)
+    except ValueError as error:
+        raise OptionError(f"{flag} {error}: give each once") from None
 
 
 def command_line() -> str:

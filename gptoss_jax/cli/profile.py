@@ -6,16 +6,17 @@ import click
 
 from ..run.options import Counting, Data, Placing, named
 from . import terminal
-from .options import MODEL, PATH, command_line, options_of
+from .options import MODEL, PATH, command_line, options_of, soft_prune
 
 
 @click.command()
 @click.argument("model", type=MODEL)
 @options_of(Data, Counting, Placing)
+@soft_prune
 @click.option("--out", type=PATH, default="profile", help="The folder for the artifacts.")
 @click.option("--overwrite", is_flag=True, help="Replaces an existing output folder, at the end.")
 @click.option("--resume", is_flag=True, help="Goes on with the unfinished run beside --out, if there is one.")
-def profile(model: str, out: Any, overwrite: bool, resume: bool, **options: Any) -> None:
+def profile(model: str, keep_sets: Any, out: Any, overwrite: bool, resume: bool, **options: Any) -> None:
     """Run rows through MODEL and write the statistics of its experts.
 
     MODEL is a folder in Hugging Face form, an Orbax checkpoint of this project, a hub id, or nano, the small model
@@ -24,16 +25,18 @@ def profile(model: str, out: Any, overwrite: bool, resume: bool, **options: Any)
     What is finished of a run is kept in the folder OUT.progress until OUT is complete.
     """
     chosen = named(**options)
-    from convert.sources import open_source
-
     from ..devices import hosts
+    from ..interface.model import open_masked
     from ..run import job
     from ..run.progress import Progress
 
-    request = job.Request(model, *chosen, command=command_line())
+    name = f"{model}, masked by {keep_sets}" if keep_sets else model
+    request = job.Request(name, *chosen, command=command_line())
     job.start(request, out=str(out), overwrite=overwrite, resume=resume)
     try:
-        finished = job.run(request, open_source, out, overwrite, resume, terminal.complain)
+        finished = job.run(
+            request, lambda _: open_masked(model, keep_sets).source, out, overwrite, resume, terminal.complain
+        )
     except (KeyboardInterrupt, SystemExit) as stop:
         if not hosts.is_first():
             stop.add_note("process 0 says what is kept")

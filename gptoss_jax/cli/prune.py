@@ -19,6 +19,9 @@ KEPT = Option(KEEP, "How many experts to keep in each layer, or how many per cen
 @click.option("--ranking", type=PATH, help="A ranking's JSON file; it goes with --keep.")
 @click.option("--keep", type=Value(KEPT, "--keep"), metavar=KEEP.metavar, help=KEPT.help)
 @click.option("--keep-sets", type=PATH, help="A keep.json, in place of ranking and number.")
+@click.option(
+    "--eval", type=PATH, help="An eval.json in which these keep-sets were measured: the card says what was found."
+)
 @options_of(Writing)
 @click.option(
     "--domain",

@@ -21,7 +21,8 @@ class Document:
     """int32 [length]"""
     weights: np.ndarray
     """float32 [length]: what each token counts in the statistics; 0 is a token that is not kept."""
-    domain: int = 0
+    group: int = 0
+    """Whose statistics it counts in."""
     truncated: bool = False
 
 
@@ -116,13 +117,13 @@ def _with_eos(document: Document, eos_token_id: int) -> Document:
     return Document(
         np.append(document.token_ids, np.int32(eos_token_id)),
         np.append(document.weights, np.float32(0)),
-        document.domain,
+        document.group,
     )
 
 
 def _split(document: Document, at: int) -> tuple[Document, Document]:
-    ids, weights, domain = document.token_ids, document.weights, document.domain
-    return Document(ids[:at], weights[:at], domain), Document(ids[at:], weights[at:], domain)
+    ids, weights, group = document.token_ids, document.weights, document.group
+    return Document(ids[:at], weights[:at], group), Document(ids[at:], weights[at:], group)
 
 
 def stack(
@@ -144,7 +145,7 @@ def stack(
             tokens.positions[b, here] = np.arange(len(document.token_ids)) + (start if cross_document else 0)
             tokens.segments[b, here] = 1 if cross_document else number
             batch.weights[b, here] = document.weights
-            batch.groups[b, here] = document.domain
+            batch.groups[b, here] = document.group
             start = here.stop
     return batch
 

@@ -11,11 +11,9 @@ from ..errors import DataError
 from ..network.batch import Batch
 from . import batching
 from .batching import Document
+from .groups import Groups
 from .harmony import START
 from .rows import Row, row_hashes
-
-MAX_DOMAINS = 1024  # an id column taken for domains has thousands
-MAX_JOINT = 256  # domains whose co-activations, [E, E] for each, are kept apart; with more, those of all are together
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Dataset:
         self,
         rows: Sequence[Row],
         documents: Sequence[Document],
-        domains: Sequence[str],
+        groups: Groups,
         layout: Layout,
         share: hosts.Share,
         remarks: Sequence[str] = (),
@@ -48,8 +46,8 @@ class Dataset:
         """`documents` are those of `rows` that are this process' share; packed, of all rows. `remarks` are lines that a
         user should read, about rows that were not taken as they stood.
 
-        DataError where no token of any process is kept."""
-        self.rows, self.documents, self.domains = rows, documents, domains
+        """
+        self.rows, self.documents, self.groups = rows, documents, groups
         self.layout, self.share, self.remarks = layout, share, remarks
         self.row_hashes = row_hashes(rows)
         lengths = batching.padded_lengths(documents, self._own_size, layout.length) if layout.kind == "padded" else []
@@ -62,8 +60,18 @@ class Dataset:
             own[0] += batch.tokens.count
             own[1] += int((batch.weights != 0).sum())
         self.total_tokens, self.kept, self.truncated, self.empty = np.sum(hosts.exchange(own), axis=0).tolist()
+
+    def check_kept(self) -> None:
+        """DataError where no token of any process is kept."""
         if not self.kept:
-            raise DataError(_why_nothing_is_kept(rows))
+            raise DataError(_why_nothing_is_kept(self.rows))
+
+    def part(self, begin: int, end: int) -> "Dataset":
+        """The dataset of some of its rows, in their order. All processes make it at the same place of their work."""
+        whole, share = self.layout.kind == "packed", self.share
+        own = range(len(self.rows))[slice(None) if whole else slice(share.number, None, share.of)]
+        documents = [document for row, document in zip(own, self.documents, strict=True) if begin <= row < end]
+        return Dataset(self.rows[begin:end], documents, self.groups, self.layout, share, self.remarks)
 
     @property
     def _own_size(self) -> int:
@@ -79,7 +87,7 @@ class Dataset:
 
     def batches(self) -> Iterator[Batch]:
         """The batches, the same ones each time."""
-        layout, groups = self.layout, len(self.domains)
+        layout, groups = self.layout, len(self.groups)
         batches: Iterator[Batch]
         if layout.kind == "packed":
             whole = batching.packed(
@@ -90,17 +98,8 @@ class Dataset:
             batches = batching.side_by_side(self.documents, layout.batch_size, layout.length, groups)
         else:
             batches = batching.padded(self.documents, self._own_size, layout.length, groups, self.lengths)
-        joint = (0,) * groups if groups > MAX_JOINT else ()
         for batch in batches:
-            yield replace(batching.skip_first(batch, layout.skip_first), joint=joint)
-
-
-def domains_of(rows: Sequence[Row], column: str | None) -> list[str]:
-    """The names of all domains, sorted; DataError where there are too many."""
-    domains = sorted({row.domain for row in rows})
-    if len(domains) > MAX_DOMAINS:
-        raise DataError(f"column {column!r} holds {len(domains)} domains, at most {MAX_DOMAINS}")
-    return domains
+            yield replace(batching.skip_first(batch, layout.skip_first), joint=self.groups.joint)
 
 
 def _why_nothing_is_kept(rows: Sequence[Row]) -> str:

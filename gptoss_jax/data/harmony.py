@@ -125,6 +125,26 @@ def messages_of(pieces: Sequence[Piece]) -> tuple[list[Part], str]:
     return found, "".join(stray + rest)
 
 
+def question_and_reply(written: HarmonyText, marks: re.Pattern[str]) -> tuple[HarmonyText, list[Part]] | None:
+    """The text up to where the assistant begins its last words, as it is given to a model, and these words.
+
+    None where the text holds no message, or nothing stands before the reply."""
+    cut = list(pieces(written, marks))
+    starts = [n for n, piece in enumerate(cut) if piece == (START, True)]
+    parts, _ = messages_of(cut)
+    if len(starts) != len(parts) or not parts:
+        return None
+    said = len(parts)
+    while said and parts[said - 1].role == "assistant":
+        said -= 1
+    if not said:
+        return None
+    until = starts[said] if said < len(parts) else len(cut)
+    text = "".join(piece.text for piece in cut[:until])
+    literals = tuple(at for at in written.literals if at < len(text))
+    return HarmonyText(f"{text}{START}assistant", literals), parts[said:]
+
+
 def role_of(header: str) -> str:
     """Who speaks, by a message's header."""
     return re.split(r"[\s<]", header, maxsplit=1)[0]

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import DataError
 from .formats import Records
 from .harmony import HarmonyText
+from .parts import part_of
 from .remarks import Remarks
 from .spellings import as_seen, conversation_of
 from .template import Template
@@ -28,6 +29,8 @@ class Row:
     domain: str = ""
     literals: tuple[int, ...] = ()
     """As `HarmonyText` has them."""
+    answer: str | None = None
+    """The right answer, where a column has it."""
 
     @property
     def harmony(self) -> HarmonyText:
@@ -42,6 +45,7 @@ class ColumnNames:
     text: str | None = None
     domain: str | None = None
     id: str = "id"
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,20 @@ def read_rows(records: Records, reading: Reading) -> Iterator[Row]:
         raise DataError(f"{len(bad):,} rows cannot be read: mend them, or leave them out with --skip-bad-rows: {named}")
 
 
+def in_part(rows: Iterable[Row], part: str, remarks: Remarks) -> Iterator[Row]:
+    """The rows of a part, or of all; what is left out is remarked. DataError where none is of the part."""
+    found = left = False
+    for row in rows:
+        if part in ("all", part_of(_hash("part", row.id, row.text))):
+            found = True
+            yield row
+        else:
+            left = True
+            remarks.say(f"left out by --part {part}", row.id or row.text)
+    if left and not found:
+        raise DataError(f"no row is of the part {part}: give more rows, or --part all")
+
+
 def sample(rows: Iterable[Row], domains: tuple[str, ...], num_rows: int | None, seed: int) -> list[Row]:
     """Rows of `domains` (all if empty), or a sample of `num_rows`, in one order, whatever the order in which they come.
 
@@ -115,11 +133,14 @@ def prompts_hash(rows: Iterable[Row]) -> str:
     return hashlib.sha256(f"{ids}\n{texts}".encode()).hexdigest()
 
 
+def row_hash(row: Row) -> int:
+    """What tells whether two runs had the same row: the first 8 bytes of SHA-256 of "id\\ntext", as a number."""
+    return int.from_bytes(_hash(row.id, row.text), "big")
+
+
 def row_hashes(rows: Iterable[Row]) -> np.ndarray:
-    """What tells whether two runs had the same row: for each the first 8 bytes of SHA-256 of "id\\ntext",
-    uint64 [rows], sorted."""
-    hashes = b"".join(_hash(row.id, row.text) for row in rows)
-    return np.sort(np.frombuffer(hashes, ">u8").astype(np.uint64))
+    """The hashes of rows, uint64 [rows], sorted."""
+    return np.sort(np.array([row_hash(row) for row in rows], np.uint64))
 
 
 def _hash(*lines: str) -> bytes:
@@ -128,7 +149,7 @@ def _hash(*lines: str) -> bytes:
 
 def _row(record: Mapping[str, Any], where: str, reading: Reading) -> Row:
     columns, said = reading.columns, set[str]()
-    found = conversation_of(record, columns.text, (columns.domain, columns.id), said.add)
+    found = conversation_of(record, columns.text, (columns.domain, columns.id, columns.answer), said.add)
     if isinstance(found, str):
         written = HarmonyText(found)
     else:
@@ -136,11 +157,18 @@ def _row(record: Mapping[str, Any], where: str, reading: Reading) -> Row:
         if not reading.keep_thinking:
             seen = as_seen(found, False, lambda line: said.add(f"{line} (--keep-thinking keeps it)"))
         written = reading.template().write(seen)
-    if columns.domain and columns.domain not in record:
-        raise DataError(f"no column {columns.domain!r}: there are {', '.join(sorted(record))}")
+    for column in (columns.domain, columns.answer):
+        if column and column not in record:
+            raise DataError(f"no column {column!r}: there are {', '.join(sorted(record))}")
     domain, row_id = record.get(columns.domain or "") if columns.domain else None, record.get(columns.id)
-    row = Row(written.text, _as_text(row_id), _as_text(domain), written.literals)
-    for name, text in (("its text", row.text), (f"column {columns.id!r}", row.id), ("its domain", row.domain)):
+    answer = _as_text(record[columns.answer]) if columns.answer else None
+    row = Row(written.text, _as_text(row_id), _as_text(domain), written.literals, answer)
+    for name, text in (
+        ("its text", row.text),
+        (f"column {columns.id!r}", row.id),
+        ("its domain", row.domain),
+        ("its answer", answer or ""),
+    ):
         try:
             text.encode()
         except UnicodeEncodeError:

@@ -6,15 +6,18 @@ A token is kept when it is part of the content of a message by `assistant`, in a
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import TokenizerError, reason
 from .batching import Document
-from .harmony import HarmonyText, Piece, channel_of, marks_of, pieces, role_of, standings
+from .groups import Groups
+from .harmony import START, HarmonyText, Part, Piece, channel_of, marks_of, messages_of, pieces, role_of, standings
 from .rows import Row
 
+Keep = Literal["assistant", "reply", "all"]
+"""Which tokens count: the contents of the assistant's messages, these with their headers and marks, or all."""
 ROWS_AT_ONCE = 256  # the tokenizer gives offsets as Python tuples, some 300 bytes a token
 
 
@@ -46,14 +49,21 @@ def written_in_ids(token_ids: Sequence[int], tokenizer: Any) -> list[Piece]:
     return found
 
 
+def messages_in_ids(token_ids: Sequence[int], tokenizer: Any) -> list[Part]:
+    """The messages of a reply, which begins behind the assistant's name."""
+    begun = [Piece(START, True), Piece("assistant", False)]
+    found, _ = messages_of([*begun, *written_in_ids(token_ids, tokenizer)])
+    return found
+
+
 def encode(
     rows: Sequence[Row],
     tokenizer: Any,
-    domains: Sequence[str],
+    groups: Groups,
     vocab_size: int,
     max_length: int | None,
     truncate: str = "left",
-    keep_all: bool = False,
+    keep: Keep = "assistant",
     channel_weights: Mapping[str, float] | None = None,
 ) -> list[Document]:
     """Tokens and weights of each row; no special tokens are added.
@@ -61,13 +71,12 @@ def encode(
     A row longer than `max_length` tokens loses its head (truncate "left", so that the tail, where the
     assistant speaks, stays) or its tail ("right"). A token with an empty character range is never kept.
     """
-    marks, numbers = marks_of(tokenizer), {name: number for number, name in enumerate(domains)}
-    documents = []
+    marks, documents = marks_of(tokenizer), []
     for first in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[first : first + ROWS_AT_ONCE]
         cut = [list(pieces(row.harmony, marks)) for row in some]
-        for row, run, tokens in zip(some, cut, _tokens(cut, tokenizer), strict=True):
-            each = [1.0] * len(run) if keep_all else weights_of(run, channel_weights)
+        for group, run, tokens in zip(groups.of(some), cut, _tokens(cut, tokenizer), strict=True):
+            each = weights_of(run, keep, channel_weights)
             ids = np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in tokens)])
             kept = [np.where(empty, 0, weight) for (_, empty), weight in zip(tokens, each, strict=True)]
             weights = np.concatenate([np.zeros(0), *kept]).astype(np.float32)
@@ -76,18 +85,28 @@ def encode(
                 part = slice(-max_length, None) if truncate == "left" else slice(max_length)
             truncated = part != slice(None)
             _check(ids, vocab_size)
-            documents.append(Document(ids[part].copy(), weights[part].copy(), numbers[row.domain], truncated))
+            documents.append(Document(ids[part].copy(), weights[part].copy(), group, truncated))
     return documents
 
 
-def weights_of(pieces: Sequence[Piece], channel_weights: Mapping[str, float] | None = None) -> list[float]:
-    """What the tokens of each piece count: those of the assistant's contents the weight of their channel, which is 1
-    if none are given."""
-    weights = []
+def weights_of(
+    pieces: Sequence[Piece], keep: Keep = "assistant", channel_weights: Mapping[str, float] | None = None
+) -> list[float]:
+    """What the tokens of each piece count: 1 where it is kept, and of the assistant's contents the weight of their
+    channel where weights are given."""
+    if keep == "all":
+        return [1.0] * len(pieces)
+    weights: list[float] = []
+    begun = 0
     for standing, header in standings(pieces):
-        kept = standing == "content" and role_of(header) == "assistant"
+        if standing == "header" and pieces[len(weights)] == (START, True):
+            begun = len(weights)
+        is_reply = role_of(header) == "assistant"
         weight = 1.0 if channel_weights is None else channel_weights.get(channel_of(header), 0.0)
-        weights.append(weight if kept else 0.0)
+        weights.append(weight if is_reply and (standing == "content" or keep == "reply") else 0.0)
+        if standing == "begin" and is_reply and keep == "reply":
+            # What the header says is known at its end.
+            weights[begun:] = [weight] * (len(weights) - begun)
     return weights
 
 

@@ -39,6 +39,28 @@ class Placement:
         """What the devices of the `expert` axis have, joined along the last axis."""
         return x if self.expert_axis is None else lax.all_gather(x, self.expert_axis, axis=x.ndim - 1, tiled=True)
 
+    def sum_to_share(self, x: jax.Array) -> jax.Array:
+        """The sum of what the devices of the `expert` axis have, of which each gets its share of the first dimension.
+        Zeros are added behind it, so that all shares have one size."""
+        if self.expert_axis is None:
+            return x
+        return lax.psum_scatter(self._even(x), self.expert_axis, scatter_dimension=0, tiled=True)
+
+    def share(self, x: jax.Array) -> jax.Array:
+        """This device's share, as `sum_to_share` gives it, of what all devices of the `expert` axis have."""
+        if self.expert_axis is None:
+            return x
+        size = len(self._even(x)) // lax.axis_size(self.expert_axis)
+        return lax.dynamic_slice_in_dim(self._even(x), lax.axis_index(self.expert_axis) * size, size)
+
+    def join_shares(self, x: jax.Array, total: int) -> jax.Array:
+        """The shares of all devices of the `expert` axis, joined again to the `total` that they are of."""
+        return x if self.expert_axis is None else lax.all_gather(x, self.expert_axis, tiled=True)[:total]
+
+    def _even(self, x: jax.Array) -> jax.Array:
+        more = -len(x) % lax.axis_size(self.expert_axis)
+        return jax.numpy.pad(x, ((0, more), *((0, 0),) * (x.ndim - 1)))
+
     def local(self, total: int) -> tuple[jax.Array | int, int]:
         """The first id here, and how many there are, where `total` ids are split over the `expert` axis."""
         if self.expert_axis is None:

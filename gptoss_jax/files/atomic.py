@@ -111,22 +111,39 @@ def try_folder(path: AnyPath, overwrite: bool = False) -> None:
         raise Undone
 
 
-def write_file(path: AnyPath, text: str, overwrite: bool = False) -> None:
-    """Write a text file, whole or not at all: under a temporary name, to be renamed, where it is of this machine."""
+def try_file(path: AnyPath, overwrite: bool = False) -> None:
+    """OutputError where `write_file` could not write, said before hours of work; leaves nothing."""
+
+    class Undone(Exception):
+        pass
+
     check_free(path, overwrite)
+    if is_local(path):
+        with suppress(Undone), _new_parents(path), _errors_of(path):
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+            os.close(handle)
+            Path(name).unlink()
+            raise Undone
+
+
+def write_file(path: AnyPath, content: str | bytes, overwrite: bool = False) -> None:
+    """Write bytes, or text in UTF-8, whole or not at all: under a temporary name, to be renamed, where the file is of
+    this machine."""
+    check_free(path, overwrite)
+    data = content.encode() if isinstance(content, str) else content
     if not is_local(path):
         with _errors_of(path):
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "")
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, [text.encode()])
+            replace_file(path, [data])
         return
     with _new_parents(path), _errors_of(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
         partial = Path(name)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
             _sync(partial)
             partial.chmod(0o666 & ~_umask())
             check_free(path, overwrite)

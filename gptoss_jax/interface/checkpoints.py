@@ -15,9 +15,13 @@ from convert.rounding import Rounding
 from convert.tensors import AnyCheckpoint, stored_forms, told_forms
 
 from ..devices import mesh as sharding
-from ..errors import CheckpointError, InputError, OptionError, RankingError
+from ..errors import CheckpointError, EvaluationError, InputError, OptionError, RankingError, plain
+from ..evaluation import stored
+from ..evaluation.card import card_quality
+from ..evaluation.markdown import kept as experts_of
+from ..evaluation.summary import Summary
 from ..files import atomic
-from ..files.paths import AnyPath, place
+from ..files.paths import AnyPath, is_path, place
 from ..run.options import Writing
 from ..selection.keep_sets import KeepSets
 from ..selection.ranking import Ranking
@@ -38,6 +42,7 @@ def prune(
     keep_sets: Any,
     domain: str | None = None,
     *,
+    eval: Any = None,
     out: str | AnyPath | None = None,
     format: str = "same",
     max_shard_size: int = 5 * 10**9,
@@ -52,6 +57,7 @@ def prune(
         model: an open model, or the name of one.
         keep_sets: what `select` gives, or for each layer the experts that stay.
         domain: what the model is specialised in, for its name and card.
+        eval: an eval.json in which these keep-sets were measured, or its summary: the card says what was found.
         out: the folder; by default the model's name, in the current folder.
         format: the form of the experts, "same", "mxfp4" or "bf16".
         max_shard_size: the largest size of a file, in bytes.
@@ -60,7 +66,7 @@ def prune(
         verify: reads the files again from the disk before they get their final name.
         progress: makes a bar for each long part of the work.
 
-    Raises RankingError, OutputError or CheckpointError, and writes nothing then.
+    Raises RankingError, EvaluationError, OutputError or CheckpointError, and writes nothing then.
 
     Example:
         >>> import gptoss_jax as gj
@@ -69,10 +75,13 @@ def prune(
         6
     """
     opened, writing = as_model(model), Writing(format=format, max_shard_size=max_shard_size)
+    source, kept, target = checkpoint_of(opened), as_keep_sets(keep_sets), None if out is None else place(out)
+    if target is not None and is_path(eval):
+        atomic.check_apart(target, place(eval))
     return cut.prune(
-        _checkpoint(opened),
-        _as_keep_sets(keep_sets),
-        None if out is None else place(out),
+        source,
+        kept,
+        target,
         model=opened.name,
         domain=domain,
         format=writing.format,  # type: ignore[arg-type]
@@ -80,11 +89,34 @@ def prune(
         lower_top_k=lower_top_k,
         overwrite=overwrite,
         verify=verify,
+        quality=None if eval is None else _measured(eval, kept, source.fingerprint()),
         progress=progress,
     )
 
 
-def _as_keep_sets(given: Any) -> KeepSets:
+def _measured(evaluation: Any, keep_sets: KeepSets, fingerprint: str) -> str:
+    """What a card says of keep-sets that were evaluated. EvaluationError where they were not, or of no such model."""
+    is_file = is_path(evaluation)
+    if not is_file and not isinstance(evaluation, Summary):
+        raise InputError(f"an evaluation is {type(evaluation).__name__}: give an eval.json, or its summary")
+    summary, where = (stored.read(evaluation), str(evaluation)) if is_file else (evaluation, "the evaluation")
+    entry = summary.of(keep_sets.layers_hash)
+    if entry is None:
+        named = ", ".join(
+            f"{plain(one.name)} ({experts_of(one)} experts {one.origin})" for one in summary.entries if one.layers_hash
+        )
+        raise EvaluationError(
+            f"{where}: is not of these keep-sets, it has {named or 'none'}: give one of those, or evaluate these first"
+        )
+    doubt = (
+        "Measured with a checkpoint of another fingerprint: of another model, or of the same weights in another form."
+    )
+    is_other = summary.setting.model_fingerprint != fingerprint
+    return card_quality(summary, entry) + (f"\n- {doubt}" if is_other else "")
+
+
+def as_keep_sets(given: Any) -> KeepSets:
+    """What functions take as keep-sets: those of `select`, or for each layer the experts that stay."""
     if isinstance(given, KeepSets):
         return given
     layers = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [given]
@@ -94,7 +126,8 @@ def _as_keep_sets(given: Any) -> KeepSets:
     return KeepSets([[int(expert) for expert in kept] for kept in layers])
 
 
-def _checkpoint(model: Model) -> AnyCheckpoint:
+def checkpoint_of(model: Model) -> AnyCheckpoint:
+    """What an open model is read from; InputError where it is a masked one."""
     if not isinstance(model.source, AnyCheckpoint):
         raise InputError(f"{model.name} is no checkpoint: give the model that it was made from")
     return model.source
@@ -140,7 +173,7 @@ def convert(
         raise OptionError("--mesh goes with --to orbax: files in Hugging Face form are written by one process")
     atomic.check_free(folder_out, overwrite, last=CONFIG)
     opened = as_model(model)
-    source = _checkpoint(opened)
+    source = checkpoint_of(opened)
     atomic.check_apart(folder_out, source.folder, or_inside=True)
     quantize = source.quantized if writing.format == "same" else writing.format == "mxfp4"
     with atomic.new_folder(folder_out, overwrite, last=CONFIG) as folder:

@@ -2,31 +2,48 @@
 
 They import no JAX where they read a saliency table: a ranking takes less time than that would."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import InputError
+from ..config import Config
+from ..errors import InputError, OptionError, ProfileError
 from ..files import atomic
-from ..files.paths import AnyPath, is_path, place
+from ..files.paths import AnyPath, is_path, place, storage_errors
+from ..run.choosing import Keeping, Ranked
+from ..run.options import Writing
+from ..selection import budgets, choice
 from ..selection import ranking as rankings
+from ..selection.coverage import domain_coverages, fewest_experts
+from ..selection.criteria import CRITERIA, Criterion, masses, named
+from ..selection.evidence import Evidence, read_evidence
+from ..selection.intervals import unsettled
 from ..selection.keep_sets import KeepSets
-from ..selection.origin import profile_origin
-from ..selection.ranking import Ranking
-from ..statistics.tables import read_columns
+from ..selection.mixes import Mix
+from ..selection.origin import Origin
+from ..selection.ranking import Ranking, checked_number, most_protected
+from ..selection.serving import serving_limits
+from ..statistics.tables import SALIENCY, check_domains
 
 
 def rank(
     profile: Any,
     criterion: str = "reap",
-    domain: str | None = None,
+    domain: Mix = None,
     seed: int = 0,
+    min_count: int = 0,
     *,
     out: str | AnyPath | None = None,
     overwrite: bool = False,
+    progress: Any = None,
 ) -> Ranking:
-    """Rank the experts of each layer, best first, by a criterion over all rows of a profile or one domain.
+    """Rank the experts of each layer, best first, by a criterion over all rows of a profile, one domain or a mix.
 
-    `profile` is an open one, its folder, or a saliency.parquet. With `out` the ranking is written to that file.
-    ProfileError where the criterion or the domain does not exist, or the profile lacks what is needed.
+    `profile` is an open one, its folder, or a saliency.parquet; for a criterion of the weights alone, as aimer, it is a
+    model, open or by its name. A mix is {"science": 2, "law": 1}: each domain has the share that its weight says,
+    whatever its number of tokens. Experts that fewer than `min_count` tokens chose stand behind all others, by falling
+    reap_sum. With `out` the ranking is written to that file; `progress` makes a bar where weights are read.
+    ProfileError where the criterion or a domain does not exist, or the profile lacks what is needed.
 
     Example:
         >>> import gptoss_jax as gj
@@ -34,40 +51,313 @@ def rank(
         >>> len(gj.rank(profile, "frequency").layers)
         6
     """
+    ranked = Ranked(criterion=criterion, domain=domain, seed=seed, min_count=min_count)
     target = None if out is None else place(out)
     if target is not None:
-        atomic.check_free(target, overwrite)
-    if is_path(profile):
-        path = place(profile)
-        if target is not None:
-            atomic.check_apart(target, path)
-        ranking = rankings.rank(read_columns(path, domain), criterion, seed, profile_origin(path, domain))
-    elif hasattr(profile, "rank"):
-        ranking = profile.rank(criterion, domain, seed)
+        _check_out(target, profile, overwrite)
+    declared, given_profile = named(ranked.criterion), _is_profile(profile)
+    if declared.of_weights and not given_profile:
+        ranking = _of_weights(profile, declared, domain, seed, target, progress)
+    elif not given_profile and _is_model(profile):
+        alone = ", ".join(name for name, other in CRITERIA.items() if other.of_weights)
+        raise ProfileError(
+            f"{getattr(profile, 'name', profile)} is a model, and {criterion!r} ranks by a profile of it: run "
+            f"gptoss-jax profile first, or take a criterion of the weights alone: {alone}"
+        )
     else:
-        raise InputError(f"a profile is {type(profile).__name__}: give an open one, its folder or a saliency.parquet")
+        ranking = _evidence(profile, ranked.domain, False).rank(ranked.criterion, ranked.seed, ranked.min_count)
     if target is not None:
         ranking.write(target, overwrite)
     return ranking
 
 
+def _of_weights(
+    model: Any, criterion: Criterion, domain: Mix, seed: int, target: AnyPath | None, progress: Any
+) -> Ranking:
+    """The ranking by a criterion that needs the weights alone."""
+    from convert.cut import silent
+    from convert.scores import columns_of_weights
+
+    from .checkpoints import checkpoint_of
+    from .model import as_model
+
+    if domain is not None:
+        raise OptionError(f"--domain means nothing to {criterion.name!r}, which is of the weights alone: leave it out")
+    checkpoint = checkpoint_of(as_model(model))
+    if target is not None:
+        atomic.check_apart(target, checkpoint.folder, or_inside=True)
+    columns = columns_of_weights(checkpoint, criterion.needs, progress or silent)
+    return rankings.rank(columns, criterion.name, seed, Origin(model_fingerprint=checkpoint.fingerprint()))
+
+
+def _is_profile(given: Any) -> bool:
+    """Whether statistics are given: an open profile, a folder with a table, or a file."""
+    if not is_path(given):
+        return hasattr(given, "rank")
+    path = place(given)
+    with storage_errors(path):
+        return bool(path.is_file() or (path / SALIENCY).exists())
+
+
+def _is_model(given: Any) -> bool:
+    """Whether a model is given: an open one, the one that ships with the project, or a folder that is configured."""
+    if not is_path(given):
+        return hasattr(given, "source")
+    from convert.sources import NANO
+
+    path = place(given)
+    with storage_errors(path):
+        return bool((path / "config.json").exists() or str(given) == NANO)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Keep-sets, and what their choice costs."""
+
+    keep_sets: KeepSets
+    coverage: Mapping[str, float]
+    """Of each domain the mean over layers of the mass that is kept of it, over what its own best experts, as many,
+    would keep; worst first."""
+    remarks: tuple[str, ...]
+    """Lines that a user should read."""
+    file: AnyPath | None = None
+    """Where they are written."""
+
+
 def select(
     chosen_from: Any,
-    keep: int | str,
+    keep: int | str | Sequence[int | str] | None = None,
     criterion: str = "reap",
-    domain: str | None = None,
+    domain: Mix = None,
     seed: int = 0,
-) -> KeepSets:
-    """Keep the best experts of each layer: from a ranking, or from a profile as `rank` takes it.
+    min_count: int = 0,
+    *,
+    budget_gib: float | int | None = None,
+    format: str = "same",
+    context: int | None = None,
+    rows: int | None = None,
+    model: Any = None,
+    coverage: float | int | None = None,
+    blend: str = "weights",
+    floor: Mapping[str, float | int] | None = None,
+    protect_outliers: int = 0,
+    out: str | AnyPath | None = None,
+    overwrite: bool = False,
+) -> Any:
+    """Choose the experts of each layer that stay: KeepSets, from a ranking, or from a profile as `rank` takes it.
 
-    `keep` is their number, or a per cent of the experts as "50%", of which a part of an expert is left out.
-    RankingError where there are not so many experts.
+    Args:
+        chosen_from: an open profile, its folder, a saliency.parquet; or, with `keep` alone, a ranking, or a model for
+            a criterion of the weights alone.
+        keep: their number, or a per cent of the experts as "50%", of which a part of an expert is left out; a list
+            gives a list of keep-sets, of which each smaller lies inside the larger.
+        criterion, domain, seed, min_count: as for `rank`.
+        budget_gib: in the place of `keep`, as many as fit into so many GiB in the form `format`, with the KV cache of
+            `rows` rows of `context` tokens where that is given; `model` is what an older profile is of.
+        coverage: in the place of `keep`, the fewest that hold this share of every layer's score.
+        blend: "weights", or "maxmin" for the sets whose worst domain keeps the most.
+        floor: the least share of what its own best experts would hold that each of these domains keeps.
+        protect_outliers: how many experts of the whole model, with the largest activations, stay whatever they score.
+        out: the file for the keep-sets; those of several numbers stand beside it, as keep-16.json.
+        overwrite: replaces existing files.
+
+    RankingError where there are no such sets, which says the nearest that there are.
 
     Example:
         >>> import gptoss_jax as gj
         >>> profile = gj.profile("nano", [{"text": "2 + 2 = 4"}], keep="all", max_seq_length=64)
         >>> [len(kept) for kept in gj.select(profile, keep=12).layers]
         [12, 12, 12, 12, 12, 12]
+        >>> small, large = gj.select(profile, keep=[4, 12])
+        >>> all(set(few) <= set(many) for few, many in zip(small.layers, large.layers))
+        True
     """
-    ranking = chosen_from if isinstance(chosen_from, Ranking) else rank(chosen_from, criterion, domain, seed)
-    return ranking.keep(keep)
+    ranked = Ranked(criterion=criterion, domain=domain, seed=seed, min_count=min_count)
+    keeping = Keeping(keep, budget_gib, coverage, blend, floor, protect_outliers, context, rows)
+    found = choose(chosen_from, ranked, keeping, format, model, out, overwrite)
+    return [one.keep_sets for one in found] if isinstance(keep, list | tuple) else found[0].keep_sets
+
+
+def choose(
+    chosen_from: Any,
+    ranked: Ranked,
+    keeping: Keeping,
+    format: str = "same",
+    model: Any = None,
+    out: str | AnyPath | None = None,
+    overwrite: bool = False,
+) -> list[Selected]:
+    """What `select` runs, for whoever wants to see what each choice costs."""
+    format = Writing(format=format).format
+    if keeping.budget_gib is None and (format != "same" or model is not None):
+        raise OptionError("--format and --model go with --budget-gib: they say what a checkpoint takes")
+    if isinstance(chosen_from, Ranking):
+        return _of_ranking(chosen_from, ranked, keeping, out, overwrite)
+    if CRITERIA[ranked.criterion].of_weights:
+        ranking = rank(chosen_from, ranked.criterion, ranked.domain)
+        return _of_ranking(ranking, Ranked(), keeping, out, overwrite)
+    for option, value in (("--coverage", keeping.coverage), ("--floor", keeping.floor)):
+        if value is not None:
+            choice.check_mass(ranked.criterion, option)
+    if keeping.blend == "maxmin":
+        choice.check_mass(ranked.criterion, "--blend maxmin")
+        if isinstance(ranked.domain, Mapping) and len({*ranked.domain.values()}) > 1:
+            raise OptionError("--blend maxmin finds the weights of domains: name them without any")
+    if out is not None and is_path(chosen_from):
+        atomic.check_apart(place(out), place(chosen_from))
+    evidence = _evidence(chosen_from, ranked.domain, True)
+    check_domains(keeping.floor or (), evidence.by_domain)
+    ranking = evidence.rank(ranked.criterion, ranked.seed, ranked.min_count)
+    case = _Case(evidence, ranking, choice.outliers(evidence, keeping.protect_outliers), ranked, keeping)
+    counts, why = _counts(case, format, model)
+    if out is not None:
+        _check_files(counts, place(out), overwrite)
+
+    def selected(found: choice.Found) -> Selected:
+        num_kept = len(found.keep_sets.layers[0])
+        lost = domain_coverages(evidence.by_domain, found.keep_sets, ranked.criterion)
+        told = (*why, *found.remarks, *_settled(case, num_kept), *serving_limits(num_kept, evidence.top_k))
+        return Selected(found.keep_sets, lost, told)
+
+    found = [selected(one) for one in _found(case, sorted(counts, reverse=True))]
+    return _written(found, counts, out, overwrite)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is chosen from, and what for."""
+
+    evidence: Evidence
+    ranking: Ranking
+    protected: choice.Protected
+    ranked: Ranked
+    keeping: Keeping
+
+
+def _settled(case: _Case, num_kept: int) -> list[str]:
+    """Whose side of the cut may be chance, where a cut through scores is what decides."""
+    by_fold = case.evidence.by_fold
+    if case.keeping.blend == "maxmin" or case.keeping.floor is not None or case.ranked.criterion == "random":
+        return []
+    if by_fold is None:
+        return ["the profile keeps no folds of its rows: how settled the choice is stays unknown"]
+    open_ = unsettled(by_fold, num_kept, case.ranked.criterion, case.ranked.seed)
+    shown = "; ".join(f"layer {layer}: {', '.join(map(str, some))}" for layer, some in enumerate(open_) if some)
+    count = sum(map(len, open_))
+    of = f"{count} of {sum(map(len, case.ranking.layers))} experts"
+    return [f"{of} might be on the other side of the cut by other rows: {shown}"] if count else []
+
+
+def _found(case: _Case, counts: Sequence[int]) -> Iterable[choice.Found]:
+    """The keep-sets of so many experts a layer, the largest first."""
+    asked = case.evidence, case.ranked.criterion, counts, case.protected
+    if case.keeping.blend == "maxmin":
+        return choice.maxmin(*asked)
+    if case.keeping.floor is not None:
+        return choice.floors(*asked, case.keeping.floor)
+    return [choice.Found(case.ranking.keep(count, case.protected)) for count in counts]
+
+
+def _counts(case: _Case, format: str, model: Any) -> tuple[list[int], tuple[str, ...]]:
+    """How many experts a layer stay, and why so many."""
+    keeping, E = case.keeping, len(case.ranking.layers[0])
+    if keeping.budget_gib is not None:
+        return _affordable(case, format, model)
+    if keeping.coverage is not None:
+        mass_LE = masses(case.evidence.columns, case.ranked.criterion)
+        fewest = fewest_experts(case.ranking.order(case.protected), mass_LE, keeping.coverage)
+        fewest = max(fewest, most_protected(case.protected)[1])
+        mass = f"{keeping.coverage:g} of every layer's {CRITERIA[case.ranked.criterion].mass}"
+        return [fewest], (f"{fewest} experts are the fewest that hold {mass}",)
+    return _numbers(keeping.keep, E), ()
+
+
+def _numbers(keep: Any, num_experts: int) -> list[int]:
+    """The numbers that are meant by one or several values."""
+    counts = [checked_number(one, num_experts) for one in (keep if isinstance(keep, list | tuple) else [keep])]
+    if len({*counts}) < len(counts):
+        raise OptionError(f"--keep: of {num_experts} experts two of the numbers are the same: give each once")
+    return counts
+
+
+def _affordable(case: _Case, format: str, model: Any) -> tuple[list[int], tuple[str, ...]]:
+    """The most experts that the budget has room for, and what that takes."""
+    keeping, shape = case.keeping, (len(case.ranking.layers), len(case.ranking.layers[0]))
+    config, quantized = case.evidence.stored_model() if model is None else _sizes_of(model)
+    if (config.num_layers, config.num_experts) != shape:
+        raise ProfileError(
+            f"--model has {config.num_layers} layers of {config.num_experts} experts, the profile {shape[0]} of "
+            f"{shape[1]}: name the model that was profiled"
+        )
+    quantize = quantized if format == "same" else format == "mxfp4"
+    beside = budgets.cache_bytes(config, keeping.context, keeping.rows or 1) if keeping.context else 0
+    assert keeping.budget_gib is not None
+    most = budgets.most_experts(config, keeping.budget_gib, quantize, beside)
+    taken = budgets.weight_bytes(config, most, quantize)
+    cache = f" and {beside / budgets.GIB:.4f} GiB of KV cache" if beside else ""
+    return [most], (f"{most} experts a layer take {taken / budgets.GIB:.4f} GiB of weights{cache}",)
+
+
+def _sizes_of(model: Any) -> tuple[Config, bool]:
+    from .model import as_model  # with it comes JAX, without which a choice is made
+
+    source = as_model(model).source
+    return source.config, source.quantized
+
+
+def _of_ranking(
+    ranking: Ranking, ranked: Ranked, keeping: Keeping, out: str | AnyPath | None, overwrite: bool
+) -> list[Selected]:
+    """The best of a ranking that is made already."""
+    if keeping.keep is None or (ranked, keeping) != (Ranked(), Keeping(keep=keeping.keep)):
+        by = CRITERIA.get(ranking.origin.criterion or "")
+        what = f"{by.name!r} gives a ranking" if by and by.of_weights else "a ranking is given"
+        raise InputError(f"{what}, which says nothing more than an order: give keep alone, or a profile")
+    counts = _numbers(keeping.keep, len(ranking.layers[0]))
+    if out is not None:
+        _check_files(counts, place(out), overwrite)
+    found = [Selected(ranking.keep(count), {}, tuple(serving_limits(count, None))) for count in counts]
+    return _written(found, counts, out, overwrite)
+
+
+def _written(
+    found: Sequence[Selected], counts: Sequence[int], out: str | AnyPath | None, overwrite: bool
+) -> list[Selected]:
+    """The keep-sets in the order of `counts`, each in its file where one is named."""
+    of_count = {len(one.keep_sets.layers[0]): one for one in found}
+    ordered = [of_count[count] for count in counts]
+    if out is None:
+        return ordered
+    files = _files(counts, place(out))
+    for one, file in zip(ordered, files, strict=True):
+        one.keep_sets.write(file, overwrite)
+    return [replace(one, file=file) for one, file in zip(ordered, files, strict=True)]
+
+
+def _files(counts: Sequence[int], out: AnyPath) -> list[AnyPath]:
+    """The file itself for one number; for several those beside it with the number in their name."""
+    if len(counts) == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{count}{out.suffix}") for count in counts]
+
+
+def _check_files(counts: Sequence[int], out: AnyPath, overwrite: bool) -> None:
+    for file in _files(counts, out):
+        atomic.check_free(file, overwrite)
+
+
+def _check_out(out: AnyPath, profile: Any, overwrite: bool) -> None:
+    """OutputError where a file cannot be written, or would replace what is read."""
+    atomic.check_free(out, overwrite)
+    if is_path(profile):
+        atomic.check_apart(out, place(profile))
+
+
+def _evidence(profile: Any, domain: Mix, whole: bool) -> Evidence:
+    if is_path(profile):
+        return read_evidence(place(profile), domain, whole)
+    found = getattr(profile, "evidence", None)
+    if found is None:
+        raise InputError(f"a profile is {type(profile).__name__}: give an open one, its folder or a saliency.parquet")
+    evidence: Evidence = found(domain)
+    return evidence

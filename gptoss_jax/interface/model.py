@@ -25,6 +25,7 @@ from ..network.model import GptOss, Interventions
 from ..network.source import Masked, Source, load
 from ..run.forward import Forward, forward
 from ..run.kinds import DTYPES, FORMS
+from ..selection.keep_sets import KeepSets
 
 
 class Model:
@@ -203,6 +204,12 @@ def open(model: str | AnyPath, dtype: str = "bfloat16", weights: Form = "bf16") 
         16
     """
     return Model(open_source(str(model)), str(model), dtype, weights)
+
+
+def open_masked(model: str | AnyPath, keep_sets: AnyPath | None) -> Model:
+    """Open a model, of which the keep-sets of a file are left, where one is given."""
+    opened = open(model)
+    return opened if keep_sets is None else opened.masked(KeepSets.read(keep_sets, opened.config))
 
 
 def as_model(model: Any) -> Model:

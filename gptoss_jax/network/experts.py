@@ -17,6 +17,7 @@ from ..devices.placement import Placement
 from ..kernels import grouped
 from ..kernels.mxfp4 import BLOCK, dequantise, dequantise_pairs
 from .router import Routing
+from .swap import Outputs
 
 
 class Mixture(NamedTuple):
@@ -30,6 +31,8 @@ class Mixture(NamedTuple):
     """max |f_j(x)| of each pair, float32."""
     computed_Tk: Bool[Array, "T k"]
     """Whether the pair's expert ran: over all devices, once for each valid token and chosen expert."""
+    outputs: Outputs | None = None
+    """f_j(x) of each pair, and of the runner-up, in the type of x; where a runner-up was given."""
 
 
 class Experts(nnx.Module):
@@ -118,10 +121,13 @@ class Experts(nnx.Module):
         valid_T: Bool[Array, " T"],
         place: Placement,
         layer: Int[Array, ""] | None = None,
+        runner_up_T: Int[Array, " T"] | None = None,
     ) -> Mixture:
         """Apply to each token those of the experts here that it chose, once each; invalid tokens get zeros.
 
-        Where the weights are those of all layers, [L, E, …], `layer` says whose experts they are.
+        Where the weights are those of all layers, [L, E, …], `layer` says whose experts they are. With `runner_up_T`
+        one more expert runs for each token, which adds nothing to the output, and what each expert gave is kept; an id
+        that is no expert's runs none.
 
         Pairs are sorted by expert and cut into tiles that hold one expert's pairs only. Where a call of the grouped
         product takes one tile, one expert after the other has its weights made floats and its tiles run. Else some
@@ -132,9 +138,12 @@ class Experts(nnx.Module):
         first_id, E = place.local(routing.logits_TE.shape[-1])
         kernel = grouped.choose(place, -(-T * k // routing.logits_TE.shape[-1]), E)
         # Invalid tokens, and experts of other devices, go to an expert E that does not exist, behind all others.
-        local_Tk = routing.experts_Tk - first_id
-        expert_Tk = jnp.where(valid_T[:, None] & (local_Tk >= 0) & (local_Tk < E), local_Tk, E)
-        pairs = _sort(x_TD, expert_Tk, routing.gates_Tk, E, kernel)
+        experts_Tr = routing.experts_Tk
+        if runner_up_T is not None:
+            experts_Tr = jnp.concatenate([experts_Tr, runner_up_T[:, None]], axis=1)
+        local_Tr = experts_Tr - first_id
+        expert_Tr = jnp.where(valid_T[:, None] & (local_Tr >= 0) & (local_Tr < E), local_Tr, E)
+        pairs = _sort(x_TD, expert_Tr, routing.gates_Tk, E, kernel)
 
         def one_expert(mixture: Mixture, expert: Array) -> tuple[Mixture, None]:
             run = self.at(x_TD.dtype, kernel, layer, expert)
@@ -142,8 +151,7 @@ class Experts(nnx.Module):
             start = stop - pairs.tiles_E[expert]
             return lax.fori_loop(start, stop, lambda piece, mixture: pairs.add(mixture, run, piece), mixture), None
 
-        zeros = jnp.zeros((T, k), jnp.float32)
-        mixture = Mixture(jnp.zeros(x_TD.shape, jnp.float32), zeros, zeros, jnp.zeros((T, k), bool))
+        mixture = pairs.nothing(keep=runner_up_T is not None)
         if kernel.by_expert:
             return lax.scan(one_expert, mixture, jnp.arange(E))[0]
         run = self.at(x_TD.dtype, kernel, layer)
@@ -161,43 +169,61 @@ class _Pairs(NamedTuple):
     x_TD: Float[Array, "T D"]
     gates_Tk: Float[Array, "T k"]
     order: Int[Array, " pairs"]
-    """The pairs t·k + j, sorted."""
+    """The pairs t·r + j, sorted; r is k where no runner-up runs."""
     experts: Int[Array, "pieces tiles"]
     """The expert of each tile; E where there is none."""
     rows: Int[Array, "pieces tiles tile"]
-    """Where in `order` its pairs stand; T·k, which is out of range, behind the expert's last."""
+    """Where in `order` its pairs stand; T·r, which is out of range, behind the expert's last."""
     tiles_E: Int[Array, " E"]
     tiles_end_E: Int[Array, " E"]
     """How many tiles each expert has, and the number of the one behind its last."""
 
+    def nothing(self, keep: bool) -> Mixture:
+        """The mixture before any expert has run; with `keep` their outputs are kept."""
+        zeros = jnp.zeros(self.gates_Tk.shape, jnp.float32)
+        output_TD, computed_Tk = jnp.zeros(self.x_TD.shape, jnp.float32), jnp.zeros(self.gates_Tk.shape, bool)
+        return Mixture(output_TD, zeros, zeros, computed_Tk, self._outputs() if keep else None)
+
+    def _outputs(self) -> Outputs:
+        """The rows of all pieces, one after the other, before any has run."""
+        num_pairs, rows = len(self.order), self.rows.size
+        pair = self.order.at[self.rows.reshape(-1)].get(mode="fill", fill_value=num_pairs)
+        places = jnp.full(num_pairs, rows).at[pair].set(jnp.arange(rows), mode="drop")
+        return Outputs.none(places.reshape(len(self.x_TD), -1), rows, self.x_TD.shape[1], self.x_TD.dtype)
+
     def add(self, mixture: Mixture, run: Callable[[Array, Array], Array], piece: Array) -> Mixture:
         """The mixture with the results of one piece; out of range, reads are filled and writes are dropped."""
         T, k = self.gates_Tk.shape
-        pair = self.order.at[self.rows[piece].reshape(-1)].get(mode="fill", fill_value=T * k)
-        token, rank = jnp.divmod(pair, k)
+        r = len(self.order) // T
+        pair = self.order.at[self.rows[piece].reshape(-1)].get(mode="fill", fill_value=T * r)
+        token, rank = jnp.divmod(pair, r)
         out = run(self.x_TD.at[token].get(mode="fill", fill_value=0), self.experts[piece])
         # The root has no gradient at 0, which is what stands behind an expert's last pair.
-        real = jnp.where((pair < T * k)[:, None], out, 1)
+        real = jnp.where((pair < T * r)[:, None], out, 1)
         gated = self.gates_Tk.at[token, rank].get(mode="fill", fill_value=0)[:, None] * out
+        # A runner-up, whose rank is k, is out of range of all but the last.
+        mixes = token if r == k else jnp.where(rank < k, token, T)
+        outputs = mixture.outputs and mixture.outputs.put(piece * len(out), out, self.x_TD.dtype)
         return Mixture(
-            mixture.output_TD.at[token].add(gated, mode="drop"),
+            mixture.output_TD.at[mixes].add(gated, mode="drop"),
             mixture.norms_Tk.at[token, rank].set(jnp.linalg.norm(real, axis=-1), mode="drop"),
             mixture.peaks_Tk.at[token, rank].set(jnp.abs(out).max(-1), mode="drop"),
             mixture.computed_Tk.at[token, rank].set(True, mode="drop"),
+            outputs,
         )
 
 
 def _sort(
     x_TD: Float[Array, "T D"],
-    expert_Tk: Int[Array, "T k"],
+    expert_Tr: Int[Array, "T r"],
     gates_Tk: Float[Array, "T k"],
     num_experts: int,
     kernel: grouped.Kernel,
 ) -> _Pairs:
     """Pairs by expert; those of the expert `num_experts`, which does not exist, are in no tile."""
-    E, tile, num_pairs = num_experts, kernel.tile, expert_Tk.size
+    E, tile, num_pairs = num_experts, kernel.tile, expert_Tr.size
     pieces, per_piece = kernel.pieces(num_pairs, E)
-    sizes_E = jnp.bincount(expert_Tk.reshape(-1), length=E)
+    sizes_E = jnp.bincount(expert_Tr.reshape(-1), length=E)
     ends_E = jnp.cumsum(sizes_E)
     tiles_E = -(-sizes_E // tile)
     tiles_end_E = jnp.cumsum(tiles_E)
@@ -207,7 +233,7 @@ def _sort(
     starts = (ends_E - sizes_E).at[experts].get(mode="fill", fill_value=0) + nth * tile
     rows = starts[:, None] + jnp.arange(tile)[None]
     rows = jnp.where(rows < ends_E.at[experts].get(mode="fill", fill_value=0)[:, None], rows, num_pairs)
-    order = jnp.argsort(expert_Tk.reshape(-1), stable=True)
+    order = jnp.argsort(expert_Tr.reshape(-1), stable=True)
     shape = pieces, per_piece
     by_piece = experts.reshape(shape), rows.reshape(*shape, tile)
     return _Pairs(x_TD, gates_Tk, order, *by_piece, tiles_E, tiles_end_E)

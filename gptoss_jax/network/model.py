@@ -27,6 +27,8 @@ class LayerOutput(NamedTuple):
     routing: Routing
     mixture: Mixture
     cache: Cache | None = None
+    changes_Tk: Float[Array, "T k"] | None = None
+    """The squared norm of the change of the mixture's output where a chosen expert is dropped; if it was asked for."""
 
 
 Observe = Callable[[LayerOutput], Any]
@@ -34,12 +36,17 @@ Observe = Callable[[LayerOutput], Any]
 
 
 class Interventions(NamedTuple):
-    """What takes the place of the network's own values, or is added to them."""
+    """What takes the place of the network's own values, or is added to them; a layer gets its own part."""
 
     gates: Float[Array, "*L B S k"] | None = None
     """They take the place of the router's, for the experts that it chose."""
     steering: Float[Array, "*L B S D"] | None = None
     """It is added to the residual stream before each layer."""
+    kept: Bool[Array, "*L B E"] | None = None
+    """The experts that the tokens of each row may choose; the others' logits are −∞ before top-k."""
+
+
+NONE = Interventions()
 
 
 class Output(NamedTuple):
@@ -83,15 +90,22 @@ class Layer(nnx.Module):
         place: Placement,
         index: Int[Array, ""] | None = None,
         cache: Cache | None = None,
-        gates_BSk: Float[Array, "B S k"] | None = None,
+        interventions: Interventions = NONE,
+        swap_BS: Bool[Array, "B S"] | None = None,
     ) -> LayerOutput:
         """`index` is this layer's, where its experts' weights are left in the stack of all layers; `cache` holds what
-        it keeps of the tokens before these, where these go on; `gates_BSk` takes the place of the router's gates."""
+        it keeps of the tokens before these, where these go on; `interventions` are those in this layer; `swap_BS` says
+        for which tokens `changes_Tk` is wanted."""
+        if interventions.steering is not None:
+            x_BSD = x_BSD + interventions.steering.astype(x_BSD.dtype)
         normed_BSD = self.attention_norm(x_BSD)
         attended_BSD, cache = self.attention(normed_BSD, rope_tables, tokens, sliding, place, cache)
         x_BSD = x_BSD + attended_BSD
-        mixed_BSD, routing, mixture = self.moe(self.moe_norm(x_BSD), tokens.segments > 0, place, index, gates_BSk)
-        return LayerOutput(x_BSD + mixed_BSD, routing, mixture, cache)
+        normed_BSD, valid_BS = self.moe_norm(x_BSD), tokens.segments > 0
+        mixed_BSD, routing, mixture, changes_Tk = self.moe(
+            normed_BSD, valid_BS, place, index, interventions.gates, interventions.kept, swap_BS
+        )
+        return LayerOutput(x_BSD + mixed_BSD, routing, mixture, cache, changes_Tk)
 
 
 class GptOss(nnx.Module):
@@ -109,9 +123,17 @@ class GptOss(nnx.Module):
         self.unembedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape))
 
     def __call__(
-        self, tokens: Tokens, place: Placement, observe: Observe, interventions: Interventions | None = None
+        self,
+        tokens: Tokens,
+        place: Placement,
+        observe: Observe,
+        interventions: Interventions = NONE,
+        swap_BS: Bool[Array, "B S"] | None = None,
     ) -> Output:
-        """The final output, and what `observe` keeps of every layer; `logits` unembeds what is wanted of the former."""
+        """The final output, and what `observe` keeps of every layer; `logits` unembeds what is wanted of the former.
+
+        `swap_BS` says for which tokens the layers show `changes_Tk`; these then take k + 1 experts.
+        """
         rope_tables = rope.tables(self.config, tokens.positions)
         # One compiled layer serves both kinds: the pattern is data.
         sliding_L = jnp.array([kind == SLIDING for kind in self.config.layer_types])
@@ -124,15 +146,14 @@ class GptOss(nnx.Module):
         held, scanned = states[:in_place], states[in_place:]
 
         def one_layer(x_BSD: Array, slices: tuple[list[nnx.State], Array, Array, Interventions]) -> tuple[Array, Any]:
-            states, sliding, index, (gates_BSk, steering_BSD) = slices
+            states, sliding, index, in_layer = slices
             layer = nnx.merge(graph, *held, *states)
-            if steering_BSD is not None:
-                x_BSD = x_BSD + steering_BSD.astype(x_BSD.dtype)
-            output = layer(x_BSD, tokens, rope_tables, sliding, place, index if held else None, gates_BSk=gates_BSk)
+            number = index if held else None
+            output = layer(x_BSD, tokens, rope_tables, sliding, place, number, None, in_layer, swap_BS)
             return output.hidden, observe(output)
 
         indices_L = jnp.arange(self.config.num_layers)
-        per_layer = scanned, sliding_L, indices_L, interventions or Interventions()
+        per_layer = scanned, sliding_L, indices_L, interventions
         # Unrolled, what each layer keeps for its gradients is not copied into a stack of all layers' and out again.
         x_BSD, layers = lax.scan(one_layer, self.embed(tokens.ids, place), per_layer, unroll=place.differentiable)
         return Output(self.final_norm(x_BSD), layers)

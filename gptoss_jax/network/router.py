@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ..config import Config
 from ..devices.placement import Placement
@@ -32,11 +32,17 @@ class Router(nnx.Module):
         self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), shape[:1]))
         self.top_k = config.top_k
 
-    def __call__(self, x_TD: Float[Array, "T D"], place: Placement) -> Routing:
+    def __call__(
+        self, x_TD: Float[Array, "T D"], place: Placement, kept_TE: Bool[Array, "T E"] | None = None
+    ) -> Routing:
+        """The choice among all experts, or among those that `kept_TE` leaves: others' logits become −∞. Where fewer are
+        left than a token takes, the rest of its k has a gate of 0."""
         # float32 results even of bfloat16 inputs: rounded logits tie, and ties change the choice.
         logits = jnp.einsum("TD,ED->TE", x_TD, self.kernel[...], preferred_element_type=jnp.float32)
         # Each device scores its own experts; the choice needs the scores of all.
         logits = place.gather_experts(logits + self.bias[None].astype(jnp.float32))
+        if kept_TE is not None:
+            logits = jnp.where(kept_TE, logits, -jnp.inf)
         chosen, experts = lax.top_k(logits, self.top_k)
         return Routing(logits, experts, jax.nn.softmax(chosen, axis=-1))
 

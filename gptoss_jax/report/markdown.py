@@ -1,12 +1,13 @@
 """The report of a profile, in Markdown: sections of the published REAP profile of gpt-oss-20b, then more."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..selection.intervals import LEVEL, unsettled
 from ..selection.ranking import RANKING, rank
-from ..statistics.store import STORE
+from ..statistics.counted import STORE
 from ..statistics.sums import Statistics
 from ..statistics.tables import SALIENCY, SALIENCY_BY_DOMAIN, USAGE, USAGE_BY_DOMAIN, Columns
 from .pictures import PICTURES
@@ -14,12 +15,17 @@ from .rates import rate
 
 TOP = 10
 CONCENTRATION = (4, 8, 16)
+QUARTERS = (1, 2, 3)  # of the experts, which stay where the report says what is not settled
 THIN = 10  # pairs; a mean over fewer says little about an expert
 
 
 def top_experts(columns: Columns) -> list[str]:
     """One line a layer: the ten experts with the highest saliency_mean."""
-    return [f"- layer_{layer}: {experts[:TOP]}" for layer, experts in enumerate(rank(columns).layers)]
+    return _by_layer([experts[:TOP] for experts in rank(columns).layers])
+
+
+def _by_layer(experts: Sequence[Sequence[int]]) -> list[str]:
+    return [f"- layer_{layer}: {some}" for layer, some in enumerate(experts)]
 
 
 def concentration(columns: Columns) -> list[str]:
@@ -41,13 +47,33 @@ def thin_evidence(columns: Columns) -> list[str]:
     ]
 
 
+def not_settled(by_fold: Mapping[str, np.ndarray]) -> list[str]:
+    """How many experts of each layer are on a side of the cut that may be chance, for some cuts; and which, for half.
+
+    `by_fold` are the columns that add, [L, folds, E]."""
+    _, folds, E = by_fold["count"].shape
+    kept, half = sorted({max(1, E * quarter // 4) for quarter in QUARTERS}), max(1, E // 2)
+    open_by_cut = {n: unsettled(by_fold, n) for n in kept}
+    lines = [
+        "Experts that other rows might put on the other side of the cut, where so many of the best by saliency_mean "
+        f"stay: the {LEVEL:.0%} interval of their distance from the cut holds 0 (jackknife, {folds} folds of rows).",
+        "",
+        "| layer | " + " | ".join(f"keep {n}" for n in kept) + " |",
+        "|---:" * (len(kept) + 1) + "|",
+    ]
+    counts = zip(*open_by_cut.values(), strict=True)
+    lines += [f"| {layer} | {' | '.join(str(len(experts)) for experts in each)} |" for layer, each in enumerate(counts)]
+    return [*lines, "", f"Where {half} stay:", "", *_by_layer(open_by_cut[half])]
+
+
 def profile_report(
     info: Mapping[str, Any],
     columns: Columns,
     total: Statistics,
     by_domain: Mapping[str, Statistics],
+    by_fold: Mapping[str, np.ndarray],
 ) -> str:
-    """The whole report. `info` is the content of profile.json; statistics are [L, …]."""
+    """The whole report. `info` is the content of profile.json; statistics are [L, …], columns by fold [L, folds, E]."""
     lines = [*_header(info), "", f"## Top experts by layer (top {TOP}, ranked by saliency_mean)", ""]
     lines += [*top_experts(columns), "", "## Saliency concentration (by gate_norm_sum mass)", ""]
     lines += [*concentration(columns), "", "## Artifacts", ""]
@@ -56,13 +82,17 @@ def profile_report(
         f"- `{RANKING}` (sorted experts per layer)",
         f"- `{USAGE}` (usage, co-activation, gate means and histogram)",
         *([f"- `{SALIENCY_BY_DOMAIN}`, `{USAGE_BY_DOMAIN}` (both by domain)"] if by_domain else []),
-        f"- `{STORE}` (all sums by domain, and which rows they are of: for merging)",
+        f"- `{STORE}` (all sums by domain and fold, and which rows they are of: for merging)",
         *(f"- `{name}` ({title})" for name, title in PICTURES.items()),
         "- `profile.json` (every option, versions, model fingerprint, warnings)",
     ]
     lines += ["", "## Reproduce", "", "```bash", *_commands(info), "```", ""]
     lines += ["## Pictures", "", *(f"![{title}]({name})" for name, title in PICTURES.items()), "", "## Router", ""]
     lines += _router(total)
+    if "until_stable" in info:
+        lines += ["", "## Rows until the experts to keep stay the same", "", *_until_stable(info["until_stable"])]
+    if by_fold["count"].shape[1] > 1:
+        lines += ["", "## Experts that are not settled", "", *not_settled(by_fold)]
     if len(by_domain) > 1:
         lines += ["", "## Domains", "", *_domains(by_domain)]
     if info["warnings"]:
@@ -118,6 +148,19 @@ def _router(total: Statistics) -> list[str]:
     for layer in range(len(gates)):
         cells = " | ".join(f"{x:.3f}" for x in (entropy[layer, 0], *gates[layer]))
         lines.append(f"| {layer} | {cells} | {int((total.count[layer] == 0).sum())} |")
+    return lines
+
+
+def _until_stable(found: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{found['said'][0].upper()}{found['said'][1:]}.",
+        "",
+        "| rows | tokens | kept tokens | new in the keep-sets |",
+        "|---:" * 4 + "|",
+    ]
+    for point in found["curve"]:
+        changed = "" if point["changed"] is None else f"{point['changed']:.1%}"
+        lines.append(f"| {point['rows']:,} | {point['tokens']:,} | {point['kept_tokens']:,} | {changed} |")
     return lines
 
 

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import __version__
-from ..data.dataset import MAX_JOINT
+from ..data.groups import FOLDS, MAX_GROUPS, MAX_JOINT, folds_of
 from ..report.markdown import profile_report, thin_evidence
 from ..report.pictures import pictures
 from ..selection import ranking as select
 from ..selection.origin import INFO
-from ..statistics.store import STORE, Sums, write_sums
+from ..statistics.counted import STORE
+from ..statistics.store import Sums, write_sums
 from ..statistics.tables import (
     SALIENCY,
     SALIENCY_BY_DOMAIN,
@@ -55,19 +56,20 @@ def write(folder: Path, info: dict[str, Any], sums: Sums) -> None:
     """Write all artifacts of a profile into `folder`; `info` becomes profile.json."""
     total, weighted = sums.total()
     table, by_domain = columns(total, weighted), sums.by_domain()
-    _write_table(folder / SALIENCY, saliency_table(table))
-    _write_table(folder / USAGE, usage_table(total))
+    write_table(folder / SALIENCY, saliency_table(table))
+    write_table(folder / USAGE, usage_table(total))
     if by_domain:
         saliency = {name: saliency_table(columns(*of)) for name, of in by_domain.items()}
         usage = {name: usage_table(statistics) for name, (statistics, _) in by_domain.items()}
-        _write_table(folder / SALIENCY_BY_DOMAIN, with_domain(saliency))
-        _write_table(folder / USAGE_BY_DOMAIN, with_domain(usage))
+        write_table(folder / SALIENCY_BY_DOMAIN, with_domain(saliency))
+        write_table(folder / USAGE_BY_DOMAIN, with_domain(usage))
     write_sums(folder / STORE, sums)
     _write_json(folder / select.RANKING, select.rank(table).layers)
     _write_json(folder / INFO, info, indent=2)
     for name, picture in pictures(table).items():
         (folder / name).write_text(picture, encoding="utf-8")
-    report = profile_report(info, table, total, {name: statistics for name, (statistics, _) in by_domain.items()})
+    of_domains = {name: statistics for name, (statistics, _) in by_domain.items()}
+    report = profile_report(info, table, total, of_domains, sums.by_fold())
     # A file's name may hold bytes that are no text.
     (folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
 
@@ -95,6 +97,7 @@ def completed(info: dict[str, Any], sums: Sums, measured: Measured) -> dict[str,
             *info["warnings"],
             *(f"domain {name} has no kept token" for name, s in by_domain.items() if not s.tokens.any()),
             *_joint(sums),
+            *_fewer_folds(sums),
             *thin_evidence(columns(total, weighted)),
         ],
     }
@@ -105,6 +108,15 @@ def _joint(sums: Sums) -> list[str]:
     if sums.statistics.coactivation.shape[1] == len(sums.domains):
         return []
     return [f"co-activations are kept for all {len(sums.domains):,} domains together: more than {MAX_JOINT} domains"]
+
+
+def _fewer_folds(sums: Sums) -> list[str]:
+    """What a reader should know where many domains leave room for fewer folds."""
+    domains = len(sums.domains)
+    if not sums.folds == folds_of(domains) < FOLDS:
+        return []
+    instead = f"in {sums.folds} folds" if sums.folds > 1 else "in no folds, so that scores have no intervals"
+    return [f"the rows of each of the {domains:,} domains are {instead}: {FOLDS} of each would be over {MAX_GROUPS}"]
 
 
 def versions() -> dict[str, str]:
@@ -132,7 +144,8 @@ def data_warnings(num_rows: int, truncated: int, empty: int) -> list[str]:
     return warnings
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file."""
     # To PyArrow a path with a colon is an address.
     with path.open("wb") as file:
         pq.write_table(table, file, compression="zstd")

@@ -62,10 +62,11 @@ def choose(source: Source, placing: Placing) -> Choice:
     return Choice("resident" if fits else "streamed", amounts)
 
 
-def place(source: Source, engine: str, placing: Placing, length: int) -> Place:
-    """The mesh over all devices, and this process' share of the rows, which are of at most `length` tokens."""
+def place(source: Source, engine: str, placing: Placing, length: int, swap: bool = False) -> Place:
+    """The mesh over all devices, and this process' share of the rows, which are of at most `length` tokens; with `swap`
+    a layer keeps what each expert gives."""
     if engine == "streamed":
-        return _place_streamed(source, placing, length)
+        return _place_streamed(source, placing, length, source.config.top_k + 1 if swap else 0)
     config, pmap = source.config, placing.mapping == "pmap"
     if pmap and jax.process_count() > 1:
         raise MeshError("--map pmap maps over the cores of one host: with many processes use --map mesh")
@@ -78,7 +79,7 @@ def place(source: Source, engine: str, placing: Placing, length: int) -> Place:
     return Place(mesh, hosts.share(mesh), placing)
 
 
-def _place_streamed(source: Source, placing: Placing, length: int) -> Place:
+def _place_streamed(source: Source, placing: Placing, length: int, outputs: int) -> Place:
     if jax.process_count() > 1:
         raise HostsError("--engine streamed is one process: leave out --coordinator, or use --engine resident")
     if jax.device_count() > 1:
@@ -95,7 +96,7 @@ def _place_streamed(source: Source, placing: Placing, length: int) -> Place:
     mesh = sharding.make(source.config, 1, 1)
     limit = int(placing.memory_gib * GIB) if placing.memory_gib else None
     activation_bytes, form = int(placing.activation_gib * GIB), streamed.weights_form(source)
-    tokens = memory.streamed_tokens(source.config, form, placing.dtype, limit, activation_bytes, length)
+    tokens = memory.streamed_tokens(source.config, form, placing.dtype, limit, activation_bytes, length, outputs)
     rows = max(1, tokens // length)
     if limit and (placing.batch_size or 0) > rows:
         raise MemoryLimitError(

@@ -28,6 +28,8 @@ class Unit(NamedTuple):
     """What a batch's tokens chose in these layers, [l, B, S, k], on the host."""
     scores: np.ndarray | None = None
     """float32 [B, S, 2] of a whole batch: see `scores.TokenScores`."""
+    finals: np.ndarray | None = None
+    """[B, N, D] of a whole batch, in the type of the computation."""
 
 
 @runtime_checkable  # annotations are checked in tests

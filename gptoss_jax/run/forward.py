@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from ..devices.placement import Placement
 from ..network.batch import Tokens
-from ..network.model import GptOss, Interventions, LayerOutput
+from ..network.model import NONE, GptOss, Interventions, LayerOutput
 from .steps import float32_is_float32
 
 
@@ -56,7 +56,7 @@ def _show(output: LayerOutput) -> _Shown:
 
 @partial(jax.jit, static_argnames="place")
 @float32_is_float32
-def forward(network: GptOss, tokens: Tokens, place: Placement, interventions: Interventions | None = None) -> Forward:
+def forward(network: GptOss, tokens: Tokens, place: Placement, interventions: Interventions = NONE) -> Forward:
     """The forward of all rows on one device."""
     output = network(tokens, place, _show, interventions)
     B, S = tokens.ids.shape

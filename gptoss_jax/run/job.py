@@ -12,9 +12,10 @@ import jax
 
 from ..config import Config
 from ..data import tokens
-from ..data.dataset import Dataset, Layout, domains_of
+from ..data.dataset import Dataset, Layout
+from ..data.groups import Groups, domains_of, folds_of
 from ..data.remarks import Remarks
-from ..data.rows import ColumnNames, Reading, Row, prompts_hash, read_rows, sample
+from ..data.rows import ColumnNames, Reading, Row, in_part, prompts_hash, read_rows, sample
 from ..data.sources import records
 from ..data.template import Template
 from ..devices import hosts
@@ -24,7 +25,7 @@ from ..files.paths import AnyPath, is_local, is_path, local_folder, place, stora
 from ..network.source import Source
 from ..report.rates import rate
 from ..statistics.eaft import EaftOptions
-from . import artifacts, choose
+from . import artifacts, choose, stable
 from .artifacts import INFO
 from .bar import bar
 from .choose import Choice, Place
@@ -121,13 +122,13 @@ def run(
     if writes:
         _check_apart(target, source, request.data.data)
     request, choice = _adopt(began, request, source)
-    given = choose.place(source, choice.engine, request.placing, request.data.max_seq_length)
+    given = choose.place(source, choice.engine, request.placing, request.data.max_seq_length, request.counting.swap)
     request = replace(request, placing=given.placing)
     dataset = make_dataset(request, source, choice.engine, given)
     if writes:
         for remark in dataset.remarks:
             tell(remark)
-    info = _info(request, source.fingerprint(), dataset, given, choice)
+    info = _info(request, source, dataset, given, choice)
     settings = _computed(info, request, dataset.rows)
     hosts.agree(settings)
     info["settings_hash"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -161,20 +162,28 @@ def _measured(
     overwrite: bool,
 ) -> Finished:
     """Measure what is not measured yet, and write."""
-    with _keeping(kept):
+    keep = stable.number(request.data.until_stable, source.config.num_experts)
+    with keeping(kept):
         state, eaft = kept.state(), eaft_options(request.counting)
         engine = choose.build(source, choice.engine, given, kept)
         total = dataset.tokens_of_process * (2 if eaft else 1)
         with bar(total, "tokens", shown=hosts.is_first(), done=state.tokens) as advance:
-            sums, took = measure(engine, dataset, kept, state, partial(_advance, advance, engine), eaft)
+            move = partial(_advance, advance, engine)
+            if keep is None:
+                sums, took = measure(engine, dataset, kept, state, move, eaft, request.counting.swap)
+            else:
+                sums, took, used = stable.measure(engine, dataset, kept, state, move, keep, request.counting.swap)
+                found = stable.figures(state.curve, keep, len(dataset.rows))
+                info = {**info, **_of_rows(used), "until_stable": found}
         profile = Profile(artifacts.completed(info, sums, took), sums)
         with hosts.first_alone():
             if hosts.is_first():
                 with atomic.new_folder(target, overwrite, last=INFO) as folder:
                     profile.write(folder)
+    domains, until = len(profile.sums.domains), f"{info['until_stable']['said']}; " if keep else ""
     said = (
         f"{took.total_tokens:,} tokens at {rate(took.tokens_per_s, ',')} tokens/s; "
-        f"{len(dataset.domains)} domain{'s' * (len(dataset.domains) > 1)}; engine {choice.engine}: {choice.reason}; "
+        f"{domains} domain{'s' * (domains > 1)}; {until}engine {choice.engine}: {choice.reason}; "
         f"peak memory {took.peak_rss_bytes / choose.GIB:.2f} GiB; report: {target / 'report.md'}"
     )
     return Finished(replace(profile, folder=target), said if hosts.is_first() else "")
@@ -224,8 +233,8 @@ def _adopt(began: Any, request: Request, source: Source) -> tuple[Request, Choic
 
 
 @contextmanager
-def _keeping(kept: Progress) -> Iterator[None]:
-    """Errors say that what is finished is not lost."""
+def keeping(kept: Progress) -> Iterator[None]:
+    """A block whose errors say that what is finished is not lost."""
     try:
         yield
     except UserError as error:
@@ -244,24 +253,21 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
     data, counting, share = request.data, request.counting, given.share
     if data.max_seq_length > source.config.max_position:
         raise OptionError(f"--max-seq-length is above the model's context of {source.config.max_position}")
-    with local_folder(source.folder) as folder:
-        tokenizer = tokens.load_tokenizer(folder)
-    columns, remarks = ColumnNames(data.text_column, data.domain_column, data.id_column), Remarks()
-    template = cache(lambda: Template(tokenizer))
-    reading = Reading(columns, template, remarks, data.keep_thinking, data.skip_bad_rows)
-    stream = read_rows(records(data.data, data.split, data.subset, remarks), reading)
-    rows = sample(stream, data.domain, data.num_rows, data.seed)
+    stable.number(data.until_stable, source.config.num_experts)  # refused before rows are read
+    tokenizer, remarks = tokenizer_of(source), Remarks()
+    rows = read(data, tokenizer, remarks)
     domains = domains_of(rows, data.domain_column)
-    eos = _eos(tokenizer, source.config) if data.pack else 0
+    groups = Groups(domains, folds_of(len(domains)))
+    eos = eos_of(tokenizer, source.config, "--pack") if data.pack else 0
     documents = tokens.encode(
         # What a packed block holds depends on all rows before it.
         rows if data.pack else rows[share.number :: share.of],
         tokenizer,
-        domains,
+        groups,
         vocab_size=source.config.vocab_size,
         max_length=None if data.pack else data.max_seq_length,
         truncate=data.truncate,
-        keep_all=counting.keep == "all",
+        keep=counting.keep,  # type: ignore[arg-type]
         channel_weights=counting.channel_weights,
     )
     layout = Layout(
@@ -272,24 +278,52 @@ def make_dataset(request: Request, source: Source, engine: str, given: Place) ->
         cross_document=data.cross_document,
         skip_first=counting.skip_first,
     )
-    return Dataset(rows, documents, domains, layout, share, remarks.lines())
+    dataset = Dataset(rows, documents, groups, layout, share, remarks.lines())
+    dataset.check_kept()
+    return dataset
 
 
-def _eos(tokenizer: Any, config: Config) -> int:
+def tokenizer_of(source: Source) -> Any:
+    """The checkpoint's own tokenizer."""
+    with local_folder(source.folder) as folder:
+        return tokens.load_tokenizer(folder)
+
+
+def read(
+    data: Data,
+    tokenizer: Any,
+    remarks: Remarks,
+    answer_column: str | None = None,
+    wanted: Callable[[Row], bool] | None = None,
+) -> list[Row]:
+    """The rows that are asked for, in their order; `remarks` get what a user should know of how they were taken.
+
+    `wanted` says of each row whether it may be taken; by default all may."""
+    columns = ColumnNames(data.text_column, data.domain_column, data.id_column, answer_column)
+    template = cache(lambda: Template(tokenizer))
+    reading = Reading(columns, template, remarks, data.keep_thinking, data.skip_bad_rows)
+    stream = read_rows(records(data.data, data.split, data.subset, remarks), reading)
+    some = in_part(filter(wanted, stream) if wanted else stream, data.part, remarks)
+    return sample(some, data.domain, data.num_rows, data.seed)
+
+
+def eos_of(tokenizer: Any, config: Config, what: str) -> int:
+    """The token behind each packed document; TokenizerError where the model has none."""
     eos = tokenizer.eos_token_id
     if eos is None or eos >= config.vocab_size:
         raise TokenizerError(
-            f"--pack needs an eos_token below vocab_size {config.vocab_size}; the tokenizer's is {eos}"
+            f"{what} needs an eos_token below vocab_size {config.vocab_size}; the tokenizer's is {eos}"
         )
     return int(eos)
 
 
-def _info(request: Request, fingerprint: str, dataset: Dataset, given: Place, choice: Choice) -> dict[str, Any]:
+def _info(request: Request, source: Source, dataset: Dataset, given: Place, choice: Choice) -> dict[str, Any]:
     """What profile.json says of the run before it is measured."""
-    rows = dataset.rows
     return {
         "model": request.model,
-        "model_fingerprint": fingerprint,
+        "model_fingerprint": source.fingerprint(),
+        "config": source.config.to_json(),
+        "quantized": source.quantized,
         "command": request.command,
         "versions": artifacts.versions(),
         "options": request.values(),
@@ -299,11 +333,19 @@ def _info(request: Request, fingerprint: str, dataset: Dataset, given: Place, ch
         "processes": jax.process_count(),
         "engine": choice.engine,
         REASON: choice.reason,
-        "rows": len(rows),
-        "truncated_rows": dataset.truncated,
-        "empty_rows": dataset.empty,
-        "prompts_hash": prompts_hash(rows),
-        "warnings": [*dataset.remarks, *artifacts.data_warnings(len(rows), dataset.truncated, dataset.empty)],
+        **_of_rows(dataset),
+    }
+
+
+def _of_rows(dataset: Dataset) -> dict[str, Any]:
+    """What profile.json says of the rows."""
+    number, truncated, empty = len(dataset.rows), dataset.truncated, dataset.empty
+    return {
+        "rows": number,
+        "truncated_rows": truncated,
+        "empty_rows": empty,
+        "prompts_hash": prompts_hash(dataset.rows),
+        "warnings": [*dataset.remarks, *artifacts.data_warnings(number, truncated, empty)],
     }
 
 

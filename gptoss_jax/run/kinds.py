@@ -5,7 +5,7 @@ This module imports no large package, so that --help answers at once.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ class Kind:
     accepts: Callable[[Any], bool]
     read: Callable[[str], Any]
     """Reads a word of the command line; it raises ValueError where that is no such value."""
+    join: Callable[[Sequence[Any]], Any] | None = None
+    """Makes one value of those of several words, where the option may be given several times; of none it makes None.
+    ValueError says why they do not go together."""
 
 
 def whole(least: int, most: int | float = math.inf) -> Kind:
@@ -36,7 +39,7 @@ def real(least: float = -math.inf, above: float = -math.inf, most: float = math.
 
     def accepts(x: Any) -> bool:
         is_number = isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-        return is_number and least <= x <= most and x > above
+        return is_number and bool(least <= x <= most and x > above)  # a number of NumPy compares to one of its own
 
     return Kind("NUMBER", " ".join(["a finite number", " and ".join(bounds)]).strip(), accepts, float)
 
@@ -46,6 +49,7 @@ def one_of(*names: str) -> Kind:
     return Kind(f"[{'|'.join(names)}]", f"one of {', '.join(names)}", lambda x: x in names, str)
 
 
+COUNTED = one_of("assistant", "reply", "all")
 FORMS, DTYPES = one_of("bf16", "mxfp4"), one_of("bfloat16", "float32")
 TEXT = Kind("TEXT", "a text", lambda x: isinstance(x, str), str)
 ROWS = Kind("PATH", "a path, a hub id, or in Python a list of records", lambda x: isinstance(x, str | Path | list), str)
@@ -86,6 +90,60 @@ KEEP = Kind(
     "a whole number of experts, or a per cent of them as 50%",
     lambda x: isinstance(x, int | str),
     lambda text: text if text.endswith("%") else int(text),
+)
+
+
+def _are_counts(x: Any) -> bool:
+    return KEEP.accepts(x) or (isinstance(x, list | tuple) and bool(x) and all(map(KEEP.accepts, x)))
+
+
+def _joined_counts(counts: Sequence[Any]) -> Any:
+    return counts[0] if len(counts) == 1 else [*counts] or None
+
+
+KEEPS = Kind(KEEP.metavar, f"{KEEP.expected}, or in Python a list of these", _are_counts, KEEP.read, _joined_counts)
+
+
+def _weighted(text: str) -> dict[str, float]:
+    """NAME, or NAME=WEIGHT: a name may itself hold the sign."""
+    name, _, weight = text.rpartition("=")
+    try:
+        return {name: float(weight)} if name else {text: 1.0}
+    except ValueError:
+        return {text: 1.0}
+
+
+def _at_least(text: str) -> dict[str, float]:
+    name, _, share = text.rpartition("=")
+    return {name: float(share)}
+
+
+def _joined(entries: Sequence[Any]) -> Any:
+    found: dict[str, float] = {}
+    for entry in entries:
+        if twice := found.keys() & entry.keys():
+            raise ValueError(f"names {min(twice)!r} twice")
+        found |= entry
+    return found or None
+
+
+def _by_name(x: Any, number: Kind) -> bool:
+    return isinstance(x, Mapping) and bool(x) and all(isinstance(n, str) and number.accepts(v) for n, v in x.items())
+
+
+DOMAINS = Kind(
+    "NAME[=WEIGHT]",
+    "a domain's name, or with a weight of at least 0 as law=2 (in Python a name, or names with their weights)",
+    lambda x: isinstance(x, str) or _by_name(x, real(0.0)),
+    _weighted,
+    _joined,
+)
+SHARES = Kind(
+    "NAME=SHARE",
+    "a domain with a share above 0 and of at most 1 as law=0.9 (in Python names with their shares)",
+    lambda x: _by_name(x, real(above=0.0, most=1.0)),
+    _at_least,
+    _joined,
 )
 CHANNELS = ("analysis", "commentary", "final")  # of harmony, the ones that GPT-OSS was trained with
 

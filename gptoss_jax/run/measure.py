@@ -27,29 +27,31 @@ def measure(
     state: State,
     advance: Callable[[Unit], Any],
     eaft: EaftOptions | None = None,
+    swap: bool = False,
 ) -> tuple[Sums, Measured]:
     """Sum the statistics of all batches, from `state` on, which `progress` keeps as the run goes.
 
     `advance` gets each unit when it is finished. Processes of one run have datasets of their own shares of the rows,
-    and all return the same. With `eaft` the batches pass twice: its weights rest on quantiles over all tokens.
+    and all return the same. With `eaft` the batches pass twice: its weights rest on quantiles over all tokens. With
+    `swap` the statistics have what dropping an expert changes.
     StatisticsError where a statistic is NaN or infinite.
     """
     engine.clock = Clock(state.seconds, state.compile_seconds)
     if not state.weighting:
-        _pass(engine, dataset.batches(), progress, state, advance, Asked(scores=eaft is not None))
+        one_pass(engine, dataset.batches(), progress, state, advance, Asked(scores=eaft is not None, swap=swap))
         check_computed(state.statistics, dataset.total_tokens)
         if eaft:
             state.weighting, state.units = "eaft", 0
     if eaft:
         weights = _token_weights("eaft", dataset, state, eaft)
-        _pass(engine, _weighted(dataset.batches(), weights), progress, state, advance, Asked())
+        one_pass(engine, _weighted(dataset.batches(), weights), progress, state, advance, Asked())
     assert state.statistics is not None
-    sums = Sums(state.statistics, state.weighted, dataset.domains, dataset.row_hashes)
+    sums = Sums(state.statistics, state.weighted, dataset.groups.domains, dataset.row_hashes, dataset.groups.folds)
     took = Measured(dataset.total_tokens, 2 if eaft else 1, state.seconds, state.compile_seconds, peak_rss_bytes())
     return sums, took
 
 
-def _pass(
+def one_pass(
     engine: Engine,
     batches: Iterable[Batch],
     progress: Progress,
@@ -57,6 +59,7 @@ def _pass(
     advance: Callable[[Unit], Any],
     asked: Asked,
 ) -> None:
+    """Add what is asked for of all batches but the first `state.units` units to the state, which `progress` keeps."""
     for unit in engine.run(batches, asked, state.units):
         assert unit.statistics is not None, "asked for"
         unit.statistics.check_finite(unit.first_layer)

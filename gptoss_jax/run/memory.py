@@ -90,16 +90,17 @@ def resident_bytes(config: Config, form: Form, dtype: Any) -> int:
 
 
 def streamed_tokens(
-    config: Config, form: Form, dtype: Any, limit: int | None, activation_bytes: int, length: int
+    config: Config, form: Form, dtype: Any, limit: int | None, activation_bytes: int, length: int, outputs: int = 0
 ) -> int:
-    """Tokens of a batch, in rows of `length`, with which the streamed engine stays below `limit` bytes in all.
+    """Tokens of a batch, in rows of `length`, with which the streamed engine stays below `limit` bytes in all, where a
+    layer keeps so many experts' outputs of each token.
 
     MemoryLimitError where even one row does not."""
     if limit is None:
         return max(length, STREAMED_TOKENS)
     # One layer runs while the next is read.
     fixed = PROCESS_BYTES + 2 * weight_bytes(Layer, config, form, dtype) + activation_bytes
-    a_token = STATES_A_TOKEN * config.hidden_size * jnp.dtype(dtype).itemsize
+    a_token = (STATES_A_TOKEN + outputs) * config.hidden_size * jnp.dtype(dtype).itemsize
     tokens = (limit - fixed) // a_token
     if tokens < length:
         raise MemoryLimitError(

@@ -4,6 +4,7 @@ Letters: see `config`.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.dataset import MAX_DOMAINS, MAX_JOINT
+from ..data.groups import MAX_DOMAINS, MAX_JOINT, folds_of
 from ..errors import ProfileError
 from ..statistics.store import Sums
-from ..statistics.sums import DECLARED, Statistics
+from ..statistics.sums import DECLARED, Statistic, Statistics
 from . import artifacts
 from .artifacts import Measured
 from .options import PROFILE, Option, declared_options, flag_of
@@ -56,13 +57,15 @@ def merge(profiles: Sequence[Profile], command: str = "") -> Profile:
 def _added(profiles: Sequence[Profile], domains: Sequence[str]) -> Sums:
     """The sums of all, in the order given."""
     joint = len(domains) > MAX_JOINT or any(_is_joint(profile.sums) for profile in profiles)
-    first, *others = (_among(profile.sums, domains, joint) for profile in profiles)
+    # Of numbers of folds that divide FOLDS.
+    folds = math.gcd(folds_of(len(domains)), *(profile.sums.folds for profile in profiles))
+    first, *others = (_among(profile.sums, domains, folds, joint) for profile in profiles)
     statistics, weighted = first
     for more, more_weighted in others:
         statistics = statistics.merge(more)
         weighted = {name: sums + more_weighted[name] for name, sums in weighted.items()}
     row_hashes = np.sort(np.concatenate([profile.sums.row_hashes for profile in profiles]))
-    return Sums(statistics, weighted, domains, row_hashes)
+    return Sums(statistics, weighted, domains, row_hashes, folds)
 
 
 def _is_joint(sums: Sums) -> bool:
@@ -70,19 +73,24 @@ def _is_joint(sums: Sums) -> bool:
     return sums.statistics.coactivation.shape[1] != len(sums.domains)
 
 
-def _among(sums: Sums, domains: Sequence[str], joint: bool) -> tuple[Statistics, Mapping[str, np.ndarray]]:
-    """Statistics [L, G, …] and weighted sums, G the domains of all profiles: 0 in those that this one lacks."""
+def _among(sums: Sums, domains: Sequence[str], folds: int, joint: bool) -> tuple[Statistics, Mapping[str, np.ndarray]]:
+    """Statistics [L, G, …] and weighted sums, G so many folds of the domains of all profiles: 0 in those that this one
+    lacks."""
     places = [domains.index(name) for name in sums.domains]
 
-    def spread(own: np.ndarray) -> np.ndarray:
-        wide = np.zeros((len(own), len(domains), *own.shape[2:]), own.dtype)
-        wide[:, places] = own
-        return wide
+    def spread(own: np.ndarray, among: int, reduce: np.ufunc = np.add) -> np.ndarray:
+        """Of a domain's folds those whose numbers are equal, modulo `among`, are together."""
+        L, rest = len(own), own.shape[2:]
+        wide = np.zeros((L, len(domains), among, *rest), own.dtype)
+        wide[:, places] = reduce.reduce(own.reshape(L, len(places), -1, among, *rest), axis=2)
+        return wide.reshape(L, len(domains) * among, *rest)
 
-    def one(own: np.ndarray, statistic: Any) -> np.ndarray:
-        return own.sum(1, keepdims=True) if joint and statistic.axes.startswith("J") else spread(own)
+    def one(own: np.ndarray, statistic: Statistic) -> np.ndarray:
+        if not statistic.axes.startswith("J"):
+            return spread(own, folds, statistic.reduce)
+        return own.sum(1, keepdims=True) if joint else spread(own, 1)
 
-    return sums.statistics.map(one), {name: spread(own) for name, own in sums.weighted.items()}
+    return sums.statistics.map(one), {name: spread(own, folds) for name, own in sums.weighted.items()}
 
 
 def _info(profiles: Sequence[Profile], added: dict[str, Any]) -> dict[str, Any]:
@@ -94,6 +102,7 @@ def _info(profiles: Sequence[Profile], added: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": first["model"],
         "model_fingerprint": first["model_fingerprint"],
+        **{name: p.info[name] for p in profiles for name in ("config", "quantized") if name in p.info},
         "options": {name: _common(profiles, name) for profile in profiles for name in profile.info["options"]},
         "engine": ", ".join(sorted(engines)),
         "rows": rows,
@@ -127,10 +136,13 @@ def _differences(profiles: Sequence[Profile]) -> Iterator[str]:
         if _common(profiles, name) == SEVERAL:
             values = sorted({str(profile.info["options"][name]) for profile in profiles})
             yield f"{flag} is not the same in all merged profiles: {', '.join(values)}"
-    for name in DECLARED:
+    for name, statistic in DECLARED.items():
         lacking = [_name(p) for p in profiles if getattr(p.sums.statistics, name) is None]
-        if lacking:
+        if lacking and not statistic.asked:
             yield f"{name} is left out: {', '.join(lacking)} is of a version that did not have it"
+    if len({profile.sums.folds for profile in profiles}) > 1:
+        each = (f"{_name(p)} has {p.sums.folds if p.sums.folds > 1 else 'none'}" for p in profiles)
+        yield f"folds are kept as far as all merged profiles have them: {', '.join(each)}"
     if profiles[0].sums.weighted:
         yield "the quantiles of --eaft are over the tokens of each merged profile, not over all together"
 

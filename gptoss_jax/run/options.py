@@ -10,8 +10,25 @@ from typing import Any, Literal, TypeVar
 
 from ..config import Form
 from ..data.formats import KINDS
+from ..data.parts import PARTS
 from ..errors import OptionError
-from .kinds import CHANNEL_WEIGHTS, COORDINATOR, FORMS, MESH, ROWS, SIZE, SWITCH, TEXT, WHOLE, Kind, one_of, real, whole
+from .kinds import (
+    CHANNEL_WEIGHTS,
+    COORDINATOR,
+    COUNTED,
+    FORMS,
+    KEEP,
+    MESH,
+    ROWS,
+    SIZE,
+    SWITCH,
+    TEXT,
+    WHOLE,
+    Kind,
+    one_of,
+    real,
+    whole,
+)
 
 T = TypeVar("T")
 Merging = Literal["equal", "told", "free"]
@@ -128,6 +145,21 @@ class Data(Options):
         None, whole(1), "Takes a sample of this many rows by their hashes.", otherwise="all", merging="free"
     )
     seed: int = option(0, WHOLE, "The seed of the row sample.", merging="free")
+    part: str = option(
+        "all",
+        one_of(*PARTS),
+        "Takes four fifths of the rows, by their hashes, to choose experts by, or the other fifth to judge the choice.",
+        merging="told",
+        newer=True,
+    )
+    until_stable: int | str | None = option(
+        None,
+        KEEP,
+        "Stops when the experts that reap would keep, so many of each layer or per cent as 50%, stayed the same twice: "
+        "it looks after 1/16, 1/8, 1/4 and 1/2 of the rows.",
+        otherwise="takes all rows",
+        merging="free",
+    )
     max_seq_length: int = option(
         2048, whole(1), "The most tokens that a row has, or those of a packed block.", merging="told"
     )
@@ -148,7 +180,11 @@ class Data(Options):
 class Counting(Options):
     """Which tokens count in the statistics, and for how much."""
 
-    keep: str = option("assistant", one_of("assistant", "all"), "Which tokens count.")
+    keep: str = option(
+        "all",
+        COUNTED,
+        "Which tokens count: all, the assistant's messages with their headers and marks, or their contents alone.",
+    )
     channel_weights: dict[str, float] | None = option(
         None, CHANNEL_WEIGHTS, "Weights of channels; others get 0. Sums are weighted, counts are not."
     )
@@ -164,10 +200,15 @@ class Counting(Options):
     eaft_weights: tuple[float, float, float] = option(
         (1.0, -2.0, 0.25), real(), "The weights of right, of wrong and of other tokens.", several=3, beside="eaft"
     )
+    swap: bool = option(
+        False, SWITCH, "Also sums for the criterion swap: tokens that count take one expert more.", newer=True
+    )
 
     def check(self) -> None:
         if self.channel_weights and self.keep == "all":
-            raise OptionError("--channel-weights needs --keep assistant: only its messages have channels")
+            raise OptionError(
+                "--channel-weights goes with --keep reply or --keep assistant: messages of others have no channels"
+            )
 
 
 @dataclass(frozen=True)
@@ -279,6 +320,10 @@ def check_together(data: Data, counting: Counting) -> None:
     """OptionError where options of different types do not go together."""
     if counting.skip_first >= data.max_seq_length:
         raise OptionError("--skip-first leaves no position of a row: make it less than --max-seq-length")
+    if data.until_stable is not None and counting.eaft:
+        raise OptionError(
+            "--until-stable does not go with --eaft, whose weights rest on all rows: leave one of them out"
+        )
 
 
 def as_dict(*options: Options) -> dict[str, Any]:

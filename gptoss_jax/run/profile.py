@@ -6,13 +6,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import ProfileError, reason
 from ..files import atomic
 from ..files.paths import AnyPath, place, storage_errors
-from ..selection.origin import Origin, profile_origin
-from ..selection.ranking import Ranking, rank
-from ..statistics.store import LARGEST_COUNT, STORE, Sums, read_sums
-from ..statistics.tables import Columns, columns
+from ..selection.evidence import Evidence
+from ..selection.intervals import Intervals, intervals, unsettled
+from ..selection.mixes import Mix, mixed, mixed_folds, weights_of
+from ..selection.origin import Origin, profile_origin, rows_as_text
+from ..selection.ranking import Ranking, number_kept
+from ..statistics.counted import STORE
+from ..statistics.store import LARGEST_COUNT, Sums, read_sums
+from ..statistics.sums import DECLARED
+from ..statistics.tables import Columns, check_domains, columns
 from . import artifacts
 from .artifacts import INFO
 from .options import PROFILE, declared_options
@@ -84,26 +91,78 @@ class Profile:
         """The names of its domains; empty where rows have none."""
         return [name for name in self.sums.domains if name]
 
-    def columns(self, domain: str | None = None) -> Columns:
-        """The saliency table, of one domain or of all rows: a dictionary of arrays [L, E]."""
-        if domain is None:
-            return columns(*self.sums.total())
-        if domain not in self.domains:
-            known = f"there are {', '.join(self.domains)}" if self.domains else "its rows have none"
-            raise ProfileError(f"no domain {domain!r}: {known}")
-        return columns(*self.sums.by_domain()[domain])
+    def columns(self, domain: Mix = None) -> Columns:
+        """The saliency table of all rows, of one domain or of a mix of several: a dictionary of arrays [L, E]."""
+        return self.evidence(domain).columns
 
-    def rank(self, criterion: str = "reap", domain: str | None = None, seed: int = 0) -> Ranking:
-        """All experts of each layer, best first, by a criterion over one domain or all rows.
+    def evidence(self, domain: Mix = None) -> Evidence:
+        """What a choice of experts rests on: the table of all rows, or of the domains that are named, and the others.
 
-        ProfileError where there is no such criterion or domain, or the profile lacks what the criterion needs.
+        ProfileError where a domain is not there.
         """
+        weights = weights_of(domain)
+        by_domain = {name: columns(*sums) for name, sums in sorted(self.sums.by_domain().items())}
+        check_domains(weights, by_domain)
+        return Evidence(
+            mixed(by_domain, weights) if weights else columns(*self.sums.total()),
+            by_domain,
+            self._origin(weights),
+            self.info,
+            mixed_folds(self.sums, weights),
+        )
+
+    def _origin(self, weights: dict[str, float]) -> Origin:
         if self.folder is not None:
-            origin = profile_origin(self.folder, domain)
-        else:
-            fingerprint = self.info["model_fingerprint"]
-            origin = Origin(domains={} if domain is None else {domain: 1.0}, model_fingerprint=fingerprint)
-        return rank(self.columns(domain), criterion, seed, origin)
+            return profile_origin(self.folder, weights or None)
+        rows = rows_as_text(self.sums.row_hashes)
+        return Origin(domains=weights, model_fingerprint=self.info["model_fingerprint"], calibration_rows=rows)
+
+    def intervals(self, criterion: str = "reap", domain: Mix = None, seed: int = 0) -> Intervals:
+        """The scores [L, E] by a criterion over all rows, one domain or a mix, with their 95 % intervals.
+
+        They say how scores vary with the rows: `selection.intervals` has the method. ProfileError as `rank`, and where
+        the profile is of a version that kept no folds of its rows.
+
+        Example:
+            >>> import gptoss_jax as gj
+            >>> rows = [{"text": f"{n} + {n} = {2 * n}"} for n in range(40)]
+            >>> found = gj.profile("nano", rows, keep="all", max_seq_length=64).intervals("gate")
+            >>> bool((found.low <= found.score).all() and (found.score <= found.high).all())
+            True
+        """
+        return intervals(self._by_fold(domain), criterion, seed)
+
+    def unsettled(self, keep: int | str, criterion: str = "reap", domain: Mix = None, seed: int = 0) -> list[list[int]]:
+        """The experts of each layer whose side of the cut may be chance, where so many stay or a per cent as "50%".
+
+        An expert is settled where the 95 % interval of its score minus the cut does not hold 0. ProfileError as
+        `intervals`, RankingError where `keep` is neither.
+
+        Example:
+            >>> import gptoss_jax as gj
+            >>> profile = gj.profile("nano", [{"text": f"{n} + 1"} for n in range(40)], keep="all", max_seq_length=64)
+            >>> len(profile.unsettled("50%", "frequency"))
+            6
+        """
+        by_fold = self._by_fold(domain)
+        return unsettled(by_fold, number_kept(keep, by_fold["count"].shape[-1]), criterion, seed)
+
+    def _by_fold(self, domain: Mix) -> dict[str, np.ndarray]:
+        found = self.evidence(domain).by_fold
+        if found is None:
+            raise ProfileError(
+                f"{self.folder or 'this profile'}: keeps no folds of its rows, so that nobody knows how scores vary: "
+                "profile its rows again, in fewer domains where there are hundreds"
+            )
+        return found
+
+    def rank(self, criterion: str = "reap", domain: Mix = None, seed: int = 0, min_count: int = 0) -> Ranking:
+        """All experts of each layer, best first, by a criterion over all rows, one domain or several with weights.
+
+        Those that fewer than `min_count` tokens chose stand behind all others, by falling reap_sum. ProfileError
+        where there is no such criterion or domain, or the profile lacks what the criterion needs.
+        """
+        return self.evidence(domain).rank(criterion, seed, min_count)
 
     def write(self, folder: Path) -> None:
         """Write all artifacts into a folder that is there."""
@@ -138,6 +197,9 @@ def _check_info(info: Any, sums: Sums) -> None:
     if info["options"]["eaft"] != ("eaft" in sums.weighted):
         raise ValueError(f"the option 'eaft' is not that of {STORE}")
     statistics = sums.statistics
+    for name, statistic in DECLARED.items():
+        if statistic.asked and info["options"][statistic.asked] != (getattr(statistics, name) is not None):
+            raise ValueError(f"the option {statistic.asked!r} is not that of {STORE}")
     measured = {
         "rows": len(sums.row_hashes),
         "total_tokens": statistics.computed[0].sum() / statistics.gate_rank_sum.shape[-1],

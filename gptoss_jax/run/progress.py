@@ -3,10 +3,11 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import safetensors.numpy
@@ -19,11 +20,22 @@ from ..statistics.sums import Statistics
 from ..statistics.weightings import WEIGHTINGS
 from .engine import Unit
 
+T = TypeVar("T")
+
 SUFFIX = ".progress"
-VERSION = 1  # of the files' content: what older programs kept has none
+VERSION = 2  # of the files' content: what the first programs kept has none
 RUN, STATE = "run", "state"
 DIGEST_BYTES = hashlib.sha256().digest_size  # at the head of each file
 SHARE = 20  # saving may take at most one twentieth of the run
+
+
+@runtime_checkable  # annotations are checked in tests
+class Kept(Protocol):
+    """A state that can be kept."""
+
+    def to_bytes(self) -> bytes:
+        """Write the state as a file's bytes."""
+        ...
 
 
 class Progress:
@@ -97,19 +109,23 @@ class Progress:
         with suppress(Exception):
             (self.folder / name).unlink(missing_ok=True)
 
-    def save(self, state: "State", always: bool) -> None:
-        """Keep the state, unless it was kept a short while ago."""
+    def save(self, state: "Kept", always: bool, name: str = STATE) -> None:
+        """Keep the state under `name`, unless it was kept a short while ago."""
         if always or time.monotonic() >= self._due:
             start = time.monotonic()
-            self.write(STATE, state.to_bytes())
+            self.write(name, state.to_bytes())
             self._due = time.monotonic() + SHARE * (time.monotonic() - start)
 
     def state(self) -> "State":
-        """What was kept last, of the first process, or the state of a run that begins."""
-        kept = self.read(STATE) if hosts.is_first() else None
+        """What a profile kept last, or the state of one that begins."""
+        return self.kept(State.from_bytes, STATE) or State()
+
+    def kept(self, read: Callable[[bytes], T], name: str) -> T | None:
+        """What was kept last under `name`, of the first process; None where nothing was."""
+        kept = self.read(name) if hosts.is_first() else None
         data = hosts.from_first(b"" if kept is None else kept.tobytes())
         try:
-            return State.from_bytes(data) if data else State()
+            return read(data) if data else None
         except Exception as error:  # of several packages; the digest is right
             raise self._foreign() from error
 
@@ -151,7 +167,7 @@ class State:
     weighting: str = ""
     """The name of the weighting whose pass this is; empty in the first, in which tokens count alike."""
     units: int = 0
-    """How many units of this pass are finished."""
+    """How many units of this pass, or portion, are finished."""
     tokens: float = 0.0
     """Tokens that went through, of all passes."""
     seconds: float = 0.0
@@ -162,6 +178,10 @@ class State:
     """[L, G, E] Σ w·g·n of later passes, by their weightings."""
     scores: list[np.ndarray] = field(default_factory=list)
     """The scores of each whole batch, [B, S, 2]."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    """A point for each finished portion of the rows, where they come in portions: see `stable`."""
+    kept: list[list[int]] = field(default_factory=list)
+    """The experts of each layer that would be kept after the last of them."""
 
     def add(self, unit: Unit, num_layers: int) -> None:
         """One more unit, whose statistics were asked for, is finished."""
@@ -183,7 +203,8 @@ class State:
         """Write the state as a file's bytes."""
         numbers = {name: getattr(self, name) for name in NUMBERS}
         arrays = {f"scores/{i}": scores for i, scores in enumerate(self.scores)}
-        arrays |= {} if self.statistics is None else vars(self.statistics)
+        statistics = {} if self.statistics is None else vars(self.statistics)
+        arrays |= {name: x for name, x in statistics.items() if x is not None}
         arrays |= {f"weighted/{name}": sums for name, sums in self.weighted.items()}
         return safetensors.numpy.save(arrays, {"numbers": json.dumps(numbers)})
 
@@ -200,4 +221,4 @@ class State:
         return cls(**numbers, statistics=Statistics(**arrays) if arrays else None, weighted=weighted, scores=scores)
 
 
-NUMBERS = ("weighting", "units", "tokens", "seconds", "compile_seconds")
+NUMBERS = ("weighting", "units", "tokens", "seconds", "compile_seconds", "curve", "kept")

@@ -21,11 +21,14 @@ class Resident:
 
     def __init__(self, model: GptOss, mapping: Callable[[Asked], Mapped]):
         self.model, self.mapping, self.clock = model, mapping, Clock()
+        self.steps: dict[Asked, tuple[Mapped, Timed]] = {}
         self.num_layers = model.config.num_layers
 
     def run(self, batches: Iterable[Batch], asked: Asked, done: int) -> Iterator[Unit]:
-        mapped = self.mapping(asked)
-        step = Timed(mapped.step, self.clock)
+        if asked not in self.steps:
+            mapped = self.mapping(asked)
+            self.steps[asked] = mapped, Timed(mapped.step, self.clock)
+        mapped, step = self.steps[asked]
         for batch in islice(batches, done, None):
             placed = jax.tree.map(mapped.put, batch)
             results = hosts.gather(step(batch.shape, self.model, placed))
@@ -43,4 +46,5 @@ class Resident:
                 statistics=None if results.statistics is None else results.statistics.to_host(),
                 routing=None if results.routing is None else jax.tree.map(layers, results.routing),
                 scores=None if results.scores is None else np.stack([rows(x) for x in results.scores], axis=-1),
+                finals=results.finals,
             )

@@ -1,4 +1,4 @@
-"""How the model expected each token: the scores of EAFT. Letters: see `config`."""
+"""How a model expects tokens: what its logits say of them, and the scores of EAFT. Letters: see `config`."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..devices.placement import Placement
 from ..network.batch import Tokens
@@ -14,6 +14,42 @@ from ..network.batch import Tokens
 TOP_LOGITS = 20  # over which EAFT takes a token's entropy
 # Tokens unembedded at once: 128 × 201,088 logits in float32 are 98 MiB.
 UNEMBED_BLOCK = 128
+
+
+class Logits(NamedTuple):
+    """Logits of some positions, normalised, and what they say of the token behind each; V may be split over devices."""
+
+    log_p: Float[Array, "M V"]
+    true: Float[Array, " M"]
+    """ln p of the true token."""
+    entropy: Float[Array, " M"]
+    """The entropy of the top 20 logits, renormalised, over ln 20."""
+    best: Int[Array, " M"]
+    """The most probable token; of equal ones the first."""
+
+
+def expect(logits_MV: Float[Array, "M V"], target_M: Int[Array, " M"], vocab_size: int, place: Placement) -> Logits:
+    """What logits say of the tokens that come. Of a vocabulary that is split each device adds its part."""
+    first, count = place.local(vocab_size)
+    own_M = logits_MV.max(-1)
+    largest_M = place.max_experts(own_M)
+    sum_M = place.sum_experts(jnp.exp(logits_MV - largest_M[:, None]).sum(-1))
+    log_p = logits_MV - (largest_M + jnp.log(sum_M))[:, None]
+    top = place.gather_experts(lax.top_k(logits_MV, min(TOP_LOGITS, count))[0])
+    top = jax.nn.log_softmax(lax.top_k(top, min(TOP_LOGITS, vocab_size))[0], axis=-1)
+    entropy_M = -jnp.sum(jnp.exp(top) * top, axis=-1) / jnp.log(TOP_LOGITS)
+    best_M = jnp.where(own_M == largest_M, first + jnp.argmax(logits_MV, axis=-1), vocab_size)
+    best_M = -place.max_experts(-best_M)
+    return Logits(log_p, log_p_of(log_p, target_M[:, None], vocab_size, place)[:, 0], entropy_M, best_M)
+
+
+def log_p_of(
+    log_p_MV: Float[Array, "M V"], ids_Mn: Int[Array, "M n"], vocab_size: int, place: Placement
+) -> Float[Array, "M n"]:
+    """ln p of some tokens, whichever device has them."""
+    first, count = place.local(vocab_size)
+    here_Mn = jnp.where(ids_Mn >= first, ids_Mn - first, count)
+    return place.sum_experts(jnp.take_along_axis(log_p_MV, here_Mn, axis=-1, mode="fill", fill_value=0))
 
 
 class TokenScores(NamedTuple):
@@ -41,21 +77,11 @@ def token_scores(
         jnp.pad(final_BSD.reshape(-1, D), ((0, padding), (0, 0))).reshape(-1, UNEMBED_BLOCK, D),
         jnp.pad(targets, (0, padding)).reshape(-1, UNEMBED_BLOCK),
     )
-    first, count = place.local(vocab_size)
 
     def score(block: tuple[Array, Array]) -> tuple[Array, Array]:
         final_MD, target_M = block
-        logits_MV = logits(final_MD)
-        # Of a vocabulary that is split each device adds its part to the softmax's sum.
-        largest_M = place.max_experts(logits_MV.max(-1))
-        sum_M = place.sum_experts(jnp.exp(logits_MV - largest_M[:, None]).sum(-1))
-        here_M = jnp.where(target_M >= first, target_M - first, count)
-        true_M = jnp.take_along_axis(logits_MV, here_M[:, None], axis=-1, mode="fill", fill_value=-jnp.inf)[:, 0]
-        probability = jnp.exp(place.max_experts(true_M) - largest_M) / sum_M
-        top = place.gather_experts(lax.top_k(logits_MV, min(TOP_LOGITS, count))[0])
-        top = jax.nn.log_softmax(lax.top_k(top, min(TOP_LOGITS, vocab_size))[0], axis=-1)
-        entropy = -jnp.sum(jnp.exp(top) * top, axis=-1) / jnp.log(TOP_LOGITS)
-        return probability, entropy
+        found = expect(logits(final_MD), target_M, vocab_size, place)
+        return jnp.exp(found.true), found.entropy
 
     def at_target(values: Array) -> Array:
         values_BS = jnp.roll(values.reshape(-1)[: B * S].reshape(B, S), 1, axis=1)

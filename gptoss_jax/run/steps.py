@@ -6,17 +6,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from ..config import Config
+from ..config import SLIDING, Config
 from ..devices import mesh as sharding
 from ..devices.mesh import DATA
 from ..devices.placement import Placement, over
 from ..network import rope
 from ..network.batch import Batch
-from ..network.model import GptOss, Head, Layer, LayerOutput
+from ..network.model import GptOss, Head, Interventions, Layer, LayerOutput
 from ..statistics.sums import Statistics, layer_statistics
 from .scores import TokenScores, token_scores
 
@@ -33,6 +34,14 @@ class Asked(NamedTuple):
     """How the model expected each token."""
     routing: bool = False
     """Which experts each token chose, and its gates."""
+    finals: bool = False
+    """What the unembedding takes, at the positions that the batch names."""
+    swap: bool = False
+    """Among the statistics, what dropping an expert changes: kept tokens then take k + 1 experts."""
+
+    def swap_BS(self, batch: Batch) -> Bool[Any, "B S"] | None:
+        """The tokens whose layers are to show what dropping a chosen expert changes."""
+        return batch.weights != 0 if self.swap else None
 
 
 class Chosen(NamedTuple):
@@ -49,22 +58,36 @@ class Results(NamedTuple):
     """They are [L, G, …] of every layer, and [G, …] of a single one."""
     routing: Chosen | None = None
     scores: TokenScores | None = None
+    finals: Float[Array, "B N D"] | None = None
 
 
 def observe(output: LayerOutput, batch: Batch, place: Placement, asked: Asked) -> Results:
     """What is kept of one layer."""
-    statistics = layer_statistics(output.routing, output.mixture, batch, place) if asked.statistics else None
-    chosen = None
+    statistics, chosen = None, None
+    if asked.statistics:
+        statistics = layer_statistics(output.routing, output.mixture, batch, place, _swaps(output))
     if asked.routing:
         chosen = Chosen(*(x.reshape(*batch.shape, -1) for x in (output.routing.experts_Tk, output.routing.gates_Tk)))
     return Results(statistics, chosen)
 
 
+def _swaps(output: LayerOutput) -> Float[Array, "T k"] | None:
+    """The squared change of the layer's output, relative to the residual stream behind the layer."""
+    if output.changes_Tk is None:
+        return None
+    wide_BSD = output.hidden.astype(jnp.float32)
+    return output.changes_Tk / jnp.sum(wide_BSD**2, axis=-1).reshape(-1, 1)
+
+
 @float32_is_float32
 def network_step(model: GptOss, batch: Batch, place: Placement, asked: Asked) -> Results:
     """What is asked for of every layer, and the scores of every token; [B, S, V] never exists."""
-    output = model(batch.tokens, place, partial(observe, batch=batch, place=place, asked=asked))
+    kept_LBE = None if batch.kept is None else jnp.moveaxis(batch.kept, 1, 0)
+    observer = partial(observe, batch=batch, place=place, asked=asked)
+    output = model(batch.tokens, place, observer, Interventions(kept=kept_LBE), asked.swap_BS(batch))
     results: Results = output.layers
+    if asked.finals:
+        results = results._replace(finals=_at(output.final, batch))
     if asked.scores:
         scores = token_scores(model.logits, model.config.vocab_size, output.final, batch.tokens, place)
         results = results._replace(scores=scores)
@@ -76,14 +99,28 @@ def layer_step(
     layer: Layer,
     x_BSD: Float[Array, "B S D"],
     batch: Batch,
-    sliding: Bool[Array, ""],
+    index: Int[Array, ""],
     config: Config,
     place: Placement,
     asked: Asked,
 ) -> tuple[Float[Array, "B S D"], Results]:
-    """One layer alone: its output, and what is asked for of it."""
-    output = layer(x_BSD, batch.tokens, rope.tables(config, batch.tokens.positions), sliding, place)
+    """The layer of that index alone: its output, and what is asked for of it."""
+    tables = rope.tables(config, batch.tokens.positions)
+    sliding = jnp.array([kind == SLIDING for kind in config.layer_types])[index]
+    interventions = Interventions(kept=None if batch.kept is None else batch.kept[:, index])
+    swap_BS = asked.swap_BS(batch)
+    output = layer(x_BSD, batch.tokens, tables, sliding, place, interventions=interventions, swap_BS=swap_BS)
     return output.hidden, observe(output, batch, place, asked)
+
+
+def final_step(head: Head, x_BSD: Float[Array, "B S D"], batch: Batch) -> Float[Array, "B N D"]:
+    """The finals that `network_step` adds, from the last layer's output."""
+    return _at(head.final_norm(x_BSD), batch)
+
+
+def _at(final_BSD: Float[Array, "B S D"], batch: Batch) -> Float[Array, "B N D"]:
+    assert batch.at is not None, "finals are asked for at positions"
+    return jnp.take_along_axis(final_BSD, batch.at[..., None], axis=1)
 
 
 @float32_is_float32
@@ -105,10 +142,12 @@ def specs(asked: Asked) -> Results:
     """How what is asked for is split over a mesh."""
     chosen: Any = sharding.split("L B S k")
     scores: Any = sharding.split("B S")
+    finals: Any = sharding.split("B N D")
     return Results(
-        Statistics.specs() if asked.statistics else None,
+        Statistics.specs(("swap",) if asked.swap else ()) if asked.statistics else None,
         Chosen(chosen, chosen) if asked.routing else None,
         TokenScores(scores, scores) if asked.scores else None,
+        finals if asked.finals else None,
     )
 
 

@@ -3,21 +3,21 @@
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..config import SLIDING, Form
+from ..config import Form
 from ..devices.placement import here
 from ..network.batch import Batch
 from ..network.model import Head, Layer
 from ..network.source import Source, abstract_part, load_part
 from .engine import Clock, Timed, Unit
 from .progress import Progress
-from .steps import Asked, Results, layer_step, score_step
+from .steps import Asked, Results, final_step, layer_step, score_step
 
 
 def weights_form(source: Source) -> Form:
@@ -41,45 +41,56 @@ class Streamed:
         self.source, self.config, self.dtype = source, source.config, jnp.dtype(dtype)
         self.clock, self.num_layers = Clock(), self.config.num_layers
         self.form = weights_form(source)
+        self.steps: dict[Asked, _Steps] = {}
         self.hidden = _Hidden(progress, self.dtype, self.config.hidden_size, activation_bytes)
 
     def run(self, batches: Iterable[Batch], asked: Asked, done: int) -> Iterator[Unit]:
         batches = list(batches)
-        place = here()
-        step = Timed(jax.jit(partial(layer_step, config=self.config, place=place, asked=asked)), self.clock)
-        score = Timed(jax.jit(partial(score_step, place=place)), self.clock)
+        if asked not in self.steps:
+            self.steps[asked] = self._steps(asked)
+        step, score, final = self.steps[asked]
         first, done = divmod(done, len(batches))
         last = self.config.num_layers - 1
 
         def compile() -> None:
             shape = batches[done].shape
             x_BSD = jax.ShapeDtypeStruct((*shape, self.config.hidden_size), self.dtype)
-            step.prepare(shape, abstract_part(self._layer, self.dtype), x_BSD, batches[done], np.asarray(True))
+            step.prepare(shape, abstract_part(self._layer, self.dtype), x_BSD, batches[done], np.asarray(first))
 
         for index, layer in self._layers(first, meanwhile=compile):
-            head = self._load(self._head, "") if asked.scores and index == last else None
-            sliding = np.asarray(self.config.layer_types[index] == SLIDING)
+            head = self._load(self._head, "") if (asked.scores or asked.finals) and index == last else None
             for number, batch in list(enumerate(batches))[done if index == first else 0 :]:
                 shape = batch.shape
                 x_BSD = self.hidden.get(index, number, shape) if index else self._embed(batch)
-                x_BSD, results = step(shape, layer, x_BSD, batch, sliding)
-                scores = None
-                if head is not None:
-                    scores = np.stack(jax.device_get(score(shape, head, x_BSD, batch)), axis=-1)
-                elif index < last:
+                x_BSD, results = step(shape, layer, x_BSD, batch, np.asarray(index))
+                if index < last:
                     self.hidden.put(index + 1, number, np.asarray(x_BSD))
-                yield self._unit(index, batch, results, scores)
+                if head is not None and asked.scores:
+                    results = results._replace(scores=score(shape, head, x_BSD, batch))
+                if head is not None and asked.finals:
+                    results = results._replace(finals=final(shape, head, x_BSD, batch))
+                yield self._unit(index, batch, results)
                 self.hidden.drop(index, number)
 
-    def _unit(self, layer: int, batch: Batch, results: Results, scores: np.ndarray | None) -> Unit:
+    def _steps(self, asked: Asked) -> "_Steps":
+        place = here()
+        jitted = (
+            partial(layer_step, config=self.config, place=place, asked=asked),
+            partial(score_step, place=place),
+            final_step,
+        )
+        return _Steps(*(Timed(jax.jit(step), self.clock) for step in jitted))
+
+    def _unit(self, layer: int, batch: Batch, results: Results) -> Unit:
         """What one layer gave of one batch."""
-        statistics, routing, _ = jax.tree.map(lambda x: x[None], results)
+        statistics, routing = jax.tree.map(lambda x: x[None], (results.statistics, results.routing))
         return Unit(
             first_layer=layer,
             tokens=batch.tokens.count / self.num_layers,
             statistics=None if statistics is None else statistics.to_host(),
             routing=jax.tree.map(np.asarray, routing),
-            scores=scores,
+            scores=None if results.scores is None else np.stack(jax.device_get(results.scores), axis=-1),
+            finals=None if results.finals is None else np.asarray(results.finals),
         )
 
     def _layers(self, first: int, meanwhile: Callable[[], None]) -> Iterator[tuple[int, Layer]]:
@@ -106,6 +117,14 @@ class Streamed:
 
     def _embed(self, batch: Batch) -> np.ndarray:
         return self.source.rows("embedding", batch.tokens.ids).astype(self.dtype, copy=False)
+
+
+class _Steps(NamedTuple):
+    """The steps of a layer, and of what stands behind the last one."""
+
+    layer: Timed
+    score: Timed
+    final: Timed
 
 
 class _Hidden:

@@ -13,7 +13,7 @@ from ..config import Config
 from ..errors import RankingError, reason, refusal
 from ..files.atomic import write_file
 from ..files.paths import AnyPath, place, storage_errors
-from .origin import UNKNOWN, Origin
+from .origin import UNKNOWN, Origin, rows_of_text
 
 Kind = TypeVar("Kind", bound="ByLayer")
 
@@ -50,6 +50,8 @@ class ByLayer:
         """The content of the file, one line: equal objects give equal bytes."""
         domains = self.origin.domains
         origin = vars(self.origin) | {"domains": None if domains is None else dict(sorted(domains.items()))}
+        if self.origin.calibration_rows is None:
+            del origin["calibration_rows"]
         head = {"kind": self.kind, "version": VERSION, "layers": self.layers}
         return json.dumps({**head, **origin, "counts": self.counts, "reasons": self.reasons}) + "\n"
 
@@ -181,6 +183,13 @@ def _is_weight(value: Any) -> bool:
     return (isinstance(value, float) or _is_whole(value)) and 0 <= value <= sys.float_info.max
 
 
+def _are_rows(value: Any) -> bool:
+    try:
+        return _is_text(value) and rows_of_text(value) is not None
+    except ValueError:
+        return False
+
+
 # What each field of an origin holds where it is not null.
 ORIGIN: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "criterion": ("a text", _is_text),
@@ -189,4 +198,5 @@ ORIGIN: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": ("a whole number", _is_whole),
     "profile_hash": ("a text", _is_text),
     "model_fingerprint": ("a text", _is_text),
+    "calibration_rows": ("a list of sorted hashes in base64", _are_rows),
 }

@@ -25,6 +25,9 @@ class Criterion:
         needs: Columns that it reads beside `count`, which every table has.
         help: What it is, in a few words.
         hint: What to do where a profile lacks one of these columns.
+        mass: The criterion of which experts hold shares, where a share is asked for: a sum itself, reap_sum for a mean,
+            since means do not add up. Empty where scores may be negative or are drawn.
+        of_weights: Whether its columns are of a model's weights alone, `convert.scores.COLUMNS`, and not a profile's.
     """
 
     name: str
@@ -32,6 +35,8 @@ class Criterion:
     needs: tuple[str, ...]
     help: str
     hint: str = "profile again"
+    mass: str = "reap_sum"
+    of_weights: bool = False
 
 
 def _sum(column: str) -> Score:
@@ -39,7 +44,8 @@ def _sum(column: str) -> Score:
 
 
 def _mean(column: str) -> Score:
-    return lambda columns, _: columns[column] / columns["count"].clip(1)
+    # Those of a mix of domains may be counts below 1.
+    return lambda columns, _: columns[column] / (columns["count"] + (columns["count"] == 0))
 
 
 def _root_mean(column: str) -> Score:
@@ -55,9 +61,9 @@ def _random(columns: Mapping[str, Any], seed: int) -> Any:
 _DECLARED = (
     Criterion("reap", _mean("gate_norm_sum"), ("gate_norm_sum",), "mean of g·n over the tokens that chose the expert"),
     Criterion("reap_sum", _sum("gate_norm_sum"), ("gate_norm_sum",), "sum of g·n"),
-    Criterion("frequency", _sum("count"), (), "how many tokens chose the expert"),
-    Criterion("gate", _sum("gate_sum"), ("gate_sum",), "sum of g"),
-    Criterion("ean_sum", _sum("norm_sum"), ("norm_sum",), "sum of n"),
+    Criterion("frequency", _sum("count"), (), "how many tokens chose the expert", mass="frequency"),
+    Criterion("gate", _sum("gate_sum"), ("gate_sum",), "sum of g", mass="gate"),
+    Criterion("ean_sum", _sum("norm_sum"), ("norm_sum",), "sum of n", mass="ean_sum"),
     Criterion("ean_mean", _mean("norm_sum"), ("norm_sum",), "mean of n"),
     Criterion("reap_l2", _root_mean("gate_norm_sq_sum"), ("gate_norm_sq_sum",), "root of the mean of (g·n)²"),
     Criterion(
@@ -66,11 +72,39 @@ _DECLARED = (
         ("eaft_gate_norm_sum",),
         "sum of w·g·n, of a profile with --eaft",
         "profile again with --eaft",
+        mass="",
     ),
-    Criterion("random", _random, (), "drawn with --seed, for comparison"),
+    Criterion(
+        "swap",
+        _sum("swap_sum"),
+        ("swap_sum",),
+        "sum of ‖Δ‖²/‖h‖², of a profile with --swap; over the kept tokens it is their mean, with 0 for others' tokens",
+        "profile again with --swap",
+        mass="swap",
+    ),
+    Criterion(
+        "aimer",
+        lambda columns, _: -columns["aimer"],
+        ("aimer",),
+        "less the mean of |weights| over their root mean square (arXiv:2603.18492), of a MODEL in the place of PROFILE",
+        "it is of the weights alone: give the model in the place of the profile",
+        mass="",
+        of_weights=True,
+    ),
+    Criterion("random", _random, (), "drawn with --seed, for comparison", mass=""),
 )
 CRITERIA = {criterion.name: criterion for criterion in _DECLARED}
-LETTERS = "g is the gate of a chosen expert, n the norm of its output, w the weight that EAFT gives the token."
+LETTERS = (
+    "g is the gate of a chosen expert, n the norm of its output, w the weight that EAFT gives the token, Δ the change "
+    "of the layer's output where the expert is dropped and the next best one enters, h the residual stream behind it."
+)
+
+
+def named(criterion: str) -> Criterion:
+    """The criterion of that name; UserError where there is none."""
+    if criterion not in CRITERIA:
+        raise UserError(f"there is no criterion {criterion!r}: take one of {', '.join(CRITERIA)}")
+    return CRITERIA[criterion]
 
 
 def scores(columns: Mapping[str, Any], criterion: str, seed: int) -> Any:
@@ -78,11 +112,14 @@ def scores(columns: Mapping[str, Any], criterion: str, seed: int) -> Any:
 
     UserError where there is no such criterion, ProfileError where the table lacks a column that it needs.
     """
-    if criterion not in CRITERIA:
-        raise UserError(f"there is no criterion {criterion!r}: take one of {', '.join(CRITERIA)}")
-    declared = CRITERIA[criterion]
+    declared = named(criterion)
     if missing := [column for column in declared.needs if column not in columns]:
         raise ProfileError(
             f"criterion {criterion!r} needs the column {missing[0]!r}, which this profile lacks: {declared.hint}"
         )
     return declared.score(columns, seed)
+
+
+def masses(columns: Mapping[str, Any], criterion: str) -> Any:
+    """What each expert holds [L, E], of which it has a share, by a criterion that has a mass."""
+    return scores(columns, CRITERIA[criterion].mass, 0)

@@ -1,5 +1,7 @@
 """Which experts of each layer stay. Letters: see `config`."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +22,11 @@ class KeepSets(ByLayer):
             if (lists := getattr(self, name)) is not None:
                 ordered = [[one[i] for i in order] for one, order in zip(lists, orders, strict=True)]
                 object.__setattr__(self, name, ordered)
+
+    @property
+    def layers_hash(self) -> str:
+        """The SHA-256 of the JSON of `layers`: what tells which keep-sets were evaluated, wherever they came from."""
+        return hashlib.sha256(json.dumps(self.layers).encode()).hexdigest()
 
     def check(self, config: Config, where: str = "the keep-sets") -> None:
         """RankingError, which begins with `where`, if the sets do not fit the model."""

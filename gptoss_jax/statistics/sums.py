@@ -6,7 +6,7 @@ by addition, in any grouping: over batches, hosts, domains and runs.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
@@ -41,6 +41,8 @@ class Statistic:
     """The name of its mean over pairs, which is a column of tables too."""
     since: int = 1
     """The version of the store that first has it: older ones lack it. A new statistic takes `store.VERSION` + 1."""
+    asked: str = ""
+    """The option of `Counting` that asks for it, where not every run has it."""
 
     @property
     def reduce(self) -> np.ufunc:
@@ -57,7 +59,7 @@ class Statistic:
 @dataclass(frozen=True)
 class Statistics:
     """Statistics by group; one step's are on the device, totals on the host. A scan over layers stacks them to
-    [L, G, …]. None stands for one that the store of an older version lacks."""
+    [L, G, …]. None stands for one that the store of an older version lacks, or that the run was not asked for."""
 
     count: Annotated[Any, Statistic("G E", integer=True)]
     """Pairs."""
@@ -87,6 +89,9 @@ class Statistics:
     """Σ entropy of the softmax over all router logits, in nats."""
     computed: Annotated[Any, Statistic("G", integer=True)]
     """Pairs whose expert ran, kept or not: k for each token that is no padding, unless some were dropped."""
+    swap_sum: Annotated[Any, Statistic("G E", since=3, asked="swap")] = None
+    """Σ w·‖Δ‖²/‖h‖², Δ the change of the layer's output where the expert is dropped and the runner-up enters, h the
+    residual stream behind the layer."""
 
     @classmethod
     def of(cls, make: Callable[[str, Statistic], Any]) -> "Statistics":
@@ -94,9 +99,9 @@ class Statistics:
         return cls(**{name: make(name, statistic) for name, statistic in DECLARED.items()})
 
     @classmethod
-    def specs(cls) -> "Statistics":
-        """How those of all layers are split over a mesh."""
-        return cls.of(lambda _, statistic: sharding.split(f"L {statistic.axes}"))
+    def specs(cls, asked: Collection[str] = ()) -> "Statistics":
+        """How those of all layers are split over a mesh; `asked` names the options that ask for some."""
+        return cls.of(lambda _, s: sharding.split(f"L {s.axes}") if not s.asked or s.asked in asked else None)
 
     def map(self, change: Callable[[np.ndarray, Statistic], Any]) -> "Statistics":
         """Every statistic that is there, changed."""
@@ -118,13 +123,24 @@ class Statistics:
     def add(self, first_layer: int, other: "Statistics") -> None:
         """Merge those of some layers, [l, G, …], into these, [L, G, …], in place; on the host."""
         layers = slice(first_layer, first_layer + len(other.count))
-        for name, statistic in DECLARED.items():
-            mine = getattr(self, name)
-            mine[layers] = statistic.reduce(mine[layers], getattr(other, name))
+        for name, mine in vars(self).items():
+            if mine is not None:
+                mine[layers] = DECLARED[name].reduce(mine[layers], getattr(other, name))
 
     def total(self) -> "Statistics":
         """All groups together: [L, G, …] → [L, …]."""
         return self.map(lambda x, statistic: statistic.reduce.reduce(x, axis=1))
+
+    def joined(self, size: int) -> "Statistics":
+        """Each `size` groups in a row together: [L, G, …] → [L, G / size, …]. Co-activations stay as they are: their
+        groups are others."""
+
+        def join(x: np.ndarray, statistic: Statistic) -> np.ndarray:
+            if statistic.axes.startswith("J"):
+                return x
+            return statistic.reduce.reduce(x.reshape(len(x), -1, size, *x.shape[2:]), axis=2)
+
+        return self.map(join)
 
     def group(self, index: int) -> "Statistics":
         """One group's: [L, G, …] → [L, …]; without co-activations where these are of all groups together."""
@@ -143,8 +159,9 @@ class Statistics:
         """StatisticsError names layer and expert of the first NaN or infinity; takes [L, G, …]."""
         finite_LGE = np.ones(self.count.shape, bool)
         for name, statistic in DECLARED.items():
-            if statistic.by_expert and not statistic.integer:
-                finite_LGE &= np.isfinite(getattr(self, name))
+            values = getattr(self, name)
+            if statistic.by_expert and not statistic.integer and values is not None:
+                finite_LGE &= np.isfinite(values)
         bad = np.argwhere(~finite_LGE)
         if len(bad):
             layer, _, expert = bad[0]
@@ -165,10 +182,13 @@ DECLARED: dict[str, Statistic] = {
 """Every statistic by its name, in the order of declaration."""
 
 
-def layer_statistics(routing: Routing, mixture: Mixture, batch: Batch, place: Placement) -> Statistics:
+def layer_statistics(
+    routing: Routing, mixture: Mixture, batch: Batch, place: Placement, swaps_Tk: Array | None = None
+) -> Statistics:
     """One layer's statistics over the kept tokens of a batch, of the experts that `mixture` is from.
 
-    Where experts are split over devices, E counts those of one device in what is kept by expert.
+    Where experts are split over devices, E counts those of one device in what is kept by expert. `swaps_Tk` is
+    ‖Δ‖²/‖h‖² of each pair, where it was asked for.
     """
     weights_T = batch.weights.reshape(-1)
     kept_T = weights_T != 0
@@ -200,6 +220,7 @@ def layer_statistics(routing: Routing, mixture: Mixture, batch: Batch, place: Pl
         norm_sq_sum=summed(norms_TE**2),
         gate_rank_sum=summed(jnp.where(kept_T[:, None], routing.gates_Tk, 0), group_TG),
         router_entropy_sum=summed(jnp.where(kept_T, entropy(routing.logits_TE), 0)[:, None], group_TG)[:, 0],
+        swap_sum=None if swaps_Tk is None else summed(by_expert(swaps_Tk)),
         **_counts_and_maxima(routing, mixture, batch, place),
     )
 

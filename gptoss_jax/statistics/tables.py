@@ -1,6 +1,6 @@
 """The tables of a profile: saliency by expert, and usage. Letters: see `config`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,41 +84,77 @@ def usage_table(total: "Statistics") -> pa.Table:
 def read_columns(profile: AnyPath, domain: str | None = None) -> Columns:
     """The saliency table of a profile's folder, or of a Parquet file; of one domain if given."""
     with storage_errors(profile):
-        return _read_columns(profile, domain)
+        file = _file(profile, SALIENCY if domain is None else SALIENCY_BY_DOMAIN)
+        if not file.exists():
+            what = "was made without --domain-column" if profile.is_dir() and domain is not None else "is no profile"
+            raise ProfileError(f"{file}: no such file: {profile} {what}")
+        if domain is not None:
+            by_domain = _read(_table(file), file, by_domain=True)
+            check_domains([domain], by_domain, f"{file}: ")
+            return by_domain[domain]
+        found = _read(_table(file), file)[""]
+    if not found["count"].any():
+        raise ProfileError(f"{file}: no token was kept: nothing to rank")
+    return found
 
 
-def _read_columns(profile: AnyPath, domain: str | None) -> Columns:
-    file = profile
-    if profile.is_dir():
-        file = profile / (SALIENCY if domain is None else SALIENCY_BY_DOMAIN)
-    if not file.exists():
-        what = "was made without --domain-column" if profile.is_dir() and domain is not None else "is no profile"
-        raise ProfileError(f"{file}: no such file: {profile} {what}")
+def read_by_domain(profile: AnyPath) -> dict[str, Columns]:
+    """The saliency table of every domain of a profile's folder, or of a Parquet file; empty where it has none."""
+    with storage_errors(profile):
+        file = _file(profile, SALIENCY_BY_DOMAIN)
+        table = _table(file) if file.exists() else None
+        return {} if table is None or "domain" not in table.column_names else _read(table, file, by_domain=True)
+
+
+def check_domains(names: Iterable[str], by_domain: Mapping[str, Columns], where: str = "") -> None:
+    """ProfileError, which begins with `where`, at a domain that is not there or has no kept token."""
+    for name in names:
+        if name not in by_domain:
+            known = f"there are {', '.join(by_domain)}" if by_domain else "its rows have none"
+            raise ProfileError(f"{where}no domain {name!r}: {known}")
+        if not by_domain[name]["count"].any():
+            raise ProfileError(f"{where}no token of domain {name!r} was kept: nothing to rank")
+
+
+def _file(profile: AnyPath, name: str) -> AnyPath:
+    return profile / name if profile.is_dir() else profile
+
+
+def _table(file: AnyPath) -> pa.Table:
     try:
         # Bytes, and not a stream: PyArrow's threads would call Python, and abort the program when it ends meanwhile.
-        return _columns(pq.read_table(pa.BufferReader(file.read_bytes())), file, domain)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        return pq.read_table(pa.BufferReader(file.read_bytes()))
+    except (OSError, pa.ArrowException) as error:
         raise ProfileError(f"{file}: not a saliency table: {reason(error)}") from None
 
 
-def _columns(table: pa.Table, file: AnyPath, domain: str | None) -> Columns:
-    if domain is not None:
-        known = sorted(set(map(str, table["domain"].to_pylist())))
-        if domain not in known:
-            raise ProfileError(f"{file}: no domain {domain!r}: there are {', '.join(known)}")
-        table = table.filter(np.array(table["domain"]) == domain)
-    flat = {name: table[name].to_numpy() for name in table.column_names if name != "domain"}
-    for name, values in flat.items():
-        if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
-            raise ValueError(f"column {name!r} holds what is no number")
+def _read(table: pa.Table, file: AnyPath, by_domain: bool = False) -> dict[str, Columns]:
+    """The columns by domain, in order of name; of all rows under an empty name."""
+    try:
+        flat = {name: table[name].to_numpy() for name in table.column_names if name != "domain"}
+        for name, values in flat.items():
+            if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
+                raise ValueError(f"column {name!r} holds what is no number")
+        if not by_domain:
+            return {"": _columns(flat)}
+        domains = np.array([str(name) for name in table["domain"].to_pylist()], object)
+        names, numbers = np.unique(domains, return_inverse=True)
+        # The rows of a domain stand in one place and keep their order.
+        order = np.argsort(numbers, kind="stable")
+        ends = np.searchsorted(numbers[order], np.arange(len(names)), "right")
+        parts = {name: np.split(values[order], ends[:-1]) for name, values in flat.items()}
+        return {str(n): _columns({name: part[i] for name, part in parts.items()}) for i, n in enumerate(names)}
+    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise ProfileError(f"{file}: not a saliency table: {reason(error)}") from None
+
+
+def _columns(flat: dict[str, np.ndarray]) -> Columns:
     layers, experts = flat.pop("layer"), flat.pop("expert")
     E = int(experts.max(initial=-1)) + 1
-    if not E or any(not np.array_equal(x, y) for x, y in zip((layers, experts), _grid(len(table), E), strict=True)):
+    if not E or any(not np.array_equal(x, y) for x, y in zip((layers, experts), _grid(len(layers), E), strict=True)):
         raise ValueError("its rows are not every expert of every layer, in order")
     if (flat["count"] < 0).any():
         raise ValueError("a count is negative")
-    if not flat["count"].any():
-        raise ProfileError(f"{file}: no token {f'of domain {domain!r} ' if domain else ''}was kept: nothing to rank")
     return {name: values.reshape(-1, E) for name, values in flat.items()}
 
 

@@ -13,15 +13,20 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import gptoss_jax as gj
 from convert import card
 from convert.hf import Checkpoint
 from gptoss_jax.cli import cli
 from gptoss_jax.config import GPT_OSS_20B, GPT_OSS_120B, TINY
 from gptoss_jax.errors import UserError
+from gptoss_jax.evaluation import stored
+from gptoss_jax.evaluation.summary import Summary
 from gptoss_jax.selection.keep_sets import KeepSets
 from gptoss_jax.selection.origin import UNKNOWN, Origin
 from gptoss_jax.selection.ranking import Ranking
+from tests.bad_input import Refused
 from tests.oracle import needs_torch
+from tests.simulated import KEPT, summary
 
 KEEP = 4
 KEEP_SETS = KeepSets([list(range(KEEP))] * TINY.num_layers)
@@ -47,9 +52,17 @@ def prune(model: Path, ranking: Path, *options: str, content: str = RANKING.to_j
 @pytest.fixture
 def write_card(tiny_mxfp4: Path) -> Card:
     def write(**changes: Any) -> str:
-        arguments = {"domain": "science", "model": "openai/gpt-oss-20b", "quantized": True}
-        keep_sets = changes.pop("keep_sets", KEEP_SETS)
-        return card.card(Checkpoint(tiny_mxfp4), keep_sets, **(arguments | changes))
+        arguments = {
+            "checkpoint": Checkpoint(tiny_mxfp4),
+            "keep_sets": KEEP_SETS,
+            "domain": "science",
+            "model": "openai/gpt-oss-20b",
+            "quantized": True,
+            "warnings": (),
+            "pruned_before": False,
+            "quality": None,
+        }
+        return card.card(**(arguments | changes))
 
     return write
 
@@ -123,6 +136,14 @@ def test_a_folder_is_no_base_model(
     assert "base_model" not in front_matter(write_card(model=looks_like_an_id))
 
 
+def test_a_folder_is_called_by_its_own_name_from_wherever_it_is_given(
+    write_card: Card, monkeypatch: pytest.MonkeyPatch, tiny_mxfp4: Path
+) -> None:
+    monkeypatch.chdir(tiny_mxfp4)
+    for model in (str(tiny_mxfp4), ".", f"../{tiny_mxfp4.name}"):
+        assert f"is `{tiny_mxfp4.name}` reduced from" in write_card(model=model)
+
+
 def test_the_domain_is_a_tag(write_card: Card) -> None:
     assert "health_or_medicine" in front_matter(write_card(domain="health_or_medicine"))["tags"]
 
@@ -192,12 +213,17 @@ def test_fewer_experts_a_token_are_not_called_as_many(write_card: Card) -> None:
     assert "each token still uses as many experts" not in words(write_card(keep_sets=FEW))
 
 
-def test_rounded_weights_are_not_called_unchanged(tiny_bf16: Path) -> None:
+def test_rounded_weights_are_not_called_unchanged(write_card: Card, tiny_bf16: Path) -> None:
     """From BF16 to MXFP4 nearly every expert weight changes, and the logits with them."""
-    source = Checkpoint(tiny_bf16)
-    text = words(card.card(source, KEEP_SETS, "science", "openai/gpt-oss-20b", quantized=True))
-    assert "nothing else changed" not in text
+    text = words(write_card(checkpoint=Checkpoint(tiny_bf16)))
+    assert "rounded from BF16 to MXFP4" in text and "Nothing else changed" not in text
     assert "the logits equal those of the original model" not in text
+
+
+def test_weights_that_keep_their_values_are_not_called_rounded(write_card: Card, tiny_bf16: Path) -> None:
+    bf16 = Checkpoint(tiny_bf16)
+    for text in (write_card(), write_card(quantized=False), write_card(checkpoint=bf16, quantized=False)):
+        assert "rounded from" not in text and "Nothing else changed" in words(text)
 
 
 def test_a_change_of_precision_is_told(write_card: Card) -> None:
@@ -206,6 +232,66 @@ def test_a_change_of_precision_is_told(write_card: Card) -> None:
 
 def test_quality_is_said_to_be_unmeasured(write_card: Card) -> None:
     assert "quality has not been measured" in words(write_card())
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_mxfp4: Path) -> Summary:
+    return summary(rows=30, model_fingerprint=Checkpoint(tiny_mxfp4).fingerprint())
+
+
+def test_the_command_puts_what_was_measured_into_the_card(evaluated: Summary, tiny_mxfp4: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "eval.json", tmp_path / "out"
+    file.write_text(stored.to_json(evaluated), encoding="utf-8")
+    best = replace(KEPT["best"], origin=Origin("reap", {"science": 1.0}, profile_hash="5ca1ab1e"))
+    keep_sets = tmp_path / "keep.json"
+    keep_sets.write_text(best.to_json())
+    argv = ["prune", str(tiny_mxfp4), "--keep-sets", str(keep_sets), "--eval", str(file), "--out", str(out)]
+    assert CliRunner().invoke(cli, argv, catch_exceptions=False).exit_code == 0
+    text = (out / "README.md").read_text(encoding="utf-8")
+    quality = text.split("## Quality")[1].split("\n## ")[0]
+    (entry,) = (one for one in evaluated.entries if one.name == "best")
+    measured, base = entry.quality[1024].estimates, evaluated.baseline.quality[1024].estimates
+    for of in (measured["ppl"], measured["ppl_difference"], measured["kl"], base["ppl"]):
+        assert f"{of.value:.4g}" in quality and f"{of.low:.4g}" in quality and f"{of.high:.4g}" in quality
+    assert "drawn (control)" in quality and "`rows.jsonl`" in quality and "by hash" in quality
+    assert "Replies to 30 rows" in quality and "fewer than 100" in quality and "fingerprint" not in quality
+    assert "by `reap` over the profile's domain `science`" in text and "5ca1ab1e" in text
+    assert "unmeasured" not in text and "has not been measured" not in text
+
+
+def test_python_takes_an_evaluation_too(evaluated: Summary, tiny_mxfp4: Path, tmp_path: Path) -> None:
+    out = gj.prune(str(tiny_mxfp4), KEPT["more"], eval=evaluated, out=tmp_path / "out").folder
+    assert "## Quality" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_evaluation_of_another_checkpoint_is_told(evaluated: Summary, tiny_mxfp4: Path, tmp_path: Path) -> None:
+    other = replace(evaluated, setting=replace(evaluated.setting, model_fingerprint="another"))
+    out = gj.prune(str(tiny_mxfp4), KEPT["more"], eval=other, out=tmp_path / "out").folder
+    assert "Measured with a checkpoint of another fingerprint" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_evaluation_of_other_keep_sets_is_refused(
+    evaluated: Summary, refused: Refused, tiny_mxfp4: Path, ranking: Path, tmp_path: Path
+) -> None:
+    others = replace(evaluated, entries=tuple(one for one in evaluated.entries if one.name != "best"))
+    file = tmp_path / "eval.json"
+    file.write_text(stored.to_json(others), encoding="utf-8")
+    argv = ["prune", tiny_mxfp4, "--ranking", ranking, "--keep", 4, "--eval", file, "--out", tmp_path / "out"]
+    refused(*argv, says=("eval.json", "drawn (4 experts by `random`", "more (5 experts by `reap`", "evaluate these"))
+    file.write_text("{}")
+    refused(*argv, says=("eval.json: is no evaluation",))
+    file.unlink()
+    refused(*argv, says=("eval.json: cannot be read",))
+
+
+def test_a_folder_is_not_written_over_the_evaluation(
+    evaluated: Summary, refused: Refused, tiny_mxfp4: Path, ranking: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out" / "eval.json"
+    file.write_text(stored.to_json(evaluated), encoding="utf-8")
+    argv = ["prune", tiny_mxfp4, "--ranking", ranking, "--keep", 4, "--eval", file, "--out", tmp_path / "out"]
+    refused(*argv, "--overwrite", says=("is where the input",))
 
 
 def test_the_method_names_criterion_data_rule_and_seed(pruned: Path, write_card: Card) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convert import forms
 from convert.hf import Checkpoint
 from convert.mapping import all_tensors
 from gptoss_jax.config import TINY
@@ -262,9 +263,28 @@ def test_the_tie_of_embeddings_is_told_where_there_is_one(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
 
 
+def test_tied_embeddings_that_differ_in_their_last_row_are_refused(
+    tiny_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(tensors: Tensors) -> Tensors:
+        head = tensors[EMBEDDING].clone()
+        head[-1] += 1
+        return tensors | {HEAD: head}
+
+    monkeypatch.setattr(forms, "COMPARED_ROWS", 8)
+    folder = written(tiny_bf16, tmp_path / "model", changed, tie_word_embeddings=True)
+    with pytest.raises(CheckpointError, match="they differ"):
+        Checkpoint(folder)
+
+
 def test_mixed_experts_become_bf16_unless_asked(folders: Callable[[str], Path], program: Program) -> None:
     status, error = program("convert", folders("layer 1"), "--to", "hf", "--out", "out")
     assert status == 0 and "experts are BF16 and MXFP4 in the source, and now all BF16, which holds" in error
+
+
+def test_four_bits_of_mixed_experts_are_refused(folders: Callable[[str], Path]) -> None:
+    with pytest.raises(CheckpointError, match="experts are BF16 and MXFP4: --weights mxfp4 needs MXFP4 in all layers"):
+        load(Checkpoint(folders("layer 1")), "bfloat16", form="mxfp4")
 
 
 def test_orbax_takes_no_more_digits_than_it_has(folders: Callable[[str], Path], refused: Refused) -> None:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from flax.traverse_util import flatten_dict
+from jax.sharding import SingleDeviceSharding
 
 from convert import orbax
 from convert.hf import Checkpoint
@@ -89,6 +90,24 @@ def test_arrays_are_those_of_the_source(
 ) -> None:
     leaves = wanted(form, dtype)
     assert_same(OrbaxCheckpoint(saved[stored]).load(leaves), Checkpoint(hf[stored]).load(leaves))
+
+
+@FORMS
+def test_one_layer_has_the_weights_of_the_stack(saved: dict[str, Path], form: str) -> None:
+    source, one = OrbaxCheckpoint(saved[form]), SingleDeviceSharding(jax.devices()[0])
+    for path, stack in source.load(wanted("bf16")).items():
+        if path.startswith("layers/"):
+            leaf = jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype, sharding=one)
+            names = [path.replace("layers/", f"layers/{index}/") for index in range(TINY.num_layers)]
+            assert_same(source.load(dict.fromkeys(names, leaf)), dict(zip(names, stack, strict=True)))
+
+
+@FORMS
+def test_a_chunk_is_a_layers_or_a_kernel_of_one_expert(saved: dict[str, Path], form: str) -> None:
+    for path, array in OrbaxCheckpoint(saved[form])._arrays.items():
+        if path.startswith("layers/"):
+            ones = 2 if "experts/" in path and not path.endswith("_bias") else 1
+            assert array.chunk_layout.read_chunk.shape == (1,) * ones + array.shape[ones:], path
 
 
 def test_mxfp4_can_become_bf16_when_saved(hf: dict[str, Path], tmp_path: Path) -> None:
@@ -343,6 +362,13 @@ def test_prune_writes_what_it_writes_of_the_source(
     ours, theirs = tree(tmp_path / "orbax" / "pruned"), tree(tmp_path / "hf" / "pruned")
     assert ours == theirs
     assert "model-00001-of-00001.safetensors" in ours
+
+
+def test_arrays_of_another_form_beside_the_models_are_refused(tiny_mxfp4: Path, tmp_path: Path) -> None:
+    """Kernels as floats and in four bits: they need not hold the same."""
+    orbax.write(Checkpoint(tiny_mxfp4), tmp_path, wanted("bf16") | wanted("mxfp4"))
+    with pytest.raises(CheckpointError, match="down_kernel is no parameter of this GPT-OSS model"):
+        OrbaxCheckpoint(tmp_path)
 
 
 # What is left behind.

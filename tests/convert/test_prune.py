@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ TOKENS = np.random.default_rng(5).integers(0, TINY.vocab_size, (2, 24)).astype(n
 OTHER_FILES = {"LICENSE": b"\xff\x00 no text\r\n", "USAGE_POLICY": b"be kind\n", "merges.extra.json": b'{"b":1,"a":2}'}
 
 Prune = Callable[..., Path]
+write_pruned = partial(cut_module.prune, max_shard_bytes=10**9)
 
 
 def run(model: Path, out: Path, *options: str | Path) -> Path:
@@ -476,11 +478,11 @@ def test_from_python_as_by_the_command(
     sources: dict[str, Path], prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, keep_sets = Checkpoint(sources["mxfp4"]), Ranking(RANKING).keep(KEEP)
-    made = cut_module.prune(source, keep_sets, tmp_path / "out", verify=True)
+    made = write_pruned(source, keep_sets, tmp_path / "out", verify=True)
     assert contents(Path(made)) == contents(prune("mxfp4"))
     assert (made.folder, made.num_kept, made.warnings) == (tmp_path / "out", KEEP, ())
     monkeypatch.chdir(tmp_path)
-    named = cut_module.prune(source, keep_sets, format="bf16", domain="law")
+    named = write_pruned(source, keep_sets, format="bf16", domain="law")
     assert named.folder == Path(named.name) and "-specialized-law-" in named.name
     assert_same_bytes(raw(named.folder), raw(prune("mxfp4", "bf16")))
 
@@ -494,9 +496,7 @@ def test_bars_are_told_of_every_byte(sources: dict[str, Path], tmp_path: Path) -
         bars.append((total, []))
         return nullcontext(bars[-1][1].append)
 
-    cut_module.prune(
-        Checkpoint(sources["mxfp4"]), KeepSets(KEEP_SETS), tmp_path / "out", verify=True, progress=progress
-    )
+    write_pruned(Checkpoint(sources["mxfp4"]), KeepSets(KEEP_SETS), tmp_path / "out", verify=True, progress=progress)
     assert len(bars) == 2 and all(total > 0 for total, _ in bars)
     assert bars[0][0] == sum(bars[0][1])
     assert bars[1][0] - (tmp_path / "out" / checksums.FILE).stat().st_size == sum(bars[1][1])
@@ -511,7 +511,7 @@ def test_what_no_checkpoint_can_hold_is_refused_from_python_too(sources: dict[st
         ([[1, 2]] * 4, "--lower-top-k"),
     ):
         with pytest.raises(RankingError, match=says):
-            cut_module.prune(source, KeepSets(layers), tmp_path / "out")
+            write_pruned(source, KeepSets(layers), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from convert import checksums
+from convert.sources import NANO, locate
 from gptoss_jax.errors import CheckpointError
 from tests.bad_input import Program, Refused, case, dump
 
@@ -110,6 +111,26 @@ def test_a_link_out_of_the_folder_is_refused(
     (model / name).symlink_to("../secret")
     arguments = request.getfixturevalue("argv_of")(command)
     refused(*arguments, says=(str(model / name), "link out of the folder", str(secret)))
+
+
+@pytest.mark.parametrize("name", ["mine", "zero"])
+def test_a_link_out_of_a_folder_of_any_name_is_refused(
+    name: str, model: Path, ranking: Path, tmp_path: Path, refused: Refused
+) -> None:
+    """By letters, before and behind the name of the model that ships with the project."""
+    (tmp_path / "secret").write_text("a key")
+    (model / "notes.txt").symlink_to("../secret")
+    model.rename(tmp_path / name)
+    refused(*argv("prune", name), says=(f"{name}/notes.txt", "link out of the folder"))
+
+
+def test_the_model_that_ships_is_found_where_a_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NANO).mkdir()
+    assert (locate(NANO) / "config.json").is_file()
+    assert locate(f"./{NANO}").resolve() == tmp_path / NANO
 
 
 @pytest.fixture
