@@ -48,7 +48,7 @@ def evaluate(
         >>> import gptoss_jax as gj
         >>> rows = [{"text": f"{n} + {n} = {2 * n}"} for n in range(20)]
         >>> found = gj.evaluate("nano", rows, keep_sets=[[0, 2, 4, 6, 8, 10]] * 6, keep="all", seq_len=(64,))
-        >>> found.entries[0].quality["64"].estimates["kl"].value > 0
+        >>> found.entries[0].quality[64].estimates["kl"].value > 0
         True
     """
     opened = as_model(model)
