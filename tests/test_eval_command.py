@@ -64,7 +64,7 @@ WAYS: dict[str, tuple[tuple[object, ...], dict[str, Any], str, dict[str, Any]]] 
     "num_rows": (("--num-rows", 3), {"num_rows": 3}, "train.jsonl", {}),
     "seed": (("--num-rows", 3, "--seed", 5), {"num_rows": 3, "seed": 5}, "train.jsonl", {"num_rows": 3}),
     "seq_len": (("--seq-len", 32), {"seq_len": (64, 32)}, "train.jsonl", {}),
-    "blocks": (("--blocks", 20), {"blocks": 20}, "train.jsonl", {}),
+    "blocks": (("--blocks", 10), {"blocks": 10}, "train.jsonl", {}),
     "keep": (("--keep", "reply"), {"keep": "reply"}, "train.jsonl", {}),
     "cross_document": (("--cross-document",), {"cross_document": True}, "train.jsonl", {}),
     "replies": (("--replies", 2, "--max-new-tokens", 3), REPLIES, "train.jsonl", {}),

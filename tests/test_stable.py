@@ -23,7 +23,7 @@ from .test_dataset import make
 from .test_profile import run_profile
 
 ROWS = 40
-OPTIONS = {"domain_column": "domain", "dtype": "float32", "max_seq_length": 2048, "batch_size": 4}
+OPTIONS = {"keep": "assistant", "domain_column": "domain", "dtype": "float32", "max_seq_length": 2048, "batch_size": 4}
 
 
 def test_portions_double_the_rows() -> None:
