@@ -18,6 +18,7 @@ import functools
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import jaxtyping
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from gptoss_jax.cli import cli, main
 from tests.bad_input import BLOCKS, RANKING, SHORT, Program, Refused, dump, table, tree, without_told
@@ -105,6 +107,22 @@ def rows_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"id": f"r{i}", "domain": "ab"[i % 2], "text": conversation(i)} for i in range(12)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The command and Python compile the same programs: the second finds what the first has compiled."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield
 
 
 @pytest.fixture

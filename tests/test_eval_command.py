@@ -2,16 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from jax.experimental.compilation_cache import compilation_cache
 
 import gptoss_jax as gj
 from gptoss_jax.cli import cli
@@ -23,7 +21,7 @@ from gptoss_jax.selection.keep_sets import KeepSets
 from .bad_input import Program, Refused, case, dump
 from .conftest import conversation
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
 
 L, E = TINY.num_layers, TINY.num_experts
 KEPT = KeepSets([[0, 1, 3, 5]] * L)
@@ -87,22 +85,6 @@ WAYS: dict[str, tuple[tuple[object, ...], dict[str, Any], str, dict[str, Any]]] 
         REPLIES,
     ),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The command and Python compile the same programs: the second finds what the first has compiled."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ The table at the end names for each option the test that shows it. A new option 
 import ast
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from jax.experimental.compilation_cache import compilation_cache
 from safetensors import safe_open
 
 import gptoss_jax as gj
@@ -31,6 +30,8 @@ from .bad_input import RANKING, Program, dump
 from .conftest import conversation
 from .made_up import Finished
 from .test_plan import TWO_LAYERS
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 HERE = Path(__file__).parent
 LENGTH = 64
@@ -154,22 +155,6 @@ WAYS: dict[str, Way] = {
     ),
     "dtype": Way(("--dtype", "float32"), {"dtype": "float32"}),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The command and Python compile the same programs: the second finds what the first has compiled."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield
 
 
 @pytest.fixture(scope="module")
