@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 # What the `expert` axis splits is divisible by 8, and the other dimensions differ from one another.
 CONFIG = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
-OPTIONS = ["--domain-column", "domain", "--max-seq-length", "64"]
+OPTIONS = ["--domain-column", "domain", "--max-seq-length", "64", "--keep", "assistant"]
 PATIENCE = 180  # seconds for what a slow machine may take long for
 LAST_WORDS = 10  # seconds, more than a process waits for the words of others
 STOP = 60  # seconds in which processes must stop that lost one

@@ -464,7 +464,7 @@ def test_rows_in_portions_go_on_in_the_portion_at_work(
     name: str, program: Program, steps: list[str], tiny_mxfp4: Path, rows_jsonl: Path, tmp_path: Path
 ) -> None:
     """Of 6 rows the portions end with 1, 2, 3 and 6; they are killed within each, and where one has just ended."""
-    argv = line(name, tiny_mxfp4, rows_jsonl, "--until-stable", 1)
+    argv = line(name, tiny_mxfp4, rows_jsonl, "--keep", "assistant", "--until-stable", 1)
     expected, total = whole(program, tmp_path, argv), units(steps)
     assert len(expected["profile.json"]["until_stable"]["curve"]) == total // (4 if name == "streamed" else 1) == 4
     for after in range(1, total, 3 if name == "streamed" else 1):
