@@ -85,7 +85,7 @@ def streamed(source: Source, out: Path) -> Engine:
 
 def statistics(engine: Engine) -> Any:
     state = State()
-    for unit in engine.run(batches(), steps.Asked(), 0):
+    for unit in engine.run(batches(), steps.Asked(swap=True), 0):
         state.add(unit, L)
     assert state.statistics is not None
     return state.statistics

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.remarks import Remarks
 from gptoss_jax.data.rows import ColumnNames, Reading, Row, read_rows
 from gptoss_jax.data.template import Template
@@ -69,7 +70,7 @@ def main() -> None:
                 return list(read_rows([("row", record)], reading))
 
             (row,) = rows()
-            whole = quickest(lambda: encode(rows(), tokenizer, [""], len(tokenizer), None))
+            whole = quickest(lambda: encode(rows(), tokenizer, Groups([""]), len(tokenizer), None))
             alone = quickest(lambda text=row.text: tokenizer(text, add_special_tokens=False))
             click.echo(
                 f"| {size:,} {make.__name__} | {len(row.text):,} | {whole:.3f} | {alone:.3f} | {whole / alone:.2f} |"

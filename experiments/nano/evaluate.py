@@ -13,6 +13,7 @@ from convert.hf import Checkpoint
 from gptoss_jax import generation as generate
 from gptoss_jax.config import Config
 from gptoss_jax.data import batching
+from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.harmony import MARKS, START, HarmonyText, messages_of, pieces
 from gptoss_jax.data.rows import Row
 from gptoss_jax.data.tokens import encode, load_tokenizer, token_ids
@@ -95,7 +96,7 @@ def surprise(network: GptOss, folder: Path, examples: Sequence[Instance]) -> dic
     names, config = [f for f in FAMILIES if any(e.family == f for e in examples)], network.config
     tokenizer = load_tokenizer(folder)
     rows = [Row("".join(prompt_and_reply(example, tokenizer)), domain=example.family) for example in examples]
-    documents = encode(rows, tokenizer, names, config.vocab_size, max_length=None)
+    documents = encode(rows, tokenizer, Groups(names), config.vocab_size, max_length=None)
     table = dict.fromkeys(names, (0.0, 0))
     for batch in batching.padded(documents, ROWS_AT_ONCE, config.max_position):
         probability = np.asarray(
