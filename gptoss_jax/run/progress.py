@@ -203,8 +203,7 @@ class State:
         """Write the state as a file's bytes."""
         numbers = {name: getattr(self, name) for name in NUMBERS}
         arrays = {f"scores/{i}": scores for i, scores in enumerate(self.scores)}
-        statistics = {} if self.statistics is None else vars(self.statistics)
-        arrays |= {name: x for name, x in statistics.items() if x is not None}
+        arrays |= {} if self.statistics is None else self.statistics.arrays()
         arrays |= {f"weighted/{name}": sums for name, sums in self.weighted.items()}
         return safetensors.numpy.save(arrays, {"numbers": json.dumps(numbers)})
 

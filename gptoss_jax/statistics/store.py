@@ -73,7 +73,7 @@ class Sums:
 
 def write_sums(file: Path, sums: Sums) -> None:
     """Write statistics.safetensors; equal sums give equal bytes."""
-    tensors = {name: x for name, x in vars(sums.statistics).items() if x is not None}
+    tensors = sums.statistics.arrays()
     tensors |= {column(weighting): x for weighting, x in sums.weighted.items()} | {ROW_HASHES: sums.row_hashes}
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     # One key alone: several would come in any order.

@@ -103,6 +103,10 @@ class Statistics:
         """How those of all layers are split over a mesh; `asked` names the options that ask for some."""
         return cls.of(lambda _, s: sharding.split(f"L {s.axes}") if not s.asked or s.asked in asked else None)
 
+    def arrays(self) -> dict[str, Any]:
+        """Those that are there, by their names."""
+        return {name: x for name, x in vars(self).items() if x is not None}
+
     def map(self, change: Callable[[np.ndarray, Statistic], Any]) -> "Statistics":
         """Every statistic that is there, changed."""
         return self.of(lambda name, s: None if (x := getattr(self, name)) is None else change(x, s))
@@ -123,9 +127,8 @@ class Statistics:
     def add(self, first_layer: int, other: "Statistics") -> None:
         """Merge those of some layers, [l, G, …], into these, [L, G, …], in place; on the host."""
         layers = slice(first_layer, first_layer + len(other.count))
-        for name, mine in vars(self).items():
-            if mine is not None:
-                mine[layers] = DECLARED[name].reduce(mine[layers], getattr(other, name))
+        for name, mine in self.arrays().items():
+            mine[layers] = DECLARED[name].reduce(mine[layers], getattr(other, name))
 
     def total(self) -> "Statistics":
         """All groups together: [L, G, …] → [L, …]."""
