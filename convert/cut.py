@@ -106,13 +106,18 @@ def prune(
         with progress(weight_bytes, "B") as advance:
             left = write(source, keep_sets.layers, folder, groups, quantize, max_shard_bytes, advance)
         if verify:
-            with progress(sum(file.stat().st_size for file in folder.iterdir()), "B") as advance:
-                changed = checksums.differing(folder, advance)
-            if changed:
-                raise OutputError(f"{out / changed[0]}: reads back otherwise than it was written: try another disk")
+            _verify(folder, out, progress)
     told = (*warnings, *told_forms(source, quantize), *rounding.told(), *told_left(left))
     source_bytes = sum(stored.nbytes for stored in source.tensors.values())
     return Pruned(out, name, num_kept, told, source_bytes, weight_bytes)
+
+
+def _verify(folder: Path, out: AnyPath, progress: Bar) -> None:
+    """OutputError where a file, which will be in `out`, reads back otherwise than it was written."""
+    with progress(sum(file.stat().st_size for file in folder.iterdir()), "B") as advance:
+        changed = checksums.differing(folder, advance)
+    if changed:
+        raise OutputError(f"{out / changed[0]}: reads back otherwise than it was written: try another disk")
 
 
 def _checked(keep_sets: select.KeepSets, config: Config, lower_top_k: bool) -> int:

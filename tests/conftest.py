@@ -100,6 +100,20 @@ def conversation(i: int) -> str:
     )
 
 
+# Each with two columns for every thing that a row has.
+ROWS = [
+    {
+        "id": f"r{i}",
+        "key": f"k{i}",
+        "domain": "ab"[i % 2],
+        "topic": "xyz"[i % 3],
+        "text": conversation(i),
+        "other": conversation(i + 3),
+    }
+    for i in range(6)
+]
+
+
 @pytest.fixture(scope="session")
 def rows_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve rows of two domains."""

@@ -18,26 +18,14 @@ from gptoss_jax.evaluation import stored
 from gptoss_jax.run import engine
 from gptoss_jax.selection.keep_sets import KeepSets
 
+from . import conftest
 from .bad_input import Program, Refused, case, dump
-from .conftest import conversation
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
 
 L, E = TINY.num_layers, TINY.num_experts
 KEPT = KeepSets([[0, 1, 3, 5]] * L)
-ROWS = [
-    {
-        "id": f"r{i}",
-        "key": f"k{i}",
-        "domain": "ab"[i % 2],
-        "topic": "xyz"[i % 3],
-        "text": conversation(i),
-        "other": conversation(i + 3),
-        "answer": f"It is {2 * i}.",
-        "number": str(2 * i),
-    }
-    for i in range(6)
-]
+ROWS = [row | {"answer": f"It is {2 * i}.", "number": str(2 * i)} for i, row in enumerate(conftest.ROWS)]
 THOUGHT = [
     {"role": "user", "content": "1 + 1?"},
     {"role": "assistant", "thinking": "Adding is easy.", "content": "2"},

@@ -238,12 +238,17 @@ def test_differences_are_still_told_when_merged_again(finished: Finished, progra
     assert "--max-seq-length is not the same in all merged profiles: 32, several" in info["warnings"]
 
 
+def assert_added(column: str, parts: list[Path], out: Path) -> None:
+    """Over all rows, and in the domain that all parts have."""
+    for domain in (None, "y"):
+        expected = sum(read_columns(part, domain)[column] for part in parts)
+        np.testing.assert_allclose(read_columns(out, domain)[column], expected)
+
+
 def test_sums_of_eaft_are_added(finished: Finished, program: Program, tmp_path: Path) -> None:
     parts = [finished("a", 1, "xy", eaft=True), finished("b", 2, "y", eaft=True)]
     info = merged(program, *parts)
-    for domain in (None, "y"):
-        expected = sum(read_columns(part, domain)["eaft_gate_norm_sum"] for part in parts)
-        np.testing.assert_allclose(read_columns(tmp_path / "out", domain)["eaft_gate_norm_sum"], expected)
+    assert_added("eaft_gate_norm_sum", parts, tmp_path / "out")
     assert any("--eaft" in warning for warning in info["warnings"])
     assert info["tokens_per_s"] == 2 * info["total_tokens"] / info["seconds"]
 
@@ -252,9 +257,7 @@ def test_sums_of_swap_are_added(finished: Finished, program: Program, tmp_path: 
     """Profiles that were not asked for them have none, and nobody is told of it."""
     parts = [finished("a", 1, "xy", swap=True), finished("b", 2, "y", swap=True)]
     asked = merged(program, *parts)
-    for domain in (None, "y"):
-        expected = sum(read_columns(part, domain)["swap_sum"] for part in parts)
-        np.testing.assert_allclose(read_columns(tmp_path / "out", domain)["swap_sum"], expected)
+    assert_added("swap_sum", parts, tmp_path / "out")
     plain = merged(program, finished("c", 1, "xy"), finished("d", 2, "y"))
     assert "swap_sum" not in read_columns(tmp_path / "out")
     assert asked["warnings"] == plain["warnings"]

@@ -27,7 +27,7 @@ from gptoss_jax.interface import jobs
 from gptoss_jax.run import engine
 
 from .bad_input import RANKING, Program, dump
-from .conftest import conversation
+from .conftest import ROWS
 from .made_up import Finished
 from .test_plan import TWO_LAYERS
 
@@ -46,17 +46,6 @@ def run(*argv: object) -> str:
 
 # profile: the command's artifacts equal what Python measures, and differ from those without the option.
 
-ROWS = [
-    {
-        "id": f"r{i}",
-        "key": f"k{i}",
-        "domain": "ab"[i % 2],
-        "topic": "xyz"[i % 3],
-        "text": conversation(i),
-        "other": conversation(i + 3),
-    }
-    for i in range(6)
-]
 THOUGHT = [
     {"role": "user", "content": "1 + 1?"},
     {"role": "assistant", "thinking": "Adding is easy.", "content": "2"},

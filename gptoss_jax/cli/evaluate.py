@@ -55,15 +55,11 @@ def evaluate(
     from ..evaluation.sides import Request
     from ..interface.judging import named_keep_sets
     from ..interface.model import open
-    from ..run.progress import Progress
+    from ..run.progress import resumable
 
     sets = named_keep_sets([*keep_sets] or None, open(model))
     request = Request(model, sets, *chosen, baseline, write_baseline, command_line())
-    try:
+    with resumable(out):
         finished = job.run(request, open_source, out, overwrite, resume, terminal.complain)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if Progress(out).exists():
-            stop.add_note("what is finished is kept: the same command with --resume goes on")
-        raise
     for text in finished.said:
         terminal.show(text)

@@ -25,23 +25,16 @@ def profile(model: str, keep_sets: Any, out: Any, overwrite: bool, resume: bool,
     What is finished of a run is kept in the folder OUT.progress until OUT is complete.
     """
     chosen = named(**options)
-    from ..devices import hosts
     from ..interface.model import open_masked
     from ..run import job
-    from ..run.progress import Progress
+    from ..run.progress import resumable
 
     name = f"{model}, masked by {keep_sets}" if keep_sets else model
     request = job.Request(name, *chosen, command=command_line())
     job.start(request, out=str(out), overwrite=overwrite, resume=resume)
-    try:
+    with resumable(out):
         finished = job.run(
             request, lambda _: open_masked(model, keep_sets).source, out, overwrite, resume, terminal.complain
         )
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if not hosts.is_first():
-            stop.add_note("process 0 says what is kept")
-        elif Progress(out).exists():
-            stop.add_note("what is finished is kept: the same command with --resume goes on")
-        raise
     if finished.said:
         terminal.report(finished.said)

@@ -101,29 +101,22 @@ def _end(workplace: Path, path: Path) -> None:
     shutil.rmtree(workplace, ignore_errors=True)
 
 
+class _Undone(Exception):
+    """Ends a block whose output is not wanted."""
+
+
 def try_folder(path: AnyPath, overwrite: bool = False) -> None:
     """OutputError where `new_folder` could not begin, said before hours of work; leaves nothing."""
-
-    class Undone(Exception):
-        pass
-
-    with suppress(Undone), new_folder(path, overwrite):
-        raise Undone
+    with suppress(_Undone), new_folder(path, overwrite):
+        raise _Undone
 
 
 def try_file(path: AnyPath, overwrite: bool = False) -> None:
     """OutputError where `write_file` could not write, said before hours of work; leaves nothing."""
-
-    class Undone(Exception):
-        pass
-
     check_free(path, overwrite)
     if is_local(path):
-        with suppress(Undone), _new_parents(path), _errors_of(path):
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
-            os.close(handle)
-            Path(name).unlink()
-            raise Undone
+        with suppress(_Undone), _new_parents(path), _errors_of(path), _partial(path):
+            raise _Undone
 
 
 def write_file(path: AnyPath, content: str | bytes, overwrite: bool = False) -> None:
@@ -138,18 +131,23 @@ def write_file(path: AnyPath, content: str | bytes, overwrite: bool = False) -> 
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, [data])
         return
-    with _new_parents(path), _errors_of(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
-        partial = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            _sync(partial)
-            partial.chmod(0o666 & ~_umask())
-            check_free(path, overwrite)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with _new_parents(path), _errors_of(path), _partial(path) as partial:
+        partial.write_bytes(data)
+        _sync(partial)
+        partial.chmod(0o666 & ~_umask())
+        check_free(path, overwrite)
+        partial.replace(path)
+
+
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """An empty hidden file beside `path`; what the block has not renamed of it is removed."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def check_free(path: AnyPath, overwrite: bool, last: str = "") -> None:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -27,6 +27,19 @@ VERSION = 2  # of the files' content: what the first programs kept has none
 RUN, STATE = "run", "state"
 DIGEST_BYTES = hashlib.sha256().digest_size  # at the head of each file
 SHARE = 20  # saving may take at most one twentieth of the run
+
+
+@contextmanager
+def resumable(out: AnyPath) -> Iterator[None]:
+    """A block after which whoever stops it is told whether what is finished is kept."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not hosts.is_first():
+            stop.add_note("process 0 says what is kept")
+        elif Progress(out).exists():
+            stop.add_note("what is finished is kept: the same command with --resume goes on")
+        raise
 
 
 @runtime_checkable  # annotations are checked in tests
