@@ -33,10 +33,14 @@ from gptoss_jax.devices.placement import Placement, over
 from gptoss_jax.evaluation import passes
 from gptoss_jax.evaluation.blocks import Blocks
 from gptoss_jax.evaluation.compare import Other
+from gptoss_jax.generation import resident
+from gptoss_jax.generation.continuous import Growing, generate, prompts_of
+from gptoss_jax.generation.steps import How
 from gptoss_jax.network import experts, model
 from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.source import Masked, abstract, load
 from gptoss_jax.run import steps as forward
+from gptoss_jax.run.options import Sampling
 from gptoss_jax.run.progress import Progress
 from gptoss_jax.run.resident import Resident
 from gptoss_jax.run.steps import Asked, Mapped, Results
@@ -173,6 +177,28 @@ def evaluated(checkpoint: Checkpoint, sizes: tuple[int, int], folder: Path) -> d
     return {kind: {name: np.moveaxis(x, 1, -1)[real] for name, x in arrays.items()} for kind, arrays in found.items()}
 
 
+def generated(checkpoint: Checkpoint, sizes: tuple[int, int], form: str = "bf16") -> dict[str, np.ndarray]:
+    """What rows on a mesh say and choose, each with experts of its own; some prompts wait for others to end."""
+    rng = np.random.default_rng(6)
+    ids = [rng.integers(0, EIGHT.vocab_size, n).astype(np.int32) for n in (*LENGTHS, 150, 12)]
+    masks = [np.isin(np.arange(EIGHT.num_experts), kept) for kept in KEPT], np.ones((EIGHT.num_layers, 24), bool)
+    asked = [p._replace(kept_LE=np.array(masks[p.number % 2])) for p in prompts_of(ids, EIGHT, 18)]
+    how = How(EIGHT, Sampling(temperature=0.0), (), routing=True, masked=True)
+    devices = mesh.make(EIGHT, *sizes, jax.devices()[: sizes[0] * sizes[1]])
+    network = resident.load(checkpoint, "float32", devices, form)
+    decoder = resident.Resident(network, how, devices, batch_size=8, capacity=256)
+    found: dict[int, Growing] = {}
+    for grown in generate(decoder, asked):
+        found |= {growing.prompt.number: growing for growing in grown if growing.done}
+    replies = [found[n] for n in range(len(asked))]
+    chosen = [reply.chosen for reply in replies]
+    return {
+        "tokens": np.array([reply.token_ids for reply in replies]),
+        "experts": np.concatenate([c.experts for c in chosen]),
+        "gates": np.concatenate([c.gates for c in chosen]),
+    }
+
+
 def record_reads() -> list[int]:
     """A list that grows by the bytes of each read of a checkpoint."""
     reads, fill = [], Stored._fill
@@ -267,6 +293,9 @@ def main(*argv: str) -> None:
     # Before `measure`, which ends with experts that drop pairs.
     runs = {"one": (1, 1), **MESHES}
     compared = {f"evaluated {n}": evaluated(Checkpoint(checkpoint), sizes, out / n) for n, sizes in runs.items()}
+    for name, sizes in runs.items():
+        compared[f"generated {name}"] = {"said": generated(Checkpoint(checkpoint), sizes)}
+    compared["generated 2x4 mxfp4"] = {"said": generated(Checkpoint(checkpoint), MESHES["2x4"], "mxfp4")}
     results, facts = measure(Checkpoint(checkpoint))
     results |= compared
     results |= masked

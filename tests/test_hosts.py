@@ -21,9 +21,11 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from jax.sharding import Mesh
 
 from experiments import checkpoints, tokenizers
+from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from gptoss_jax.devices import hosts
 from gptoss_jax.errors import HostsError
@@ -179,6 +181,18 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [{"id": f"r{i}", "domain": "ab"[i % 2], "text": conversation(i % 11)} for i in range(27)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return file
+
+
+def test_generates_as_one_process(model: Path, run: Run, tmp_path: Path) -> None:
+    """Process 0 speaks, of prompts that all have; which differ is said by both."""
+    asked = ["generate", model, "--prompt", "Hi", "--prompt", "What is 2?", "--prompt", "Why?", "--max-new-tokens", 9]
+    asked += ["--temperature", 0, "--dtype", "float32"]
+    alone = CliRunner().invoke(cli, list(map(str, asked)), catch_exceptions=False)
+    processes = run(*asked, devices=2)
+    assert [process.end()[0] for process in processes] == [0, 0]
+    assert [process.out.read_text() for process in processes] == [alone.stdout, ""]
+    for process in run(*asked, devices=2, own={1: ("--seed", 3)}):
+        assert "--seed" in process.refused()
 
 
 def assert_equal_profiles(ours: Path, one: Path) -> None:

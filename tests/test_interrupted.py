@@ -29,7 +29,7 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import sys, time
-import convert.shards, gptoss_jax.generation, gptoss_jax.pods.plan, gptoss_jax.run.job
+import convert.shards, gptoss_jax.generation.choose, gptoss_jax.pods.plan, gptoss_jax.run.job
 
 def stopping(module, name, first):
     def call(*args):
@@ -41,7 +41,7 @@ def stopping(module, name, first):
 write = convert.shards._write_shard
 stopping(convert.shards, "_write_shard", lambda *args: list(write(*args)))
 stopping(gptoss_jax.run.job, "measure", lambda *args: None)
-stopping(gptoss_jax.generation, "load", lambda *args: None)
+stopping(gptoss_jax.generation.choose, "load", lambda *args: None)
 stopping(gptoss_jax.pods.plan, "compile_step", lambda *args: None)
 from gptoss_jax.cli import main
 main()

@@ -13,18 +13,21 @@ from convert import cut
 from convert.hf import Checkpoint
 from convert.sources import open_source
 from convert.tensors import AnyCheckpoint
-from gptoss_jax import generation as generate
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from gptoss_jax.data.batching import Document, padded
 from gptoss_jax.devices import mesh
 from gptoss_jax.devices.placement import here
 from gptoss_jax.errors import RankingError
+from gptoss_jax.generation import choose
+from gptoss_jax.generation.continuous import prompts_of, replies
+from gptoss_jax.generation.steps import How
 from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.source import ROUTER_BIAS, Masked, Source, abstract, load
 from gptoss_jax.run import steps
 from gptoss_jax.run.engine import Engine
 from gptoss_jax.run.forward import forward
+from gptoss_jax.run.options import Placing, Sampling
 from gptoss_jax.run.progress import Progress, State
 from gptoss_jax.run.resident import Resident
 from gptoss_jax.run.streamed import Streamed
@@ -121,14 +124,13 @@ def test_statistics_equal_the_pruned_models(engine: Any, masked: Masked, pruned:
 
 def test_generated_tokens_equal_the_pruned_models(masked: Masked, pruned: Checkpoint) -> None:
     prompts = list(np.random.default_rng(3).integers(0, TINY.vocab_size, (2, 9)).astype(np.int32))
-    greedy = generate.Sampling(temperature=0.0)
+    how = How(TINY, Sampling(temperature=0.0), ())
+    asked, place = prompts_of(prompts, TINY, 16), Placing(dtype="float32")
     ours, theirs = (
-        np.concatenate(
-            list(generate.generate(generate.load(each, "float32"), each.config, prompts, 16, greedy, ())), axis=1
-        )
+        replies(choose.decoder(each, place, asked, how._replace(config=each.config)), asked)
         for each in (masked, pruned)
     )
-    np.testing.assert_array_equal(ours, theirs)
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -105,6 +105,16 @@ def test_four_bits_in_memory_change_no_bit_of_the_results(kind: str, eight: Eigh
         np.testing.assert_array_equal(ours, floats[name], err_msg=name)
 
 
+@pytest.mark.parametrize("run", [*MESHES, "2x4 mxfp4"])
+def test_replies_over_meshes(run: str, eight: Eight) -> None:
+    """Tokens and experts are those of one device, where rows end and prompts that waited take their places."""
+    one, ours = eight.of("generated one", "said"), eight.of(f"generated {run}", "said")
+    assert one["tokens"].shape == (len(LENGTHS) + 2, 18)
+    np.testing.assert_array_equal(ours["tokens"], one["tokens"])
+    np.testing.assert_array_equal(ours["experts"], one["experts"])
+    np.testing.assert_allclose(ours["gates"], one["gates"], rtol=2**-10)
+
+
 @pytest.mark.parametrize("run", ["masked 2x4", "masked 1x8"])
 def test_a_masked_model_is_the_pruned_one(run: str, eight: Eight) -> None:
     """Its experts lie where they did, so that devices may hold any number of those that are left."""

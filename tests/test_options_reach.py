@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from safetensors import safe_open
 
 import gptoss_jax as gj
-from gptoss_jax import generation
 from gptoss_jax.cli import cli
 from gptoss_jax.cli.generate import _by_channel
 from gptoss_jax.devices import topologies
+from gptoss_jax.generation import choose
 from gptoss_jax.interface import jobs
 from gptoss_jax.run import engine
 
@@ -296,13 +296,13 @@ def test_keep_sets_are_a_soft_prune(tiny_mxfp4: Path, data: Path, tmp_path: Path
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_reply_is_computed_in_the_type(dtype: str, tiny_mxfp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the network that is asked: rounding changes no token of so small a model."""
-    networks, step = [], generation.prefill
+    networks, load = [], choose.load
 
-    def spy(network: Any, *arguments: Any) -> Any:
-        networks.append(network)
-        return step(network, *arguments)
+    def spy(*arguments: Any) -> Any:
+        networks.append(load(*arguments))
+        return networks[-1]
 
-    monkeypatch.setattr(generation, "prefill", spy)
+    monkeypatch.setattr(choose, "load", spy)
     run("generate", tiny_mxfp4, "--prompt", "Hi", "--max-new-tokens", 1, "--dtype", dtype)
     types = {str(leaf.dtype) for network in networks for leaf in jax.tree.leaves(network)}
     assert ("bfloat16" in types) == (dtype == "bfloat16")
@@ -498,6 +498,32 @@ def test_options_of_plan_are_those_of_the_step(tmp_path: Path, monkeypatch: pyte
     assert [figures[name] for name in names] == ["v5e:2x4", {"data": 4, "expert": 2}, 8, 256, "mxfp4"]
 
 
+WHERE = {
+    "engine": (("--engine", "streamed"), lambda decoder: type(decoder).__name__ == "Streamed"),
+    "batch_size": (("--batch-size", 3), lambda decoder: decoder.batch_size == 3),
+    "weights": (("--weights", "mxfp4"), lambda decoder: decoder.network.layers[0].moe.experts.form == "mxfp4"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHERE)
+def test_replies_come_from_the_engine_that_is_named(
+    name: str, tiny_mxfp4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a reply is computed changes nothing but where."""
+    made, make = [], choose.decoder
+
+    def spy(*arguments: Any) -> Any:
+        made.append(make(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(choose, "decoder", spy)
+    words, is_so = WHERE[name]
+    argv = ["generate", tiny_mxfp4, "--prompt", "Hi", "--max-new-tokens", 9, "--temperature", 0, "--dtype", "float32"]
+    assert run(*argv, *words) == run(*argv)
+    assert [is_so(decoder) for decoder in made] == [True, False]
+
+
 # The table: where each option is seen.
 
 PROFILE = "test_an_option_of_profile_is_that_of_python"
@@ -553,6 +579,10 @@ SEEN: dict[str, dict[str, str]] = {
     "generate": {
         **dict.fromkeys([*SAYING, "model", "messages"], GENERATE),
         "dtype": "test_a_reply_is_computed_in_the_type",
+        **dict.fromkeys(["engine", "batch_size", "weights"], "test_replies_come_from_the_engine_that_is_named"),
+        "memory_gib": "test_generate.py::test_rows_that_memory_does_not_hold_are_refused",
+        "mesh": "test_mesh.py::test_replies_over_meshes",
+        **dict.fromkeys(["coordinator", "num_processes", "process_id"], "test_hosts.py::test_generates_as_one_process"),
         "keep_sets": "test_keep_sets_are_a_soft_prune",
         "prompts": "test_generate.py::test_the_command_shows_what_was_generated",
     },

@@ -15,12 +15,14 @@ from convert.sources import NANO, open_source
 from experiments.nano import QUESTIONS, evaluate, families
 from experiments.nano.corpus import prompt_and_reply
 from experiments.nano.families import FAMILIES
-from gptoss_jax import generation as generate
 from gptoss_jax.cli import cli
 from gptoss_jax.config import FULL, SLIDING
 from gptoss_jax.data.harmony import HarmonyText
 from gptoss_jax.data.tokens import load_tokenizer, token_ids
-from gptoss_jax.generation import Sampling
+from gptoss_jax.generation import choose
+from gptoss_jax.generation.continuous import prompts_of, replies
+from gptoss_jax.generation.steps import How
+from gptoss_jax.run.options import Placing, Sampling
 from tests import oracle
 
 pytestmark = pytest.mark.slow
@@ -80,8 +82,9 @@ def test_greedy_tokens_equal_transformers() -> None:
     prompts = [
         token_ids(HarmonyText(prompt_and_reply(e, tokenizer)[0]), tokenizer, source.config.vocab_size) for e in examples
     ]
-    network = generate.load(source, "float32")
-    ours = np.concatenate(list(generate.generate(network, source.config, prompts, 128, GREEDY, ())), axis=1)
+    asked = prompts_of(prompts, source.config, 128)
+    decoder = choose.decoder(source, Placing(dtype="float32"), asked, How(source.config, GREEDY, ()))
+    ours = replies(decoder, asked)
     for row, prompt in zip(ours, prompts, strict=True):
         np.testing.assert_array_equal(row, oracle.greedy(reference, prompt, 128))
 

@@ -15,15 +15,19 @@ import click
 import numpy as np
 
 from convert.sources import open_source
-from gptoss_jax import generation as generate
-from gptoss_jax.config import Config
-from gptoss_jax.generation import STEPS_AT_ONCE, Sampling
+from gptoss_jax.generation import choose
+from gptoss_jax.generation.continuous import generate, prompts_of, replies
+from gptoss_jax.generation.decoder import Prompt
+from gptoss_jax.generation.resident import STEPS_AT_ONCE
+from gptoss_jax.generation.steps import How
 from gptoss_jax.network.source import Source
+from gptoss_jax.run.options import Placing, Sampling
 
 PROMPT, NEW = 100, 128  # tokens
 BATCHES = (1, 16)
 CONTEXTS = (256, 1024, 4096)
 GREEDY = Sampling(temperature=0.0)
+RESIDENT = Placing(engine="resident", dtype="float32")
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -32,19 +36,24 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def beside_transformers(source: Source, network: generate.Network, batch_size: int, rounds: int) -> str:
+def prompts(source: Source, batch_size: int, length: int, new: int) -> list[Prompt]:
+    ids = np.random.default_rng(0).integers(0, source.config.vocab_size, (batch_size, length)).astype(np.int32)
+    return prompts_of(list(ids), source.config, new)
+
+
+def beside_transformers(source: Source, batch_size: int, rounds: int) -> str:
     """One line of the table; both must say the same."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = source.config
-    prompts = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, PROMPT)).astype(np.int32)
+    asked, how = prompts(source, batch_size, PROMPT, NEW), How(source.config, GREEDY, ())
+    decoder = choose.decoder(source, RESIDENT, asked, how)
     theirs = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
-    ids = torch.tensor(prompts).long()
+    ids = torch.tensor(np.array([prompt.token_ids for prompt in asked])).long()
     fixed = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
     def run_ours() -> np.ndarray:
-        return np.concatenate(list(generate.generate(network, config, list(prompts), NEW, GREEDY, ())), axis=1)
+        return np.array(replies(decoder, asked))
 
     def run_theirs() -> np.ndarray:
         with torch.inference_mode():
@@ -58,13 +67,13 @@ def beside_transformers(source: Source, network: generate.Network, batch_size: i
     return f"| {batch_size} | {rates[0]:,.0f} | {rates[1]:,.0f} | {spread} | {'equal' if equal else 'DIFFERENT'} |"
 
 
-def at_context(config: Config, network: generate.Network, batch_size: int, context: int, rounds: int) -> str:
+def at_context(source: Source, batch_size: int, context: int, rounds: int) -> str:
     """One line: new tokens a second, by the last chunk of a call, whose rows are then `context` long."""
-    rng = np.random.default_rng(0)
-    prompts = list(rng.integers(0, config.vocab_size, (batch_size, context - 2 * STEPS_AT_ONCE)).astype(np.int32))
+    asked = prompts(source, batch_size, context - 2 * STEPS_AT_ONCE, 2 * STEPS_AT_ONCE)
+    decoder = choose.decoder(source, RESIDENT, asked, How(source.config, GREEDY, ()))
 
     def last_chunk() -> float:
-        chunks = generate.generate(network, config, prompts, 2 * STEPS_AT_ONCE, GREEDY, ())
+        chunks = generate(decoder, asked)
         next(chunks)
         return seconds(lambda: next(chunks))
 
@@ -79,9 +88,8 @@ def at_context(config: Config, network: generate.Network, batch_size: int, conte
 def main(model: str, rounds: int) -> None:
     """Print both tables."""
     source = open_source(model)
-    network = generate.load(source, "float32")
-    beside = [beside_transformers(source, network, size, rounds) for size in BATCHES]
-    long = [at_context(source.config, network, size, context, rounds) for size in BATCHES for context in CONTEXTS]
+    beside = [beside_transformers(source, size, rounds) for size in BATCHES]
+    long = [at_context(source, size, context, rounds) for size in BATCHES for context in CONTEXTS]
     click.echo(
         "| rows | ours, tokens/s | transformers, tokens/s | ours over theirs | tokens |\n|---:|---:|---:|---:|---|"
     )

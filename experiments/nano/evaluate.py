@@ -10,17 +10,20 @@ import jax
 import numpy as np
 
 from convert.hf import Checkpoint
-from gptoss_jax import generation as generate
-from gptoss_jax.config import Config
 from gptoss_jax.data import batching
 from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.harmony import MARKS, START, HarmonyText, messages_of, pieces
 from gptoss_jax.data.rows import Row
 from gptoss_jax.data.tokens import encode, load_tokenizer, token_ids
 from gptoss_jax.devices.placement import here
-from gptoss_jax.generation import Network, Sampling
+from gptoss_jax.generation import choose
+from gptoss_jax.generation.answer import read_stop_ids
+from gptoss_jax.generation.continuous import prompts_of
+from gptoss_jax.generation.continuous import replies as all_replies
+from gptoss_jax.generation.steps import How
 from gptoss_jax.network.model import GptOss
-from gptoss_jax.network.source import load
+from gptoss_jax.network.source import Source, load
+from gptoss_jax.run.options import Placing, Sampling
 from gptoss_jax.run.steps import Asked, network_step
 
 from .corpus import prompt_and_reply
@@ -62,7 +65,7 @@ def total(scores: Iterable[Score]) -> Score:
 def score(folder: Path, examples: Sequence[Instance]) -> dict[str, Score]:
     """A checkpoint's, in float32, by family."""
     source = Checkpoint(folder)
-    said = replies(generate.load(source, "float32"), source.config, folder, examples)
+    said = replies(source, folder, examples)
     expected = surprise(load(source, "float32"), folder, examples)
     table = {}
     for family, (nats, tokens) in expected.items():
@@ -71,18 +74,15 @@ def score(folder: Path, examples: Sequence[Instance]) -> dict[str, Score]:
     return table
 
 
-def replies(network: Network, config: Config, folder: Path, examples: Sequence[Instance]) -> list[str]:
-    """What the model says to each, greedily."""
-    tokenizer = load_tokenizer(folder)
-    stop_ids = generate.read_stop_ids(folder, tokenizer)
+def replies(source: Source, folder: Path, examples: Sequence[Instance]) -> list[str]:
+    """What the model says to each, greedily, in float32."""
+    tokenizer, config = load_tokenizer(folder), source.config
     texts = [prompt_and_reply(example, tokenizer)[0] for example in examples]
-    prompts = [token_ids(HarmonyText(text), tokenizer, config.vocab_size) for text in texts]
-    said = []
-    for first in range(0, len(prompts), ROWS_AT_ONCE):
-        batch = prompts[first : first + ROWS_AT_ONCE]
-        chunks = list(generate.generate(network, config, batch, LONGEST_REPLY, GREEDY, stop_ids))
-        said += [tokenizer.decode(row[row >= 0]) for row in np.concatenate(chunks, axis=1)]
-    return said
+    token_ids_of = [token_ids(HarmonyText(text), tokenizer, config.vocab_size) for text in texts]
+    prompts = prompts_of(token_ids_of, config, LONGEST_REPLY)
+    how = How(config, GREEDY, tuple(read_stop_ids(folder, tokenizer)))
+    decoder = choose.decoder(source, Placing(engine="resident", dtype="float32"), prompts, how)
+    return [tokenizer.decode(ids) for ids in all_replies(decoder, prompts)]
 
 
 def final(reply: str) -> str:

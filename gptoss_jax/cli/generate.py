@@ -1,18 +1,19 @@
 """The command `generate`."""
 
 import json
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import DataError, UserError, reason, refusal
 from ..files.paths import AnyPath, storage_errors
-from ..run.options import Answering, Placing, Sampling, taken
+from ..run.options import SIDE_BY_SIDE, Answering, Placing, Sampling, by_flag, taken
 from . import terminal
-from .options import MODEL, PATH, option_of, options_of, soft_prune
+from .options import MODEL, PATH, options_of, soft_prune, some_of
 
 if TYPE_CHECKING:
-    from ..generation import Answer, Reply
+    from ..generation.answer import Answer, Reply
 
 
 @click.command()
@@ -20,23 +21,30 @@ if TYPE_CHECKING:
 @click.option("--prompt", "prompts", multiple=True, help="What the user says; given several times, a batch.")
 @click.option("--messages", type=PATH, help="A JSON list of messages, or JSONL of such lists.")
 @options_of(Answering, Sampling)
-@option_of(Placing, "dtype")
+@some_of(Placing, *SIDE_BY_SIDE)
 @soft_prune
-def generate(model: str, prompts: tuple[str, ...], messages: Any, dtype: str, keep_sets: Any, **options: Any) -> None:
+def generate(model: str, prompts: tuple[str, ...], messages: Any, keep_sets: Any, **options: Any) -> None:
     """Answer with MODEL, channel by channel.
 
     MODEL is a folder in Hugging Face form, an Orbax checkpoint, a hub id, or nano, the small model that ships with the
-    project. One reply appears as it is generated; those of several prompts, which run as one batch, when all have
-    ended.
+    project. One reply appears as it is generated; those of several prompts, many of which run side by side, when all
+    have ended. All devices of all processes are used; docs/pods.md says how many processes run as one.
     """
-    answering, sampling = taken(Answering, options), taken(Sampling, options)
-    from ..interface import jobs
-    from ..interface.model import open_masked
-
+    answering, sampling, placing = taken(Answering, options), taken(Sampling, options), taken(Placing, options)
     if bool(prompts) == bool(messages):
         raise UserError("generate takes either --prompt or --messages")
+    from ..devices import hosts
+    from ..interface import jobs
+    from ..interface.model import open_masked
+    from ..run.job import join
+
+    own = {"MODEL": model, "--prompt": prompts, "--messages": str(messages), "--keep-sets": str(keep_sets)}
+    join(placing, own | by_flag(answering, sampling, placing))
     conversations = _read(messages) if messages else list(prompts)
-    answer = jobs.answer(open_masked(model, keep_sets), conversations, answering, sampling, dtype)
+    answer = jobs.answer(open_masked(model, keep_sets), conversations, answering, sampling, placing)
+    if not hosts.is_first():
+        deque(answer.grow(), maxlen=0)  # process 0 speaks
+        return
     for remark in answer.remarks:
         terminal.complain(remark)
     _show(answer)

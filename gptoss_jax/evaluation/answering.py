@@ -2,25 +2,25 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..data import tokens as tokenizing
 from ..data.harmony import Part, marks_of, question_and_reply
 from ..data.rows import Row
 from ..devices import hosts
-from ..devices.mesh import path_of
 from ..errors import DataError
 from ..files.paths import local_folder
-from ..generation import Network, check_room, generate, load, read_stop_ids
-from ..network.source import ROUTER_BIAS, Source
-from ..run.options import Sampling
+from ..generation import choose
+from ..generation.answer import read_stop_ids
+from ..generation.continuous import check_room, generate, prompts_of
+from ..generation.steps import How
+from ..network.source import Source
+from ..run.options import Placing, Sampling
 from ..run.progress import Progress
 
-ROWS_AT_ONCE = 64
 GREEDY = Sampling(temperature=0)
 
 
@@ -62,45 +62,62 @@ def questions(rows: Sequence[Row], most: int, tokenizer: Any, source: Source) ->
     return found
 
 
-class Answerer:
-    """A model that answers, all of it in memory, with all its experts or with some."""
+@dataclass
+class Kept:
+    """Replies that are whole, by the numbers of their prompts."""
 
-    def __init__(self, source: Source, tokenizer: Any, dtype: str, max_new_tokens: int, progress: Progress):
+    replies: dict[int, list[int]] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Write them as a file's bytes."""
+        return json.dumps(self.replies).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Kept":
+        """Read what `to_bytes` writes."""
+        return cls({int(n): [int(i) for i in reply] for n, reply in json.loads(data).items()})
+
+
+class Answerer:
+    """A model that answers, with all its experts or with some."""
+
+    def __init__(self, source: Source, tokenizer: Any, placing: Placing, max_new_tokens: int, progress: Progress):
         self.source, self.tokenizer, self.progress = source, tokenizer, progress
-        self.max_new_tokens, self.dtype = max_new_tokens, dtype
+        # The batch size is that of the blocks: a row of these has other sizes.
+        self.max_new_tokens, self.placing = max_new_tokens, replace(placing, batch_size=None)
         with local_folder(source.folder) as folder:
             self.stop_ids = read_stop_ids(folder, tokenizer)
-        self._network: Network | None = None
 
     def answer(
         self,
         name: str,
-        prompts: Sequence[np.ndarray],
-        kept_LE: np.ndarray | None,
+        token_ids: Sequence[np.ndarray],
+        among_vLE: Sequence[np.ndarray | None],
         advance: Callable[[int], Any],
-    ) -> list[Said]:
-        """The most probable reply to each prompt; those that `progress` has under this name are not asked again."""
-        kept = self.progress.kept(_parse, name) or []
-        advance(len(kept))
-        network = None
-        # Prompts of like length share a batch.
-        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-        while len(kept) < len(order):
-            network = network or _among(self._loaded(), kept_LE)
-            batch = [prompts[n] for n in order[len(kept) : len(kept) + ROWS_AT_ONCE]]
-            steps = generate(network, self.source.config, batch, self.max_new_tokens, GREEDY, self.stop_ids)
-            ids = np.concatenate([*steps], axis=1)
-            kept += [row[row >= 0].tolist() for row in ids]
-            if hosts.is_first():
-                self.progress.write(name, _bytes(kept))
-            advance(len(batch))
-        by_number = dict(zip(order, kept, strict=True))
-        return [self._said(by_number[n]) for n in range(len(prompts))]
-
-    def _loaded(self) -> Network:
-        if self._network is None:
-            self._network = load(self.source, self.dtype)
-        return self._network
+    ) -> list[list[Said]]:
+        """The most probable reply to each prompt of the model with some experts, for each such choice of them, which
+        all run side by side; those that `progress` has under this name are not asked again."""
+        kept = self.progress.kept(Kept.from_bytes, name) or Kept()
+        advance(len(kept.replies))
+        config, number = self.source.config, len(token_ids)
+        masked = any(among_LE is not None for among_LE in among_vLE)
+        everything = np.ones((config.num_layers, config.num_experts), bool)
+        prompts = [
+            prompt._replace(number=v * number + prompt.number, kept_LE=_mask(among_LE, everything) if masked else None)
+            for v, among_LE in enumerate(among_vLE)
+            for prompt in prompts_of(token_ids, config, self.max_new_tokens)
+        ]
+        # Prompts of like length go through the network together.
+        waiting = sorted((p for p in prompts if p.number not in kept.replies), key=lambda p: len(p.token_ids))
+        if waiting:
+            how = How(config, GREEDY, tuple(self.stop_ids), masked=masked)
+            for grown in generate(choose.decoder(self.source, self.placing, waiting, how), waiting):
+                done = {growing.prompt.number: growing.token_ids for growing in grown if growing.done}
+                kept.replies |= done
+                if done and hosts.is_first():
+                    self.progress.save(kept, always=len(kept.replies) == len(prompts), name=name)
+                advance(len(done))
+        return [[self._said(kept.replies[v * number + n]) for n in range(number)] for v in range(len(among_vLE))]
 
     def _said(self, token_ids: list[int]) -> Said:
         parts = tokenizing.messages_in_ids(token_ids, self.tokenizer)
@@ -109,23 +126,5 @@ class Answerer:
         )
 
 
-def _among(network: Network, kept_LE: np.ndarray | None) -> Network:
-    """The network with −∞ in the router's bias of all experts that are not kept."""
-    if kept_LE is None:
-        return network
-
-    def masked(layer: Any, kept_E: np.ndarray) -> Any:
-        def one(path: Any, x: jax.Array) -> jax.Array:
-            return jnp.where(kept_E, x, -jnp.inf) if path_of(path) == ROUTER_BIAS else x
-
-        return jax.tree_util.tree_map_with_path(one, layer)
-
-    return network._replace(layers=tuple(map(masked, network.layers, kept_LE)))
-
-
-def _bytes(replies: Sequence[Sequence[int]]) -> bytes:
-    return json.dumps(replies).encode()
-
-
-def _parse(data: bytes) -> list[list[int]]:
-    return [[int(i) for i in reply] for reply in json.loads(data)]
+def _mask(among_LE: np.ndarray | None, everything_LE: np.ndarray) -> np.ndarray:
+    return everything_LE if among_LE is None else among_LE

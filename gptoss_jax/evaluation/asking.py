@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..data.answers import read_answers
 from ..errors import OptionError
 from ..network.source import Source
@@ -49,24 +51,20 @@ def ask(request: Request, found: Sides, rows: Material) -> Asked | None:
 
 def replies(request: Request, found: Sides, rows: Material, asked: Asked, kept: Progress) -> dict[str, list[Said]]:
     """What each model says to every question; the baseline's own are under BASELINE."""
-    judging, prompts, source = request.judging, asked.questions.prompts, found.variants.source
-    kept_vLE = found.variants.kept_vLE
-    with bar(len(prompts) * (len(found.places) + 1), "replies") as advance:
+    judging, prompts, kept_vLE = request.judging, asked.questions.prompts, found.variants.kept_vLE
+    # The baseline is the first variant, or another model.
+    variants = sorted({*found.places.values(), *([0] if found.baseline is None else [])})
+    among = [None if kept_vLE is None else kept_vLE[variant] for variant in variants]
+    other = found.baseline if isinstance(found.baseline, Source) else None
+    with bar(len(prompts) * (len(variants) + (other is not None)), "replies") as advance:
 
-        def answerer(of: Source) -> Answerer:
-            return Answerer(of, rows.tokenizer, request.placing.dtype, judging.max_new_tokens, kept)
+        def answers(name: str, of: Source, among: Sequence[np.ndarray | None]) -> list[list[Said]]:
+            answerer = Answerer(of, rows.tokenizer, request.placing, judging.max_new_tokens, kept)
+            return answerer.answer(name, prompts, among, advance)
 
-        ours = answerer(source)
-        other = answerer(found.baseline) if isinstance(found.baseline, Source) else ours
-        said = {BASELINE: other.answer("replies-baseline", prompts, None, advance)}
-        for name, variant in found.places.items():
-            among = None if kept_vLE is None else kept_vLE[variant]
-            if among is not None and among.all() and found.baseline is None:
-                said[name] = said[BASELINE]  # what keeps all is the baseline
-                advance(len(prompts))
-            else:
-                said[name] = ours.answer(f"replies-{variant}", prompts, among, advance)
-        return said
+        said = dict(zip(variants, answers("replies", found.variants.source, among), strict=True))
+        baseline = said[0] if other is None else answers("replies-baseline", other, [None])[0]
+    return {BASELINE: baseline, **{name: said[variant] for name, variant in found.places.items()}}
 
 
 def judged(said: Sequence[Said], judging: Judging, asked: Asked) -> list[Judged]:

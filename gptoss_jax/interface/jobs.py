@@ -17,13 +17,13 @@ from ..devices import topologies
 from ..errors import DataError, InputError, MeshError, OptionError, ProfileError
 from ..files import atomic
 from ..files.paths import AnyPath, is_path, place, read_json
-from ..generation import Answer, Reply
+from ..generation.answer import Answer, Reply
 from ..network.source import Source
 from ..pods import plan as pods
 from ..pods import words
 from ..run import job
 from ..run import merge as merging
-from ..run.options import Answering, Sampling, Slice, named, taken
+from ..run.options import SIDE_BY_SIDE, Answering, Placing, Sampling, Slice, named, taken
 from ..run.profile import Profile
 from .model import Model, as_model
 
@@ -116,15 +116,13 @@ def merge(
     return merged.save(target, overwrite)
 
 
-def answer(
-    model: Any, prompts: Sequence[Any], answering: Answering, sampling: Sampling, dtype: str = "bfloat16"
-) -> Answer:
+def answer(model: Any, prompts: Sequence[Any], answering: Answering, sampling: Sampling, placing: Placing) -> Answer:
     """What `generate` runs, for whoever wants to see replies while they grow."""
     if not prompts:
         raise InputError("the list of prompts is empty: give what the user says, messages, or a list of either")
     said: dict[str, None] = {}
     asked = [_asked(prompt, number, said.setdefault) for number, prompt in enumerate(prompts, 1)]
-    return Answer(as_model(model).source, asked, answering, sampling, dtype, said)
+    return Answer(as_model(model).source, asked, answering, sampling, placing, said)
 
 
 def _asked(prompt: Any, number: int, say: Say) -> Conversation | str:
@@ -137,14 +135,14 @@ def _asked(prompt: Any, number: int, say: Say) -> Conversation | str:
         raise DataError(f"prompt {number}: {error}") from None
 
 
-def generate(model: Any, prompts: Any, *, dtype: str | None = None, **options: Any) -> list[Reply]:
-    """Answer prompts, which run as one batch.
+def generate(model: Any, prompts: Any, **options: Any) -> list[Reply]:
+    """Answer prompts, of which many run side by side.
 
     Args:
         model: an open model, or the name of one.
         prompts: what the user says, or a list of messages; or a list of either.
-        dtype: of weights and products; by default the open model's.
-        **options: those of the command `generate`, as temperature=0 or max_new_tokens=64.
+        **options: those of the command `generate`, as temperature=0 or max_new_tokens=64. An open model's dtype and
+            weights are its own where they are not given.
 
     DataError where a prompt is empty or leaves no room; OptionError for an option that does not exist.
 
@@ -155,11 +153,14 @@ def generate(model: Any, prompts: Any, *, dtype: str | None = None, **options: A
         True
     """
     opened = as_model(model)
+    if isinstance(model, Model):
+        options = {"dtype": opened.dtype, "weights": opened.weights} | options
     answering, sampling = taken(Answering, options), taken(Sampling, options)
+    placing = taken(Placing, {name: options.pop(name) for name in SIDE_BY_SIDE if name in options})
     if options:
         raise OptionError(f"there is no option {min(options)!r} of generate")
     is_one = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], dict))
-    going = answer(opened, [prompts] if is_one else prompts, answering, sampling, dtype or opened.dtype)
+    going = answer(opened, [prompts] if is_one else prompts, answering, sampling, placing)
     for _ in going.grow():
         pass
     return [going.reply(number) for number in range(len(going.prompts))]

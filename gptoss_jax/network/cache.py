@@ -38,6 +38,11 @@ class Cache(NamedTuple):
             self.positions.at[rows_B1, slot_BS].set(positions_BS, mode="drop"),
         )
 
+    def empty(self, batch_size: int) -> "Cache":
+        """An empty one for so many rows, of the same slots and heads."""
+        keys, values = (jnp.zeros((batch_size, *x.shape[1:]), x.dtype) for x in (self.keys, self.values))
+        return Cache(keys, values, jnp.full((batch_size, self.positions.shape[1]), -1, jnp.int32))
+
 
 def empty(config: Config, batch_size: int, capacity: int, kind: str, dtype: Any) -> Cache:
     """A layer's, for rows of at most `capacity` tokens."""

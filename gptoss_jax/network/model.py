@@ -159,15 +159,22 @@ class GptOss(nnx.Module):
         return Output(self.final_norm(x_BSD), layers)
 
     def embed(self, token_ids_BS: Int[Array, "B S"], place: Placement) -> Float[Array, "B S D"]:
-        """Rows of the embedding; where its rows are split, each comes from the device that holds it."""
-        first, count = place.local(self.config.vocab_size)
-        local_BS = token_ids_BS - first
-        local_BS = jnp.where((local_BS >= 0) & (local_BS < count), local_BS, count)
-        return place.sum_experts(self.embedding[...].at[local_BS].get(mode="fill", fill_value=0))
+        """Rows of the embedding."""
+        return embed(token_ids_BS, self.embedding[...], self.config.vocab_size, place)
 
     def logits(self, final: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
         """Unembed, in float32; where the vocabulary is split, the logits of the tokens here."""
         return unembed(final, self.unembedding[...])
+
+
+def embed(
+    token_ids_BS: Int[Array, "B S"], embedding: Float[Array, "V D"], vocab_size: int, place: Placement
+) -> Float[Array, "B S D"]:
+    """Rows of the embedding; where its rows are split, each comes from the device that holds it."""
+    first, count = place.local(vocab_size)
+    local_BS = token_ids_BS - first
+    local_BS = jnp.where((local_BS >= 0) & (local_BS < count), local_BS, count)
+    return place.sum_experts(embedding.at[local_BS].get(mode="fill", fill_value=0))
 
 
 def unembed(final: Float[Array, "*any D"], unembedding: Float[Array, "V D"]) -> Float[Array, "*any V"]:

@@ -153,22 +153,26 @@ def load(source: Source, dtype: Any, mesh: Mesh | None = None, form: Form = "bf1
     """The model with all weights resident, split over `mesh`, or all on the default device."""
     mesh = sharding.make(source.config, 1, 1, jax.devices()[:1]) if mesh is None else mesh
     shapes = abstract(source.config, mesh, dtype, form)
-    return _filled(source, shapes)
+    return filled(source, shapes)
 
 
-def load_part(source: Source, make: Callable[[], Any], dtype: Any, prefix: str = "") -> Any:
-    """A part of the model on the default device: the module that `make` makes, with the weights at `prefix`."""
-    return _filled(source, abstract_part(make, dtype), prefix)
+def load_part(source: Source, make: Callable[[], Any], dtype: Any, prefix: str = "", mesh: Mesh | None = None) -> Any:
+    """A part of the model, split over `mesh`, or on the default device: the module that `make` makes, with the weights
+    at `prefix`."""
+    return filled(source, abstract_part(make, dtype, mesh), prefix)
 
 
-def abstract_part(make: Callable[[], Any], dtype: Any) -> Any:
+def abstract_part(make: Callable[[], Any], dtype: Any, mesh: Mesh | None = None) -> Any:
     """The part that `make` makes, with shapes, dtypes and shardings in the place of arrays."""
-    device = SingleDeviceSharding(jax.devices()[0])
     shapes = _typed(nnx.eval_shape(make), dtype)
+    if mesh is not None:
+        return sharding.sharded(shapes, mesh)
+    device = SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
 
 
-def _filled(source: Source, shapes: Any, prefix: str = "") -> Any:
+def filled(source: Source, shapes: Any, prefix: str = "") -> Any:
+    """The abstract part of a model with the weights at `prefix`."""
     wanted = {prefix + path: leaf for path, leaf in sharding.by_path(shapes).items()}
     arrays = source.load(wanted)
     return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[path] for path in wanted])

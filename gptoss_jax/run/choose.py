@@ -67,19 +67,26 @@ def place(source: Source, engine: str, placing: Placing, length: int, swap: bool
     a layer keeps what each expert gives."""
     if engine == "streamed":
         return _place_streamed(source, placing, length, source.config.top_k + 1 if swap else 0)
+    mesh = resident_mesh(source, placing)
+    data = mesh.shape[sharding.DATA]
+    placing = replace(placing, batch_size=placing.batch_size or 4 * data)
+    sharding.check_batch(placing.batch_size or 0, data)
+    return Place(mesh, hosts.share(mesh), placing)
+
+
+def resident_mesh(source: Source, placing: Placing) -> Mesh:
+    """The mesh over all devices, as it is asked for or as it splits the weights most."""
     config, pmap = source.config, placing.mapping == "pmap"
     if pmap and jax.process_count() > 1:
         raise MeshError("--map pmap maps over the cores of one host: with many processes use --map mesh")
     sizes = placing.mesh or ((jax.device_count(), 1) if pmap else sharding.default_sizes(config, jax.device_count()))
     if pmap and sizes[1] > 1:
         raise MeshError(f"--map pmap holds all experts on each core: expert={sizes[1]} needs --map mesh")
-    mesh = sharding.make(config, *sizes)
-    placing = replace(placing, batch_size=placing.batch_size or 4 * sizes[0])
-    sharding.check_batch(placing.batch_size or 0, sizes[0])
-    return Place(mesh, hosts.share(mesh), placing)
+    return sharding.make(config, *sizes)
 
 
-def _place_streamed(source: Source, placing: Placing, length: int, outputs: int) -> Place:
+def check_streamed(placing: Placing) -> None:
+    """UserError where options do not go with the streamed engine."""
     if jax.process_count() > 1:
         raise HostsError("--engine streamed is one process: leave out --coordinator, or use --engine resident")
     if jax.device_count() > 1:
@@ -93,6 +100,10 @@ def _place_streamed(source: Source, placing: Placing, length: int, outputs: int)
     ):
         if value not in (None, "mesh", "bf16"):
             raise UserError(f"{flag} means nothing with --engine streamed: leave it out")
+
+
+def _place_streamed(source: Source, placing: Placing, length: int, outputs: int) -> Place:
+    check_streamed(placing)
     mesh = sharding.make(source.config, 1, 1)
     limit = int(placing.memory_gib * GIB) if placing.memory_gib else None
     activation_bytes, form = int(placing.activation_gib * GIB), streamed.weights_form(source)

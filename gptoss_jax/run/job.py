@@ -90,12 +90,17 @@ class Finished:
 
 def start(request: Request, **settings: Any) -> None:
     """Join the other processes, where there are any; HostsError where their options or `settings` differ."""
-    placing = request.placing
+    named = {f"--{name}": value for name, value in settings.items()}
+    join(request.placing, {"MODEL": request.model, **named, **request.by_flag(resumed=False)})
+
+
+def join(placing: Placing, settings: dict[str, Any]) -> None:
+    """Join the other processes, where there are any; HostsError where their settings, by the names that users know,
+    differ in more than which process this is."""
     if placing.coordinator:
         own = ("--coordinator", "--process-id")
-        flags = {flag: value for flag, value in request.by_flag(resumed=False).items() if flag not in own}
-        named = {"MODEL": request.model, **{f"--{name}": value for name, value in settings.items()}, **flags}
-        hosts.start(placing.coordinator, placing.num_processes, placing.process_id, named)
+        shared = {name: value for name, value in settings.items() if name not in own}
+        hosts.start(placing.coordinator, placing.num_processes, placing.process_id, shared)
 
 
 def run(

@@ -314,6 +314,11 @@ class Slice(Options):
 
 
 PROFILE: tuple[type[Options], ...] = (Data, Counting, Placing)
+# What of `Placing` means something where text is generated; the batch size is that of rows side by side.
+SIDE_BY_SIDE = (
+    *("batch_size", "engine", "memory_gib", "mesh", "weights", "dtype"),
+    *("coordinator", "num_processes", "process_id"),
+)
 
 
 def check_together(data: Data, counting: Counting) -> None:
@@ -329,6 +334,11 @@ def check_together(data: Data, counting: Counting) -> None:
 def as_dict(*options: Options) -> dict[str, Any]:
     """All values by their names, as profile.json has them."""
     return {name: getattr(some, name) for some in options for name in declared_options(type(some))}
+
+
+def by_flag(*options: Options) -> dict[str, Any]:
+    """All values by their names on the command line."""
+    return {flag_of(type(some), name): getattr(some, name) for some in options for name in declared_options(type(some))}
 
 
 def taken(kind: type[T], values: dict[str, Any]) -> T:

@@ -47,8 +47,8 @@ class Asked(NamedTuple):
 class Chosen(NamedTuple):
     """The experts of each token, best first, and their gates."""
 
-    experts: Int[Array, "*L B S k"]
-    gates: Float[Array, "*L B S k"]
+    experts: Int[Any, "*L B S k"]
+    gates: Float[Any, "*L B S k"]
 
 
 class Results(NamedTuple):
