@@ -75,6 +75,10 @@ class EvaluationError(UserError):
     """The file of an evaluation cannot be read, or is of other keep-sets."""
 
 
+class TraceError(UserError):
+    """A folder is no trace of routing, is damaged, or is of another model."""
+
+
 class StatisticsError(UserError):
     """A statistic became NaN or infinite."""
 

@@ -18,10 +18,10 @@ ROOMS = ("gptoss_jax", "convert", "experiments")
 # A room is a folder or a module directly below its package; `experiments` may import all of them.
 GROUND = ("config", "config_keys", "errors", "files")
 NETWORK = (*GROUND, "devices", "kernels", "network")
-PROFILE = (*NETWORK, "data", "statistics", "selection", "report", "run")
+PROFILE = (*NETWORK, "data", "routing", "statistics", "selection", "report", "run")
 ARROWS = {
     # The front door reaches what it names when it is first used; for type checkers it says so at once.
-    "gptoss_jax": ("interface", "run", "selection"),
+    "gptoss_jax": ("interface", "routing", "run", "selection"),
     "gptoss_jax.errors": (),
     "gptoss_jax.config_keys": ("errors",),
     "gptoss_jax.config": ("config_keys", "errors"),
@@ -30,6 +30,7 @@ ARROWS = {
     "gptoss_jax.kernels": (*GROUND, "devices"),
     "gptoss_jax.network": (*GROUND, "devices", "kernels"),
     "gptoss_jax.data": NETWORK,
+    "gptoss_jax.routing": (*NETWORK, "data"),
     "gptoss_jax.statistics": NETWORK,
     "gptoss_jax.selection": (*NETWORK, "data", "statistics"),
     "gptoss_jax.report": (*NETWORK, "data", "statistics", "selection"),

@@ -36,17 +36,23 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def written_in_ids(token_ids: Sequence[int], tokenizer: Any) -> list[Piece]:
-    """The pieces of what a model wrote: its marks are known by their ids, whatever text looks like one."""
+def runs_in_ids(token_ids: Sequence[int], tokenizer: Any) -> list[tuple[Piece, int]]:
+    """The pieces of a text in tokens, each with the number of its tokens: its marks are known by their ids, whatever
+    text looks like one."""
     marks = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    found: list[Piece] = []
+    found: list[tuple[Piece, int]] = []
     for is_mark, ids in groupby(token_ids, key=marks.__contains__):
         run = list(ids)
         if is_mark:
-            found += (Piece(tokenizer.convert_ids_to_tokens(number), True) for number in run)
+            found += ((Piece(tokenizer.convert_ids_to_tokens(number), True), 1) for number in run)
         else:
-            found.append(Piece(tokenizer.decode(run), False))
+            found.append((Piece(tokenizer.decode(run), False), len(run)))
     return found
+
+
+def written_in_ids(token_ids: Sequence[int], tokenizer: Any) -> list[Piece]:
+    """The pieces of what a model wrote."""
+    return [piece for piece, _ in runs_in_ids(token_ids, tokenizer)]
 
 
 def messages_in_ids(token_ids: Sequence[int], tokenizer: Any) -> list[Part]:
