@@ -23,7 +23,19 @@ if TYPE_CHECKING:
 @options_of(Answering, Sampling)
 @some_of(Placing, *SIDE_BY_SIDE)
 @soft_prune
-def generate(model: str, prompts: tuple[str, ...], messages: Any, keep_sets: Any, **options: Any) -> None:
+@click.option("--trace", type=PATH, help="A folder for which experts each token chose, with their gates.")
+@click.option("--overwrite", is_flag=True, help="Replaces an existing folder of --trace, at the end.")
+@click.option("--resume", is_flag=True, help="Goes on with the unfinished run beside --trace, if there is one.")
+def generate(
+    model: str,
+    prompts: tuple[str, ...],
+    messages: Any,
+    keep_sets: Any,
+    trace: Any,
+    overwrite: bool,
+    resume: bool,
+    **options: Any,
+) -> None:
     """Answer with MODEL, channel by channel.
 
     MODEL is a folder in Hugging Face form, an Orbax checkpoint, a hub id, or nano, the small model that ships with the
@@ -42,16 +54,17 @@ def generate(model: str, prompts: tuple[str, ...], messages: Any, keep_sets: Any
     join(placing, own | by_flag(answering, sampling, placing))
     conversations = _read(messages) if messages else list(prompts)
     answer = jobs.answer(open_masked(model, keep_sets), conversations, answering, sampling, placing)
-    if not hosts.is_first():
-        deque(answer.grow(), maxlen=0)  # process 0 speaks
-        return
-    for remark in answer.remarks:
-        terminal.complain(remark)
-    _show(answer)
-    replies = [answer.reply(number) for number in range(len(conversations))]
-    unfinished = sum(not reply.ended for reply in replies)
-    if unfinished:
-        terminal.complain(f"{unfinished} of {len(replies)} replies did not end: see --max-new-tokens")
+    with jobs.tracing(answer, trace, overwrite, resume):
+        if hosts.is_first():
+            for remark in answer.remarks:
+                terminal.complain(remark)
+            _show(answer)
+        else:
+            deque(answer.grow(), maxlen=0)  # process 0 speaks
+    if hosts.is_first():
+        replies = [answer.reply(number) for number in range(len(conversations))]
+        if unfinished := sum(not reply.ended for reply in replies):
+            terminal.complain(f"{unfinished} of {len(replies)} replies did not end: see --max-new-tokens")
 
 
 def _read(file: AnyPath) -> list[Any]:

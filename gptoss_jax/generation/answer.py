@@ -17,6 +17,7 @@ from ..network.source import Source
 from ..run.options import Answering, Placing, Sampling
 from . import choose
 from .continuous import generate, prompts_of
+from .recording import Recording
 from .steps import How
 
 
@@ -55,6 +56,8 @@ class Answer:
         self.prompts = [tokenizing.token_ids(text, self.tokenizer, source.config.vocab_size) for text in written]
         self.asked = prompts_of(self.prompts, source.config, answering.max_new_tokens)
         self.token_ids: list[list[int]] = [[] for _ in conversations]
+        self.recording: Recording | None = None
+        """Takes whole replies with what their tokens chose, where that is asked for."""
 
     def _written(self, conversation: Conversation | str, number: int) -> HarmonyText:
         if isinstance(conversation, str):
@@ -75,11 +78,24 @@ class Answer:
         prompts."""
         digest = hashlib.sha256(b"".join(prompt.tobytes() + b"\n" for prompt in self.prompts)).hexdigest()
         hosts.agree({"the prompts' hash": digest})
-        how = How(self.source.config, self.sampling, tuple(self.stop_ids))
-        for grown in generate(choose.decoder(self.source, self.placing, self.asked, how), self.asked):
-            for growing in grown:
-                self.token_ids[growing.prompt.number] = growing.token_ids
-            yield
+        waiting, recording = self.asked, self.recording
+        if recording is not None:
+            waiting = recording.missing()
+            for number, ids in recording.token_ids():
+                self.token_ids[number] = ids
+        if not waiting:
+            return
+        how = How(self.source.config, self.sampling, tuple(self.stop_ids), routing=recording is not None)
+        try:
+            for grown in generate(choose.decoder(self.source, self.placing, waiting, how), waiting):
+                for growing in grown:
+                    self.token_ids[growing.prompt.number] = growing.token_ids
+                if recording is not None:
+                    recording.take(grown)
+                yield
+        finally:
+            if recording is not None:
+                recording.save()
 
     def reply(self, number: int) -> Reply:
         """The reply to a conversation as it is now."""

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..errors import DataError, InputError, MeshError, OptionError, ProfileError
 from ..files import atomic
 from ..files.paths import AnyPath, is_path, place, read_json
 from ..generation.answer import Answer, Reply
+from ..generation.traced import traced
 from ..network.source import Source
 from ..pods import plan as pods
 from ..pods import words
@@ -125,6 +127,15 @@ def answer(model: Any, prompts: Sequence[Any], answering: Answering, sampling: S
     return Answer(as_model(model).source, asked, answering, sampling, placing, said)
 
 
+def tracing(answer: Answer, trace: AnyPath | None, overwrite: bool, resume: bool) -> AbstractContextManager[None]:
+    """A block in which replies grow, and behind which their trace is written, where one is asked for."""
+    if trace is None:
+        if overwrite or resume:
+            raise OptionError("--overwrite and --resume go with --trace: without it generate writes nothing")
+        return nullcontext()
+    return traced(answer, trace, overwrite, resume)
+
+
 def _asked(prompt: Any, number: int, say: Say) -> Conversation | str:
     """What one prompt asks: words of the user, messages, or a record that holds them."""
     if isinstance(prompt, str):
@@ -135,12 +146,24 @@ def _asked(prompt: Any, number: int, say: Say) -> Conversation | str:
         raise DataError(f"prompt {number}: {error}") from None
 
 
-def generate(model: Any, prompts: Any, **options: Any) -> list[Reply]:
+def generate(
+    model: Any,
+    prompts: Any,
+    *,
+    trace: str | AnyPath | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    **options: Any,
+) -> list[Reply]:
     """Answer prompts, of which many run side by side.
 
     Args:
         model: an open model, or the name of one.
         prompts: what the user says, or a list of messages; or a list of either.
+        trace: a folder for which experts each token chose, with their gates, which `Trace.open` reads; prompts are
+            numbered there from 1.
+        overwrite: replaces an existing folder of `trace`, at the end.
+        resume: goes on with the unfinished run beside `trace`, if there is one.
         **options: those of the command `generate`, as temperature=0 or max_new_tokens=64. An open model's dtype and
             weights are its own where they are not given.
 
@@ -161,8 +184,9 @@ def generate(model: Any, prompts: Any, **options: Any) -> list[Reply]:
         raise OptionError(f"there is no option {min(options)!r} of generate")
     is_one = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], dict))
     going = answer(opened, [prompts] if is_one else prompts, answering, sampling, placing)
-    for _ in going.grow():
-        pass
+    with tracing(going, None if trace is None else place(trace), overwrite, resume):
+        for _ in going.grow():
+            pass
     return [going.reply(number) for number in range(len(going.prompts))]
 
 

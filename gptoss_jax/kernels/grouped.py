@@ -68,8 +68,9 @@ class Kernel(NamedTuple):
         return -(-tiles // per_piece), per_piece
 
 
-def choose(place: Placement, rows_per_expert: int, num_experts: int) -> Kernel:
-    """The product for a platform and an even load of so many experts here; the one place where it is chosen."""
+def choose(place: Placement, rows_per_expert: int, num_experts: int, four_bits: bool = False) -> Kernel:
+    """The product for a platform and an even load of so many experts here, whose weights are floats or `four_bits`; the
+    one place where it is chosen."""
     tiles = TILES[place.platform]
     tile = max([b for b in tiles if 5 * b <= rows_per_expert], default=tiles[0])
     if place.differentiable:
@@ -78,8 +79,9 @@ def choose(place: Placement, rows_per_expert: int, num_experts: int) -> Kernel:
         rows = UNEVEN * num_experts * visited_rows(rows_per_expert, tile)
         pieces = math.ceil(rows / TPU_PIECE)
         return Kernel(tile, math.ceil(rows / pieces / tile), partial(_megablox, interpret=place.interpret))
-    # Of few pairs, as when one token is generated, only the experts that were chosen are looked at.
-    return Kernel(min(tile, max(8, rows_per_expert)), 1, _one_tile, by_expert=rows_per_expert > 1)
+    # Of few pairs, as when one token is generated, only the experts that were chosen are looked at; of four bits those
+    # of all would become floats.
+    return Kernel(min(tile, max(8, rows_per_expert)), 1, _one_tile, by_expert=rows_per_expert > 1 or four_bits)
 
 
 def visited_rows(rows_per_expert: int, tile: int) -> int:

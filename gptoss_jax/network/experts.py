@@ -136,7 +136,7 @@ class Experts(nnx.Module):
         """
         T, k = routing.experts_Tk.shape
         first_id, E = place.local(routing.logits_TE.shape[-1])
-        kernel = grouped.choose(place, -(-T * k // routing.logits_TE.shape[-1]), E)
+        kernel = grouped.choose(place, -(-T * k // routing.logits_TE.shape[-1]), E, self.form != "bf16")
         # Invalid tokens, and experts of other devices, go to an expert E that does not exist, behind all others.
         experts_Tr = routing.experts_Tk
         if runner_up_T is not None:
@@ -146,10 +146,15 @@ class Experts(nnx.Module):
         pairs = _sort(x_TD, expert_Tr, routing.gates_Tk, E, kernel)
 
         def one_expert(mixture: Mixture, expert: Array) -> tuple[Mixture, None]:
-            run = self.at(x_TD.dtype, kernel, layer, expert)
             stop = pairs.tiles_end_E[expert]
             start = stop - pairs.tiles_E[expert]
-            return lax.fori_loop(start, stop, lambda piece, mixture: pairs.add(mixture, run, piece), mixture), None
+
+            def runs() -> Mixture:
+                run = self.at(x_TD.dtype, kernel, layer, expert)
+                return lax.fori_loop(start, stop, lambda piece, mixture: pairs.add(mixture, run, piece), mixture)
+
+            # Of an expert that no token chose the weights are not made floats.
+            return lax.cond(start < stop, runs, lambda: mixture), None
 
         mixture = pairs.nothing(keep=runner_up_T is not None)
         if kernel.by_expert:
