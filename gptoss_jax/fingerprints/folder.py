@@ -84,7 +84,8 @@ class Activations:
     def card(self) -> str:
         """README.md."""
         info = self.info
-        configs = [("summaries", SUMMARIES), ("answers", ANSWERS)]
+        # A table without rows is one that datasets cannot load.
+        configs = [("summaries", SUMMARIES), *([("answers", ANSWERS)] if self.answers else [])]
         head = "".join(f"- config_name: {name}\n  data_files: {file}\n" for name, file in configs)
         lines = [
             f"Which of {info['num_experts']} experts in each of {info['num_layers']} layers the answers of a GPT-OSS "
