@@ -16,3 +16,4 @@ def _walk(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Com
 
 
 COMMANDS = dict(_walk(cli))
+FINGERPRINTS = tuple(name for name in COMMANDS if name.startswith("fingerprint "))

@@ -445,10 +445,16 @@ def test_the_commands_do_what_python_does(files: Path, tmp_path: Path) -> None:
     special = gj.fingerprint.specificity(made, "law", segment="answer")
     lines = [f"layer {layer}, expert {expert}: {special.words(layer, expert)}" for layer, expert in special.best(10)]
     assert printed.splitlines()[2:] == lines and printed.splitlines()[1].startswith("3 experts a layer")
-    other = run("rank", out, "--domain", "law", "--domains", domains, "--reverse", "--out", tmp_path / "other.json")
-    assert other and json.loads((tmp_path / "other.json").read_text())["layers"] == (
-        gj.fingerprint.rank(made, "law", reverse=True).layers
-    )
+    for number, (words, python) in enumerate(
+        [
+            (["--domain", "law", "--domains", domains, "--reverse"], {"domain": "law", "reverse": True}),
+            (["--category", "quiz/law", "--category", "*/art"], {"category": ("quiz/law", "*/art")}),
+            (["--category", "exam/law", "--weight", "token"], {"category": ("exam/law",), "weight": "token"}),
+        ]
+    ):
+        run("rank", out, *words, "--out", tmp_path / f"{number}.json")
+        layers = json.loads((tmp_path / f"{number}.json").read_text())["layers"]
+        assert layers == gj.fingerprint.rank(made, **python).layers != gj.fingerprint.rank(made, "law").layers
 
 
 def test_a_ranking_is_one_that_prune_takes(dataset: Activations, tmp_path: Path) -> None:

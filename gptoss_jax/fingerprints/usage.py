@@ -23,6 +23,11 @@ def chosen(summaries: Iterable[Summary], names: Iterable[str], segment: str) -> 
     return found
 
 
+def are_counted(summaries: Iterable[Summary]) -> bool:
+    """Whether all hold counts of tokens, and not means over answers alone."""
+    return all(one.count_LE is not None for one in summaries)
+
+
 def usage(summaries: Sequence[Summary], weight: str) -> Float[np.ndarray, "L E"]:
     """How much the answers of some summaries use each expert.
 

@@ -18,7 +18,7 @@ from ..fingerprints.published import Published, read_published
 from ..fingerprints.ranking import Way
 from ..fingerprints.specificity import Specificity
 from ..fingerprints.summaries import categories
-from ..fingerprints.usage import chosen
+from ..fingerprints.usage import are_counted, chosen
 from ..run.fingerprinting import Used
 from ..selection.keep_sets import KeepSets
 from ..selection.origin import Origin
@@ -155,7 +155,7 @@ class Compared:
     of: str
     """Whose use it ranks, as part of a sentence."""
     specificity: Specificity | None
-    """Of the domain; None where all answers are ranked."""
+    """Of the domain; None where all answers are ranked, or not all are counted."""
     remarks: tuple[str, ...]
     """Lines that a user should read."""
     keep_sets: KeepSets | None = None
@@ -199,7 +199,9 @@ def _compared(given: Any, used: Used, domains: Domains | None) -> Compared:
     elif used.category:
         name, names = ", ".join(used.category), of_patterns(used.category, there)
     own = chosen(dataset.summaries, names, used.segment)
-    special = None if name is None else specificities.specificity(own, every, used.weight)
+    # Where a domain's tokens are counted and others' are not, it can be ranked and not compared.
+    comparable = used.weight == "sample" or used.by == "specificity" or are_counted(every)
+    special = specificities.specificity(own, every, used.weight) if name is not None and comparable else None
     way = Way(used.by, used.mode, used.weight, used.reverse)
     origin = Origin(
         criterion=used.by,
