@@ -1,5 +1,6 @@
 """Activation datasets: what is published becomes one, and experts are ranked by it; beside plain loops."""
 
+import hashlib
 import json
 import tarfile
 from pathlib import Path
@@ -345,10 +346,14 @@ def test_the_origin_says_what_was_ranked(dataset: Activations, tmp_path: Path) -
         "domains": {"law": 1.0},
         "rule": "falling score, interleaved with all, reversed, segment think, each sample the same",
         "seed": None,
-        "profile_hash": Activations.open(tmp_path / "out").hash,
+        "profile_hash": None,
         "model_fingerprint": None,
         "calibration_rows": None,
+        "answers_hash": hashlib.sha256((tmp_path / "out" / "summaries.parquet").read_bytes()).hexdigest(),
     }
+    assert ranking.origin.answers_hash == dataset.hash  # before it is written
+    assert str(ranking.origin) == "by `frequency` over the activation dataset's domain `law`"
+    assert str(gj.fingerprint.rank(dataset).origin) == "by `frequency` over all answers of the activation dataset"
 
 
 # Specificity, beside loops.
@@ -410,7 +415,7 @@ def simulated(rng: np.random.Generator, categories: int) -> Activations:
             frequency = rng.dirichlet(5 * alpha)[None]
             group = Group("quiz", f"{kind}{number}", True, False)
             summaries.append(Summary(group, "think", 10, 50.0, frequency, frequency / 2))
-    return Activations(summaries, [], {})
+    return Activations(summaries, [], {}, "")
 
 
 @pytest.mark.slow
@@ -457,10 +462,14 @@ def test_the_commands_do_what_python_does(files: Path, tmp_path: Path) -> None:
         assert layers == gj.fingerprint.rank(made, **python).layers != gj.fingerprint.rank(made, "law").layers
 
 
-def test_a_ranking_is_one_that_prune_takes(dataset: Activations, tmp_path: Path) -> None:
+def test_a_ranking_is_one_that_prune_takes(dataset: Activations, tiny_mxfp4: Path, tmp_path: Path) -> None:
     ranking = gj.fingerprint.rank(dataset, "law", keep=4, out=tmp_path / "ranking.json")
     assert gj.Ranking.read(tmp_path / "ranking.json", TINY) == ranking
     assert gj.KeepSets.read(tmp_path / "keep.json", TINY) == ranking.keep(4)
+    gj.prune(str(tiny_mxfp4), gj.KeepSets.read(tmp_path / "keep.json", TINY), out=tmp_path / "cut")
+    card = " ".join((tmp_path / "cut" / "README.md").read_text(encoding="utf-8").split())
+    assert "The choice of experts is by `frequency` over the activation dataset's domain `law`" in card
+    assert f"The SHA-256 of the dataset's summaries is `{dataset.hash}`." in card
 
 
 def test_a_domain_that_is_there_in_part_is_told_of(dataset: Activations, tmp_path: Path) -> None:

@@ -58,9 +58,9 @@ def import_published(source: tuple[Any, ...], domains: Any, out: Any, overwrite:
 def rank(dataset: Any, domains: Any, out: Any, overwrite: bool, **options: Any) -> None:
     """Rank the experts of each layer by how much the answers of a domain use them.
 
-    DATASET is the folder of an activation dataset. The ranking is one that select and prune take, with the share of
-    each expert as its reason. Of a domain it is printed which experts it uses the most beyond all answers: how many
-    times as much, with the interval over its categories.
+    DATASET is the folder of an activation dataset. The ranking is one that prune takes, with the share of each expert
+    as its reason. Of a domain it is printed which experts it uses the most beyond all answers: how many times as much,
+    with the interval over its categories.
     """
     from ..interface.fingerprint import compare
 
@@ -69,10 +69,7 @@ def rank(dataset: Any, domains: Any, out: Any, overwrite: bool, **options: Any) 
     for remark in compared.remarks:
         terminal.complain(remark)
     layers = compared.ranking.layers
-    terminal.report(
-        f"{len(layers)} layers of {len(layers[0])} experts by `{used.by}` over {compared.of}, "
-        f"{compared.ranking.origin.rule}: {out}"
-    )
+    terminal.report(f"{len(layers)} layers of {len(layers[0])} experts {compared.ranking.origin}: {out}")
     if compared.keep_sets is not None:
         terminal.report(f"{len(compared.keep_sets.layers[0])} experts a layer: {compared.keep_file}")
     if compared.specificity is not None:

@@ -50,8 +50,15 @@ class Activations:
     """Rows of OF_ANSWER."""
     info: Mapping[str, Any]
     """What dataset.json says beside kind and version."""
-    hash: str | None = None
-    """SHA-256 of its summaries.parquet; None where it is in no folder."""
+    hash: str
+    """SHA-256 of its summaries.parquet, also before that is written."""
+
+    @classmethod
+    def of(
+        cls, summaries: Sequence[Summary], answers: Sequence[Mapping[str, Any]], info: Mapping[str, Any]
+    ) -> "Activations":
+        """One that is in no folder yet."""
+        return cls(summaries, answers, info, hashlib.sha256(_parquet(to_table(summaries))).hexdigest())
 
     @property
     def domains(self) -> Mapping[str, Sequence[str]]:
@@ -61,9 +68,9 @@ class Activations:
     def save(self, out: str | AnyPath, overwrite: bool = False) -> None:
         """Write the folder, whole or not at all; OutputError where it exists or cannot be written."""
         with new_folder(place(out), overwrite, last=INFO) as folder:
-            pq.write_table(to_table(self.summaries), folder / SUMMARIES, compression="zstd")
+            (folder / SUMMARIES).write_bytes(_parquet(to_table(self.summaries)))
             answers = pa.Table.from_pylist([dict(row) for row in self.answers], OF_ANSWER)
-            pq.write_table(answers, folder / ANSWERS, compression="zstd")
+            (folder / ANSWERS).write_bytes(_parquet(answers))
             (folder / CARD).write_text(self.card(), encoding="utf-8")
             said = {"kind": KIND, "version": VERSION, **self.info}
             (folder / INFO).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
@@ -98,6 +105,12 @@ class Activations:
             '```python\nimport datasets\n\ndatasets.load_dataset(FOLDER, "summaries")\n```',
         ]
         return f"---\nconfigs:\n{head}---\n\n# Activations\n\n" + "\n\n".join(lines) + "\n"
+
+
+def _parquet(table: pa.Table) -> bytes:
+    written = BytesIO()
+    pq.write_table(table, written, compression="zstd")
+    return written.getvalue()
 
 
 def _info(path: AnyPath) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def activations(published: Published, source: str, domains: Mapping[str, Sequenc
         "reproduced_groups": reproduced,
         "domains": None if domains is None else {name: [*some] for name, some in domains.items()},
     }
-    return Activations(summaries, answers, info)
+    return Activations.of(summaries, answers, info)
 
 
 def _sizes(published: Published) -> tuple[int, int, int]:

@@ -152,8 +152,6 @@ class Compared:
     """A ranking, and what it rests on."""
 
     ranking: Ranking
-    of: str
-    """Whose use it ranks, as part of a sentence."""
     specificity: Specificity | None
     """Of the domain; None where all answers are ranked, or not all are counted."""
     remarks: tuple[str, ...]
@@ -207,11 +205,10 @@ def _compared(given: Any, used: Used, domains: Domains | None) -> Compared:
         criterion=used.by,
         domains={} if name is None else {name: 1.0},
         rule=_rule(used),
-        profile_hash=dataset.hash,
         model_fingerprint=dataset.info.get("model_fingerprint"),
+        answers_hash=dataset.hash,
     )
-    of = "all answers" if name is None else f"the answers of {name}"
-    return Compared(rankings.rank(own, every, special, way, origin), of, special, tuple(remarks))
+    return Compared(rankings.rank(own, every, special, way, origin), special, tuple(remarks))
 
 
 def _opened(given: Any) -> Activations:
