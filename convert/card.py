@@ -178,6 +178,8 @@ def _choice(origin: Origin) -> str:
     known = {"rule": origin.rule, "seed": origin.seed}
     details = ", ".join(f"{name} {quoted(str(value))}" for name, value in known.items() if value is not None)
     choice = f"The choice of experts is {origin}" + (f" ({details})." if details else ".")
+    if origin.answers_hash is not None:
+        return f"{choice} The SHA-256 of the dataset's summaries is {quoted(origin.answers_hash)}."
     if origin.profile_hash is None:
         return choice
     return f"{choice} The SHA-256 of the profile's saliency table is {quoted(origin.profile_hash)}."

@@ -138,7 +138,7 @@ def _doubts(source: AnyCheckpoint, keep_sets: select.KeepSets) -> tuple[str, ...
     profiled = keep_sets.origin.model_fingerprint
     if profiled is None or profiled == source.fingerprint():
         return ()
-    what = "the weights" if keep_sets.origin.of_weights else "a profile"
+    what = "the weights" if keep_sets.origin.of_weights else "answers" if keep_sets.origin.answers_hash else "a profile"
     return (
         f"The choice of experts rests on {what} of a checkpoint with another fingerprint: "
         "of another model, or of the same weights in another form",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .interface import fingerprint
     from .interface.checkpoints import convert, prune
     from .interface.choosing import rank, select
     from .interface.jobs import generate, merge, plan, profile
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
     from .selection.keep_sets import KeepSets
     from .selection.ranking import Ranking
 
-# Where each name of the Python interface comes from; it is imported when it is first used.
+# Where each name of the Python interface comes from, or the module that it names; it is imported when it is first used.
 PUBLIC = {
     **dict.fromkeys(["generate", "merge", "plan", "profile"], "interface.jobs"),
     **dict.fromkeys(["convert", "prune"], "interface.checkpoints"),
     **dict.fromkeys(["rank", "select"], "interface.choosing"),
     "evaluate": "interface.judging",
+    "fingerprint": "interface.fingerprint",
     "open": "interface.model",
     "Forward": "run.forward",
     "KeepSets": "selection.keep_sets",
@@ -51,6 +53,7 @@ __all__ = [
     "Ranking",
     "convert",
     "evaluate",
+    "fingerprint",
     "generate",
     "merge",
     "open",
@@ -80,7 +83,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if why := hindrance():
         raise ImportError(f"gptoss-jax: {why}")
-    return getattr(import_module(f".{PUBLIC[name]}", __name__), name)
+    module = import_module(f".{PUBLIC[name]}", __name__)
+    return module if PUBLIC[name].endswith(f".{name}") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -113,3 +113,7 @@ class StorageError(UserError):
 
 class BaselineError(UserError):
     """A stored baseline that cannot be read, or is of other rows."""
+
+
+class FingerprintError(UserError):
+    """An activation dataset, or what one is made of, cannot be read, or lacks what is asked of it."""

@@ -30,8 +30,11 @@ import pyarrow.parquet as pq
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from gptoss_jax.cli import cli, main
+from gptoss_jax.cli import main
+from gptoss_jax.interface.fingerprint import import_published
+from tests import published
 from tests.bad_input import BLOCKS, RANKING, SHORT, Program, Refused, dump, table, tree, without_told
+from tests.commands import COMMANDS
 from tests.made_up import Finished, write_profile
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -223,8 +226,29 @@ def finished(tmp_path: Path) -> Finished:
 
 
 @pytest.fixture
+def published_files(tmp_path: Path) -> Path:
+    """Published fingerprints of made-up answers."""
+    return published.write(tmp_path / "published")
+
+
+@pytest.fixture
+def activations(tmp_path: Path, published_files: Path) -> Path:
+    """The dataset that they make."""
+    import_published(published_files, published.DOMAINS, out=tmp_path / "activations")
+    return tmp_path / "activations"
+
+
+@pytest.fixture
 def argv(
-    command: str, model: Path, rows_jsonl: Path, ranking: Path, keep_sets: Path, profile: Path, finished: Finished
+    command: str,
+    model: Path,
+    rows_jsonl: Path,
+    ranking: Path,
+    keep_sets: Path,
+    profile: Path,
+    finished: Finished,
+    published_files: Path,
+    activations: Path,
 ) -> list[Any]:
     """A command line of each command that would succeed; the test gives `command`, and adds --out where it writes."""
     made = {
@@ -237,6 +261,8 @@ def argv(
         "convert": lambda: ["convert", model, "--to", "hf", "--format", "bf16"],
         "generate": lambda: ["generate", model, "--prompt", "1 + 1", "--max-new-tokens", 4],
         "plan": lambda: ["plan", model, "--topology", "v5e:2x4"],
+        "fingerprint import": lambda: ["fingerprint", "import", published_files],
+        "fingerprint rank": lambda: ["fingerprint", "rank", activations],
     }
-    assert made.keys() == cli.commands.keys(), "a new command joins the tests of crashes and bad input here"
+    assert made.keys() == COMMANDS.keys(), "a new command joins the tests of crashes and bad input here"
     return made[command]()

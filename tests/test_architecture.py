@@ -38,12 +38,13 @@ ARROWS = {
     "gptoss_jax.generation": PROFILE,
     "gptoss_jax.evaluation": (*PROFILE, "generation"),
     "gptoss_jax.pods": PROFILE,
-    "gptoss_jax.interface": (*PROFILE, "generation", "evaluation", "pods", "convert"),
-    "gptoss_jax.cli": (*PROFILE, "generation", "evaluation", "pods", "interface", "convert"),
+    "gptoss_jax.fingerprints": ("config", "errors", "files", "data", "statistics", "selection"),
+    "gptoss_jax.interface": (*PROFILE, "generation", "evaluation", "pods", "fingerprints", "convert"),
+    "gptoss_jax.cli": (*PROFILE, "generation", "evaluation", "pods", "fingerprints", "interface", "convert"),
     "gptoss_jax.__main__": ("cli",),
     # Four bits have their layout from the kernels that unpack them: checkpoints are read into it.
     "convert": (*NETWORK, "selection"),
-    "experiments": (*PROFILE, "generation", "evaluation", "pods", "interface", "cli", "convert"),
+    "experiments": (*PROFILE, "generation", "evaluation", "pods", "fingerprints", "interface", "cli", "convert"),
 }
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from .bad_input import RANKING, Refused, case, dump, table
+from .commands import FINGERPRINTS
 
 ROW = RANKING[0]
 TWICE, OUT_OF_RANGE, NEGATIVE = [6, 5, 4, 3, 2, 1, 1], [7, 5, 4, 3], [-1, 5, 4, 3]
@@ -252,7 +253,7 @@ def test_table_that_claims_to_be_huge(tmp_path: Path, refused: Refused) -> None:
 # Where the output goes.
 
 
-ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert"])
+ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert", *FINGERPRINTS])
 
 
 @ALL

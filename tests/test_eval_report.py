@@ -54,6 +54,13 @@ def test_json_comes_back_equal(full: Summary, tmp_path: Path) -> None:
     assert stored.parse(stored.to_json(plain).encode(), "here") == plain
 
 
+def test_an_evaluation_of_before_says_nothing_of_answers(full: Summary) -> None:
+    raw = json.loads(stored.to_json(full))
+    for entry in (raw["baseline"], *raw["entries"]):
+        assert entry["origin"].pop("answers_hash") is None
+    assert stored.parse(json.dumps(raw).encode(), "here") == full
+
+
 def test_the_file_says_what_its_docstring_says(full: Summary) -> None:
     raw = json.loads(stored.to_json(full))
     assert [*raw] == ["kind", "version", "setting", "baseline", "entries"] and raw["kind"] == "eval"

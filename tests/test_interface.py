@@ -24,6 +24,7 @@ from gptoss_jax.errors import DataError, InputError, OptionError, OutputError, P
 from gptoss_jax.run.options import Answering, Options, Sampling, Slice, Writing, declared_options
 
 from . import oracle
+from .commands import COMMANDS
 
 IDS = [np.random.default_rng(n).integers(0, TINY.vocab_size, n).astype(np.int32) for n in (21, 9)]
 L, E, K, D, V = TINY.num_layers, TINY.num_experts, TINY.top_k, TINY.hidden_size, TINY.vocab_size
@@ -275,14 +276,26 @@ def test_prune_and_generate(tiny_mxfp4: Path, tmp_path: Path) -> None:
     assert all(0 < len(reply.token_ids) <= 8 for reply in ours)
 
 
-COMMANDS = sorted({*cli.commands} - {"generate", "plan"})  # these two hand on the options of their option types
-OWN = {"model", "profile", "profiles", "to", "ranking", "keep", "keep_sets", "out"}  # given otherwise in Python
+NAMES = sorted({*COMMANDS} - {"generate", "plan"})  # these two hand on the options of their option types
+OWN = {
+    "model",
+    "profile",
+    "profiles",
+    "to",
+    "ranking",
+    "keep",
+    "keep_sets",
+    "out",
+    "source",
+    "dataset",
+}  # given otherwise in Python
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_names_and_defaults_are_those_of_the_command_line(name: str) -> None:
-    parameters = inspect.signature(getattr(gj, cli.commands[name].callback.__name__)).parameters
-    options = {p.name: p for p in cli.commands[name].params if p.name not in OWN}
+    holder = gj.fingerprint if name.startswith("fingerprint ") else gj
+    parameters = inspect.signature(getattr(holder, COMMANDS[name].callback.__name__)).parameters
+    options = {p.name: p for p in COMMANDS[name].params if p.name not in OWN}
     if name in ("profile", "eval"):  # their options are the option types', which the command line is made of
         options = {n: p for n, p in options.items() if n in ("overwrite", "resume", "baseline", "write_baseline")}
     for option, parameter in options.items():
@@ -306,8 +319,9 @@ def test_names_that_do_not_exist_are_no_attributes() -> None:
 
 
 def test_every_public_function_has_an_example() -> None:
-    for name in gj.__all__:
-        thing = getattr(gj, name)
+    public = {name: getattr(gj, name) for name in gj.__all__}
+    public |= {name: getattr(gj.fingerprint, name) for name in ("import_published", "rank", "specificity")}
+    for name, thing in public.items():
         if inspect.isfunction(thing):
             assert ">>>" in (thing.__doc__ or ""), name
 
@@ -321,6 +335,7 @@ def test_every_public_function_has_an_example() -> None:
         "interface.judging",
         "interface.choosing",
         "interface.checkpoints",
+        "interface.fingerprint",
         "run.profile",
     ],
 )

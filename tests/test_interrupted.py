@@ -17,6 +17,7 @@ import pytest
 from convert import shards
 
 from .bad_input import SHORT, Program, Refused, tree, without_told
+from .commands import FINGERPRINTS
 
 pytestmark = pytest.mark.slow
 
@@ -47,8 +48,8 @@ from gptoss_jax.cli import main
 main()
 """
 # Commands that write, and of these those that write a folder in several steps, and a checkpoint.
-ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert"])
-FOLDERS = pytest.mark.parametrize("command", ["profile", "merge", "prune", "convert"])
+ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert", *FINGERPRINTS])
+FOLDERS = pytest.mark.parametrize("command", ["profile", "merge", "prune", "convert", "fingerprint import"])
 CHECKPOINTS = pytest.mark.parametrize("command", ["prune", "convert"])
 
 
@@ -295,6 +296,7 @@ SMALL = [
     ("prune", "300k", "disk/out: no space left on the device"),
     ("convert", "300k", "disk/out: no space left on the device"),
     ("merge", "8k", "disk/out: no space left on the device"),
+    ("fingerprint import", "8k", "disk/out: no space left on the device"),
     ("rank", "4k,nr_inodes=1", "disk/out: no space left on the device"),  # 0k would be no limit
 ]
 
@@ -306,7 +308,7 @@ def test_small_disk(argv: list[Any], size: str, says: str, tmp_path: Path) -> No
     assert says in done.stderr
 
 
-@pytest.mark.parametrize("command", ["merge", "prune", "rank", "select", "convert"])
+@pytest.mark.parametrize("command", ["merge", "prune", "rank", "select", "convert", *FINGERPRINTS])
 def test_read_only_disk(argv: list[Any], tmp_path: Path) -> None:
     done = on_disk("ro", tmp_path, [*argv, "--out", "disk/out"])
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr

@@ -27,6 +27,7 @@ from gptoss_jax.interface import jobs
 from gptoss_jax.run import engine
 
 from .bad_input import RANKING, Program, dump
+from .commands import COMMANDS, FINGERPRINTS
 from .conftest import ROWS
 from .made_up import Finished
 from .test_plan import TWO_LAYERS
@@ -452,7 +453,10 @@ def test_forms_of_a_converted_checkpoint(program: Program, tiny_mxfp4: Path, tmp
 # Outputs of all commands.
 
 
-@pytest.mark.parametrize("command", ["profile", "eval", "merge", "prune", "rank", "select", "convert"])
+@pytest.mark.parametrize(
+    "command",
+    ["profile", "eval", "merge", "prune", "rank", "select", "convert", *FINGERPRINTS],
+)
 @pytest.mark.slow
 def test_an_output_is_where_it_is_asked_for_and_replaces_when_asked(
     command: str, argv: list[Any], program: Program, tmp_path: Path
@@ -536,6 +540,7 @@ OUT = "test_an_output_is_where_it_is_asked_for_and_replaces_when_asked"
 ADDED = "test_merge_adds_the_profiles_that_are_named"
 PLAN = "test_options_of_plan_are_those_of_the_step"
 EVAL = "test_eval_command.py::"
+OF_ANSWERS = "test_fingerprints.py::"
 HOSTS = "test_hosts.py::test_equals_one_process"
 
 SEEN: dict[str, dict[str, str]] = {
@@ -609,15 +614,26 @@ SEEN: dict[str, dict[str, str]] = {
         "overwrite": OUT,
         "resume": "test_evaluation.py::test_a_killed_run_goes_on",
     },
+    "fingerprint import": {
+        **dict.fromkeys(["source", "domains"], OF_ANSWERS + "test_the_commands_do_what_python_does"),
+        **dict.fromkeys(["out", "overwrite"], OUT),
+    },
+    "fingerprint rank": {
+        **dict.fromkeys(
+            ["dataset", "domain", "domains", "segment", "by", "mode", "reverse", "keep", "category", "weight"],
+            OF_ANSWERS + "test_the_commands_do_what_python_does",
+        ),
+        **dict.fromkeys(["out", "overwrite"], OUT),
+    },
     "plan": dict.fromkeys(
         ["model", "topology", "mesh", "batch_size", "max_seq_length", "weights", "tokens", "as_json"], PLAN
     ),
 }
 
 
-@pytest.mark.parametrize("command", cli.commands)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_stands_in_the_table(command: str) -> None:
-    options = {p.name for p in cli.commands[command].params if isinstance(p, click.Option | click.Argument)}
+    options = {p.name for p in COMMANDS[command].params if isinstance(p, click.Option | click.Argument)}
     assert options == {*SEEN[command]}
 
 

@@ -10,19 +10,21 @@ import click
 import pytest
 from upath import UPath
 
-from gptoss_jax.cli import cli
 from gptoss_jax.cli.options import Place, Value
 from gptoss_jax.errors import StorageError
 from gptoss_jax.evaluation import stored
 from gptoss_jax.files.paths import place
 from gptoss_jax.run.kinds import ROWS, TEXT
 
+from . import published
 from .bad_input import Program, Refused, dump, tree
+from .commands import COMMANDS
 from .simulated import summary
 
 # Parameters that take any text and name no path. One that names a path has the type `cli.options.PATH`.
 TEXTS = {
     "prompts",
+    "category",
     "answer_column",
     "domain",
     "split",
@@ -34,7 +36,7 @@ TEXTS = {
 }
 OUTPUTS = ("out", "write_baseline")
 NUMBERS = (click.Choice, click.IntRange, click.types.IntParamType, click.types.BoolParamType)
-PARAMETERS = [(name, parameter) for name, command in cli.commands.items() for parameter in command.params]
+PARAMETERS = [(name, parameter) for name, command in COMMANDS.items() for parameter in command.params]
 
 
 def takes_a_path(parameter: click.Parameter) -> bool:
@@ -67,7 +69,7 @@ def flag(parameter: click.Parameter) -> str:
 
 
 @pytest.fixture
-def words(argv: list[Any], parameter: click.Parameter, tmp_path: Path) -> list[Any]:
+def words(command: str, argv: list[Any], parameter: click.Parameter, tmp_path: Path) -> list[Any]:
     """A command line that has the parameter."""
     if parameter.name == "keep_sets" and argv[0] in ("profile", "generate"):
         argv = [*argv, "--keep-sets", dump(tmp_path / "keep.json", [[0, 1, 2, 3]] * 4)]
@@ -84,12 +86,14 @@ def words(argv: list[Any], parameter: click.Parameter, tmp_path: Path) -> list[A
         argv = [*argv, "--write-baseline", tmp_path / "baseline"]
     if parameter.name == "model" and argv[0] == "select":
         argv = [*argv[:2], "--budget-gib", 1, "--model", tmp_path / "model"]
+    if parameter.name == "domains":
+        argv = [*argv, "--domains", dump(tmp_path / "domains.json", published.DOMAINS)]
     if parameter.name == "messages":
         messages = dump(tmp_path / "messages.json", [{"role": "user", "content": "1 + 1"}])
         argv = ["generate", argv[1], "--messages", messages, "--max-new-tokens", 4]
     if argv[0] == "plan":
         argv = [*argv, "--mesh", "data=2,expert=4"]  # compiles nothing: the model has 7 experts
-    return [*argv, "--out", tmp_path / "made"] if argv[0] in WRITERS else argv
+    return [*argv, "--out", tmp_path / "made"] if command in WRITERS else argv
 
 
 def done(status: int, error: str) -> bool:
@@ -97,13 +101,20 @@ def done(status: int, error: str) -> bool:
     return status == 0 or (status == 2 and "7 experts" in error)
 
 
+def place_of(words: list[Any], parameter: click.Parameter) -> int:
+    """Where the path stands: an argument is the first word behind the command's own."""
+    if isinstance(parameter, click.Option):
+        return int(words.index(flag(parameter))) + 1
+    return 1 if words[0] in COMMANDS else 2
+
+
 def with_path(words: list[Any], parameter: click.Parameter, path: str) -> list[Any]:
-    at = words.index(flag(parameter)) + 1 if isinstance(parameter, click.Option) else 1
+    at = place_of(words, parameter)
     return [*words[:at], path, *words[at + 1 :]]
 
 
 def path_of(words: list[Any], parameter: click.Parameter) -> Path:
-    return Path(words[words.index(flag(parameter)) + 1 if isinstance(parameter, click.Option) else 1])
+    return Path(words[place_of(words, parameter)])
 
 
 @pytest.fixture
@@ -115,8 +126,9 @@ def storage() -> Iterator[UPath]:
 
 
 def copied(path: Path, to: UPath) -> UPath:
-    for file in [path] if path.is_file() else path.iterdir():
-        copy = to / path.name / file.name if path.is_dir() else to / path.name
+    for file in [path] if path.is_file() else filter(Path.is_file, path.rglob("*")):
+        copy = to / file.relative_to(path.parent).as_posix()
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
     return to / path.name
 

@@ -308,7 +308,7 @@ def test_prune_says_what_a_per_cent_is_and_what_it_saves(model: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["prune", "rank", "merge", "convert"])
+@pytest.mark.parametrize("command", ["prune", "rank", "merge", "convert", "fingerprint rank"])
 def test_what_needs_no_device_does_not_wait_for_other_hosts(command: str, argv: list[Any], tmp_path: Path) -> None:
     """On one host of many JAX waits for the others when it is asked which devices there are, unless it keeps to the
     CPU."""

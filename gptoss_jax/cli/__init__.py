@@ -53,8 +53,9 @@ def main() -> None:
             signal.signal(number, _stop)
     try:
         cli.main(prog_name="gptoss-jax", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError:
-        _fail(f"name a command: {', '.join(cli.commands)}; see gptoss-jax --help")
+    except click.exceptions.NoArgsIsHelpError as error:
+        group: Any = error.ctx.command
+        _fail(f"name a command: {', '.join(group.commands)}; see {error.ctx.command_path} --help")
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "gptoss-jax"
         _fail(f"{error.format_message().rstrip('.')}; see {command} --help")

@@ -50,8 +50,9 @@ class ByLayer:
         """The content of the file, one line: equal objects give equal bytes."""
         domains = self.origin.domains
         origin = vars(self.origin) | {"domains": None if domains is None else dict(sorted(domains.items()))}
-        if self.origin.calibration_rows is None:
-            del origin["calibration_rows"]
+        for name in ("calibration_rows", "answers_hash"):  # older programs know neither
+            if origin[name] is None:
+                del origin[name]
         head = {"kind": self.kind, "version": VERSION, "layers": self.layers}
         return json.dumps({**head, **origin, "counts": self.counts, "reasons": self.reasons}) + "\n"
 
@@ -198,5 +199,6 @@ ORIGIN: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": ("a whole number", _is_whole),
     "profile_hash": ("a text", _is_text),
     "model_fingerprint": ("a text", _is_text),
+    "answers_hash": ("a text", _is_text),
     "calibration_rows": ("a list of sorted hashes in base64", _are_rows),
 }

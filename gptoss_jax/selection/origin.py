@@ -31,6 +31,8 @@ class Origin:
         profile_hash: SHA-256 of the profile's saliency.parquet, also where one domain alone was ranked.
         model_fingerprint: The fingerprint of the checkpoint that was profiled, or whose weights were scored.
         calibration_rows: The hashes of the rows that the profile counted, as `rows_as_text` writes them.
+        answers_hash: In the place of a profile, SHA-256 of the summaries.parquet of an activation dataset; domains are
+            then those of its answers.
     """
 
     criterion: str | None = None
@@ -40,6 +42,7 @@ class Origin:
     profile_hash: str | None = None
     model_fingerprint: str | None = None
     calibration_rows: str | None = None
+    answers_hash: str | None = None
 
     @property
     def row_hashes(self) -> np.ndarray | None:
@@ -68,12 +71,13 @@ class Origin:
     def _data(self) -> str:
         if self.domains is None:
             return "unknown data"
+        rows, of = ("rows", "profile") if self.answers_hash is None else ("answers", "activation dataset")
         if not self.domains:
-            return "all rows of the profile"
+            return f"all {rows} of the {of}"
         if self.domain is not None:
-            return f"the profile's domain {quoted(self.domain)}"
+            return f"the {of}'s domain {quoted(self.domain)}"
         weighted = [f"{quoted(name)} (weight {weight:g})" for name, weight in sorted(self.domains.items())]
-        return f"the profile's domains {', '.join(weighted)}"
+        return f"the {of}'s domains {', '.join(weighted)}"
 
 
 UNKNOWN = Origin()

@@ -1,0 +1,77 @@
+"""The commands `fingerprint import` and `fingerprint rank`."""
+
+from typing import Any
+
+import click
+
+from ..run.fingerprinting import Used
+from ..run.options import taken
+from . import terminal
+from .options import PATH, options_of
+
+SHOWN = 10  # experts with the highest specificity
+DOMAINS = 'A JSON file of domains: {"law": ["BENCHMARK/CATEGORY", ...], ...}.'
+
+
+@click.group()
+def fingerprint() -> None:
+    """See which experts the answers of a kind use: read what is published, rank by domain.
+
+    The commands share a folder, the activation dataset, which `datasets.load_dataset` loads too.
+    """
+
+
+@fingerprint.command("import")
+@click.argument("source", type=PATH, nargs=-1, required=True)
+@click.option("--domains", type=PATH, help=DOMAINS)
+@click.option("--out", type=PATH, default="activations", help="The folder for the dataset.")
+@click.option("--overwrite", is_flag=True, help="Replaces an existing output folder, at the end.")
+def import_published(source: tuple[Any, ...], domains: Any, out: Any, overwrite: bool) -> None:
+    """Make an activation dataset of published summaries and examples.
+
+    SOURCE is a folder or a tar archive, or several, with files BENCHMARK/CATEGORY/True_False.json, or
+    True_False_examples.json with the routing of each token; the words say whether the answers are finished, and whether
+    they repeat themselves.
+    """
+    from ..interface.fingerprint import import_published
+
+    info = import_published(source, domains, out=out, overwrite=overwrite).info
+    whole, same = info["whole_groups"], info["reproduced_groups"]
+    if same < whole:
+        terminal.complain(
+            f"{whole - same} of {whole} groups whose answers are all examples have other figures than their examples "
+            "give: those of the summaries stand"
+        )
+    terminal.report(
+        f"{info['groups']:,} groups of {info['samples']:,} answers, {info['answers']:,} of them with their text, over "
+        f"{info['num_layers']} layers of {info['num_experts']} experts; of {whole} groups whose answers are all "
+        f"examples these give {same} summaries to the bit: {out}"
+    )
+
+
+@fingerprint.command("rank")
+@click.argument("dataset", type=PATH)
+@options_of(Used)
+@click.option("--domains", type=PATH, help=f"{DOMAINS} It takes the place of those of the dataset.")
+@click.option("--out", type=PATH, default="ranking.json", help="The file for the ranking.")
+@click.option("--overwrite", is_flag=True, help="Replaces existing files.")
+def rank(dataset: Any, domains: Any, out: Any, overwrite: bool, **options: Any) -> None:
+    """Rank the experts of each layer by how much the answers of a domain use them.
+
+    DATASET is the folder of an activation dataset. The ranking is one that prune takes, with the share of each expert
+    as its reason. Of a domain it is printed which experts it uses the most beyond all answers: how many times as much,
+    with the interval over its categories.
+    """
+    from ..interface.fingerprint import compare
+
+    used = taken(Used, options)
+    compared = compare(dataset, used, domains, out, overwrite)
+    for remark in compared.remarks:
+        terminal.complain(remark)
+    layers = compared.ranking.layers
+    terminal.report(f"{len(layers)} layers of {len(layers[0])} experts {compared.ranking.origin}: {out}")
+    if compared.keep_sets is not None:
+        terminal.report(f"{len(compared.keep_sets.layers[0])} experts a layer: {compared.keep_file}")
+    if compared.specificity is not None:
+        for layer, expert in compared.specificity.best(SHOWN):
+            terminal.report(f"layer {layer}, expert {expert}: {compared.specificity.words(layer, expert)}")
