@@ -1,13 +1,13 @@
-"""The commands `fingerprint import` and `fingerprint rank`."""
+"""The commands `fingerprint record`, `fingerprint import` and `fingerprint rank`."""
 
 from typing import Any
 
 import click
 
-from ..run.fingerprinting import Used
-from ..run.options import taken
+from ..run.fingerprinting import RECORDED, Asked, Used
+from ..run.options import SIDE_BY_SIDE, Answering, Data, Placing, Sampling, by_flag, taken
 from . import terminal
-from .options import PATH, options_of
+from .options import MODEL, PATH, command_line, options_of, soft_prune, some_of
 
 SHOWN = 10  # experts with the highest specificity
 DOMAINS = 'A JSON file of domains: {"law": ["BENCHMARK/CATEGORY", ...], ...}.'
@@ -15,10 +15,50 @@ DOMAINS = 'A JSON file of domains: {"law": ["BENCHMARK/CATEGORY", ...], ...}.'
 
 @click.group()
 def fingerprint() -> None:
-    """See which experts the answers of a kind use: read what is published, rank by domain.
+    """See which experts the answers of a kind use: record them, read what is published, rank by domain.
 
     The commands share a folder, the activation dataset, which `datasets.load_dataset` loads too.
     """
+
+
+@fingerprint.command("record")
+@click.argument("model", type=MODEL)
+@some_of(Data, *RECORDED)
+@options_of(Asked, Answering, Sampling)
+@some_of(Placing, *SIDE_BY_SIDE)
+@soft_prune
+@click.option("--domains", type=PATH, help=DOMAINS)
+@click.option("--out", type=PATH, default="activations", help="The folder for the dataset.")
+@click.option("--overwrite", is_flag=True, help="Replaces an existing output folder, at the end.")
+@click.option("--resume", is_flag=True, help="Goes on with the unfinished run beside --out, if there is one.")
+def record(model: str, keep_sets: Any, domains: Any, out: Any, overwrite: bool, resume: bool, **options: Any) -> None:
+    """Have MODEL answer questions, and write which experts its tokens chose.
+
+    A row of the data is a conversation, or has a column with what a user says, which --text-column names; and it has a
+    benchmark and a category. Many questions are answered side by side. What is finished of a run is kept in the folder
+    OUT.progress until OUT is complete.
+    """
+    kinds = (Data, Asked, Answering, Sampling, Placing)
+    data, asked, answering, sampling, placing = (taken(kind, options) for kind in kinds)
+    from ..devices import hosts
+    from ..fingerprints import recording
+    from ..fingerprints.domains import domains_of
+    from ..interface.model import open_masked
+    from ..run.job import join
+
+    known = None if domains is None else domains_of(domains)
+    own = {"MODEL": model, "--keep-sets": str(keep_sets), "--domains": known, "--out": str(out)}
+    join(placing, own | by_flag(data, asked, answering, sampling, placing))
+    name = f"{model}, masked by {keep_sets}" if keep_sets else model
+    request = recording.Request(name, data, asked, answering, sampling, placing, known, command_line())
+    info = recording.record(
+        request, lambda _: open_masked(model, keep_sets).source, out, overwrite, resume, terminal.complain
+    ).info
+    if hosts.is_first():
+        terminal.report(
+            f"{info['answers']:,} answers in {info['groups']:,} groups, over {info['num_layers']} layers of "
+            f"{info['num_experts']} experts: {out}"
+        )
 
 
 @fingerprint.command("import")

@@ -43,9 +43,15 @@ class ColumnNames:
     """Which columns of the data are read: without `text` those that hold a conversation; `id` may be absent."""
 
     text: str | None = None
-    domain: str | None = None
+    domain: str | tuple[str, ...] | None = None
+    """Of several the values make one domain, joined by a slash."""
     id: str = "id"
     answer: str | None = None
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The columns of the domain."""
+        return () if not self.domain else (self.domain,) if isinstance(self.domain, str) else self.domain
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Reading:
     remarks: Remarks
     keep_thinking: bool = False
     skip_bad_rows: bool = False
+    effort: str = "medium"
+    """That of the reasoning, for conversations that state none."""
 
 
 def read_rows(records: Records, reading: Reading) -> Iterator[Row]:
@@ -149,20 +157,23 @@ def _hash(*lines: str) -> bytes:
 
 def _row(record: Mapping[str, Any], where: str, reading: Reading) -> Row:
     columns, said = reading.columns, set[str]()
-    found = conversation_of(record, columns.text, (columns.domain, columns.id, columns.answer), said.add)
+    found = conversation_of(record, columns.text, (*columns.domains, columns.id, columns.answer), said.add)
     if isinstance(found, str):
         written = HarmonyText(found)
     else:
         seen = found
         if not reading.keep_thinking:
             seen = as_seen(found, False, lambda line: said.add(f"{line} (--keep-thinking keeps it)"))
-        written = reading.template().write(seen)
-    for column in (columns.domain, columns.answer):
+        written = reading.template().write(seen, reading.effort)
+    for column in (*columns.domains, columns.answer):
         if column and column not in record:
             raise DataError(f"no column {column!r}: there are {', '.join(sorted(record))}")
-    domain, row_id = record.get(columns.domain or "") if columns.domain else None, record.get(columns.id)
+    domains, row_id = [_as_text(record[column]) for column in columns.domains], record.get(columns.id)
+    for column, name in zip(columns.domains, domains[:-1], strict=False):
+        if "/" in name:
+            raise DataError(f"column {column!r} holds {name!r}: a slash would end its name early, write another sign")
     answer = _as_text(record[columns.answer]) if columns.answer else None
-    row = Row(written.text, _as_text(row_id), _as_text(domain), written.literals, answer)
+    row = Row(written.text, _as_text(row_id), "/".join(domains), written.literals, answer)
     for name, text in (
         ("its text", row.text),
         (f"column {columns.id!r}", row.id),

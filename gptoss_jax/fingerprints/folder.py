@@ -4,6 +4,7 @@
 |---|---|
 | `summaries.parquet` | for each group of answers, segment, layer and expert how often it was chosen: `summaries` |
 | `answers.parquet` | a row for each answer whose text is known |
+| `traces` | of recorded answers the experts of every token |
 | `dataset.json` | what it is, of which model, from where, how much of it there is, its domains |
 | `README.md` | the same for people, and for `datasets.load_dataset` |
 """
@@ -13,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +35,11 @@ OF_ANSWER = pa.schema(
         **dict.fromkeys(["finished", "repetition"], pa.bool_()),
     }
 )
+TRACES = "traces"  # the folder of the trace of recorded answers
 COUNTED = {
+    "contents": "The tokens of a segment are those of the contents alone: thoughts stand between `<|message|>` and the "
+    "end of messages in the channel analysis, answers in the channel final. A reply's last token, which never runs "
+    "through the network, does not count.",
     "messages": "The tokens of a segment are those of its message with header and marks, from `<|start|>`: thoughts "
     "without `<|end|>`, answers with `<|return|>`. All of an answer that is not finished is thought. The last token of "
     "an answer has no routing, and counts as a token all the same, as the two that stand in the prompt do.",
@@ -68,12 +74,16 @@ class Activations:
     def save(self, out: str | AnyPath, overwrite: bool = False) -> None:
         """Write the folder, whole or not at all; OutputError where it exists or cannot be written."""
         with new_folder(place(out), overwrite, last=INFO) as folder:
-            (folder / SUMMARIES).write_bytes(_parquet(to_table(self.summaries)))
-            answers = pa.Table.from_pylist([dict(row) for row in self.answers], OF_ANSWER)
-            (folder / ANSWERS).write_bytes(_parquet(answers))
-            (folder / CARD).write_text(self.card(), encoding="utf-8")
-            said = {"kind": KIND, "version": VERSION, **self.info}
-            (folder / INFO).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+            self.write(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write all files into a folder that is there."""
+        (folder / SUMMARIES).write_bytes(_parquet(to_table(self.summaries)))
+        answers = pa.Table.from_pylist([dict(row) for row in self.answers], OF_ANSWER)
+        (folder / ANSWERS).write_bytes(_parquet(answers))
+        (folder / CARD).write_text(self.card(), encoding="utf-8")
+        said = {"kind": KIND, "version": VERSION, **self.info}
+        (folder / INFO).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def open(cls, folder: str | AnyPath) -> "Activations":
@@ -93,6 +103,8 @@ class Activations:
         info = self.info
         # A table without rows is one that datasets cannot load.
         configs = [("summaries", SUMMARIES), *([("answers", ANSWERS)] if self.answers else [])]
+        if info["counted"] == "contents":
+            configs.append((TRACES, f"{TRACES}/*.parquet"))
         head = "".join(f"- config_name: {name}\n  data_files: {file}\n" for name, file in configs)
         lines = [
             f"Which of {info['num_experts']} experts in each of {info['num_layers']} layers the answers of a GPT-OSS "

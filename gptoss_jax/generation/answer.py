@@ -39,7 +39,7 @@ class Answer:
     def __init__(
         self,
         source: Source,
-        conversations: Sequence[Conversation | str],
+        conversations: Sequence[Conversation | HarmonyText],
         answering: Answering,
         sampling: Sampling,
         placing: Placing,
@@ -59,9 +59,9 @@ class Answer:
         self.recording: Recording | None = None
         """Takes whole replies with what their tokens chose, where that is asked for."""
 
-    def _written(self, conversation: Conversation | str, number: int) -> HarmonyText:
-        if isinstance(conversation, str):
-            return HarmonyText(conversation)
+    def _written(self, conversation: Conversation | HarmonyText, number: int) -> HarmonyText:
+        if isinstance(conversation, HarmonyText):
+            return conversation
         say, asked = self.remarks.setdefault, conversation
         if not self.answering.keep_reply:
             asked = conversation.without_reply()

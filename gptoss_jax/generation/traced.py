@@ -1,9 +1,10 @@
 """Replies whose trace is written: which experts each of their tokens chose. Letters: see `config`."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..devices import hosts
@@ -23,29 +24,43 @@ PLACED = ("--mesh", "--weights", "--dtype")
 
 
 @contextmanager
-def traced(answer: Answer, target: AnyPath, overwrite: bool, resume: bool) -> Iterator[None]:
-    """A block in which replies grow, and behind which their trace stands at `target`.
+def recorded(answer: Answer, target: AnyPath, overwrite: bool, resume: bool, **asked: Any) -> Iterator[Recording]:
+    """A block in which replies grow and are kept, whole ones with what their tokens chose, until it is left.
 
-    What is finished is kept in a folder beside it until then; with `resume` only the other replies grow. OutputError
-    where `target` is not free, ResumeError where an unfinished run is in the way or is one of other prompts.
+    They are kept in a folder beside `target`; with `resume` only the other replies grow. `asked` is what else a run
+    that goes on must share. OutputError where `target` is not free, ResumeError where an unfinished run is in the way
+    or is another one.
     """
     kept, about = Progress(target), About.of(answer.source)
     if hosts.is_first():
         atomic.try_folder(target, overwrite)
         atomic.check_apart(target, answer.source.folder, or_inside=True)
-        kept.begin(settings(answer, about), resume)
+        kept.begin({**settings(answer, about), **asked}, resume)
     with resumable(target), keeping(kept):
         answer.recording = Recording(answer.asked, kept, about, answer.tokenizer)
+        yield answer.recording
+    if hosts.is_first():
+        kept.remove()
+
+
+@contextmanager
+def traced(answer: Answer, target: AnyPath, overwrite: bool, resume: bool) -> Iterator[None]:
+    """A block in which replies grow, and behind which their trace stands at `target`; see `recorded`."""
+    with recorded(answer, target, overwrite, resume) as recording:
         yield
         with hosts.first_alone():
             if hosts.is_first():
+                names = [str(number) for number in range(1, len(answer.prompts) + 1)]
                 with atomic.new_folder(target, overwrite, last=TRACE) as folder:
-                    writer = Writer(folder, about)
-                    for reply in answer.recording.replies():
-                        writer.add(replace(reply, prompt_id=str(int(reply.prompt_id) + 1)))
-                    writer.finish({"versions": versions(), "options": options(answer)})
-    if hosts.is_first():
-        kept.remove()
+                    write_trace(folder, answer, recording, names)
+
+
+def write_trace(folder: Path, answer: Answer, recording: Recording, names: Sequence[str]) -> None:
+    """The trace of all replies, whose prompts have these names, in a folder that is there."""
+    writer = Writer(folder, recording.about)
+    for name, reply in zip(names, recording.replies(), strict=True):
+        writer.add(replace(reply, prompt_id=name))
+    writer.finish({"versions": versions(), "options": options(answer)})
 
 
 def settings(answer: Answer, about: About) -> dict[str, Any]:

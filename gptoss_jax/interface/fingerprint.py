@@ -1,12 +1,12 @@
 """Fingerprints, as functions with the names and defaults of the command line.
 
-They import no JAX: tables are read, and no model runs."""
+But for `record` they import no JAX: tables are read, and no model runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, OptionError
 from ..files import atomic
 from ..files.paths import AnyPath, is_path, place
 from ..fingerprints import ranking as rankings
@@ -19,12 +19,70 @@ from ..fingerprints.ranking import Way
 from ..fingerprints.specificity import Specificity
 from ..fingerprints.summaries import categories
 from ..fingerprints.usage import are_counted, chosen
-from ..run.fingerprinting import Used
+from ..run.fingerprinting import RECORDED, Asked, Used
+from ..run.options import SIDE_BY_SIDE, Answering, Data, Placing, Sampling, declared_options, taken
 from ..selection.keep_sets import KeepSets
 from ..selection.origin import Origin
 from ..selection.ranking import FALLING, Ranking
 
 KEEP_FILE = "keep.json"
+
+
+def record(
+    model: Any,
+    data: Any,
+    domains: Domains | None = None,
+    *,
+    out: str | AnyPath,
+    overwrite: bool = False,
+    resume: bool = False,
+    **options: Any,
+) -> Activations:
+    """Have a model answer questions, and make an activation dataset of what its tokens choose.
+
+    Args:
+        model: an open model, or the name of one.
+        data: a path or hub id as --data takes it, or a list of records: conversations, or a column with what a user
+            says, with a benchmark and a category.
+        domains: which categories belong to which domain, or a file that says so.
+        out: the folder for the dataset.
+        overwrite: replaces an existing folder, at the end.
+        resume: goes on with the unfinished run beside `out`, if there is one.
+        **options: those of the command `fingerprint record`, as benchmark="quiz" or max_new_tokens=64.
+
+    DataError where a row asks nothing, has no benchmark or category, or leaves no room for a reply.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> rows = [{"text": "What is 12 + 7?", "category": "sums"}, {"text": "What is 9 - 4?", "category": "sums"}]
+        >>> recorded = gj.fingerprint.record("nano", rows, benchmark="quiz", out="recorded", max_new_tokens=40)
+        >>> recorded.summaries[0].count_frequency_LE.shape, len(recorded.answers)
+        ((6, 16), 2)
+    """
+    from ..fingerprints import recording
+    from .model import Model, as_model
+
+    opened = as_model(model)
+    if isinstance(model, Model):
+        options = {"dtype": opened.dtype, "weights": opened.weights} | options
+    request = recording.Request(
+        opened.name,
+        taken(Data, {"data": str(data) if is_path(data) else data, **_of(options, RECORDED)}),
+        taken(Asked, _of(options, declared_options(Asked))),
+        taken(Answering, _of(options, declared_options(Answering))),
+        taken(Sampling, _of(options, declared_options(Sampling))),
+        taken(Placing, _of(options, SIDE_BY_SIDE)),
+        None if domains is None else domains_of(domains),
+        f"gptoss_jax.fingerprint.record({opened.name!r}, ...)",
+    )
+    if options:
+        raise OptionError(f"there is no option {min(options)!r} of fingerprint record")
+    return recording.record(request, lambda _: opened.source, place(out), overwrite, resume)
+
+
+def _of(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Some options, taken out of all."""
+    return {name: options.pop(name) for name in names if name in options}
 
 
 def import_published(

@@ -11,6 +11,7 @@ from convert.sources import NANO, locate
 
 from ..config import PRESETS, Config
 from ..data.conversation import Conversation, Message
+from ..data.harmony import HarmonyText
 from ..data.messages import Say
 from ..data.spellings import of_value
 from ..devices import mesh as sharding
@@ -136,14 +137,15 @@ def tracing(answer: Answer, trace: AnyPath | None, overwrite: bool, resume: bool
     return traced(answer, trace, overwrite, resume)
 
 
-def _asked(prompt: Any, number: int, say: Say) -> Conversation | str:
+def _asked(prompt: Any, number: int, say: Say) -> Conversation | HarmonyText:
     """What one prompt asks: words of the user, messages, or a record that holds them."""
     if isinstance(prompt, str):
         return Conversation((Message("user", prompt),))
     try:
-        return of_value(prompt if isinstance(prompt, Mapping) else list(prompt), "it", {}, say)
+        found = of_value(prompt if isinstance(prompt, Mapping) else list(prompt), "it", {}, say)
     except DataError as error:
         raise DataError(f"prompt {number}: {error}") from None
+    return HarmonyText(found) if isinstance(found, str) else found
 
 
 def generate(

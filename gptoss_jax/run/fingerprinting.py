@@ -1,10 +1,42 @@
 """The options of the commands about fingerprints. As `options`, it imports no large package."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..errors import OptionError
 from .kinds import KEEP, SWITCH, TEXT, one_of
 from .options import Options, option
+
+if TYPE_CHECKING:
+    from ..data.rows import Row
+
+
+# What of `Data` means something where questions are read: the seed of a sample is that of the answers.
+RECORDED = ("data", "split", "subset", "text_column", "id_column", "num_rows", "part", "skip_bad_rows")
+
+
+@dataclass(frozen=True)
+class Asked(Options):
+    """Of which benchmark and category questions are."""
+
+    benchmark: str | None = option(
+        None, TEXT, "The benchmark that all questions are of.", otherwise="what --benchmark-column holds"
+    )
+    benchmark_column: str = option("benchmark", TEXT, "The column with the benchmark of a question.")
+    category_column: str = option("category", TEXT, "The column with its category.")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns whose values, joined by a slash, become a row's domain."""
+        return (self.category_column,) if self.benchmark is not None else (self.benchmark_column, self.category_column)
+
+    def named(self, row: "Row") -> "Row":
+        """The row whose domain is BENCHMARK/CATEGORY."""
+        return row if self.benchmark is None else replace(row, domain=f"{self.benchmark}/{row.domain}")
+
+    def check(self) -> None:
+        if self.benchmark is not None and "/" in self.benchmark:
+            raise OptionError(f"--benchmark is {self.benchmark!r}: give a name without a slash")
 
 
 @dataclass(frozen=True)

@@ -300,13 +300,16 @@ def read(
     remarks: Remarks,
     answer_column: str | None = None,
     wanted: Callable[[Row], bool] | None = None,
+    domains: tuple[str, ...] = (),
+    effort: str = "medium",
 ) -> list[Row]:
     """The rows that are asked for, in their order; `remarks` get what a user should know of how they were taken.
 
-    `wanted` says of each row whether it may be taken; by default all may."""
-    columns = ColumnNames(data.text_column, data.domain_column, data.id_column, answer_column)
+    `wanted` says of each row whether it may be taken; by default all may. `domains` are columns that together name the
+    domain in the place of the option's, `effort` is that of the reasoning where a conversation states none."""
+    columns = ColumnNames(data.text_column, domains or data.domain_column, data.id_column, answer_column)
     template = cache(lambda: Template(tokenizer))
-    reading = Reading(columns, template, remarks, data.keep_thinking, data.skip_bad_rows)
+    reading = Reading(columns, template, remarks, data.keep_thinking, data.skip_bad_rows, effort)
     stream = read_rows(records(data.data, data.split, data.subset, remarks), reading)
     some = in_part(filter(wanted, stream) if wanted else stream, data.part, remarks)
     return sample(some, data.domain, data.num_rows, data.seed)
