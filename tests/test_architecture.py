@@ -38,7 +38,7 @@ ARROWS = {
     "gptoss_jax.generation": PROFILE,
     "gptoss_jax.evaluation": (*PROFILE, "generation"),
     "gptoss_jax.pods": PROFILE,
-    "gptoss_jax.fingerprints": ("config", "errors", "files", "data", "statistics", "selection"),
+    "gptoss_jax.fingerprints": (*PROFILE, "generation", "evaluation"),
     "gptoss_jax.interface": (*PROFILE, "generation", "evaluation", "pods", "fingerprints", "convert"),
     "gptoss_jax.cli": (*PROFILE, "generation", "evaluation", "pods", "fingerprints", "interface", "convert"),
     "gptoss_jax.__main__": ("cli",),

@@ -38,8 +38,8 @@ def record(model: str, keep_sets: Any, domains: Any, out: Any, overwrite: bool, 
     benchmark and a category. Many questions are answered side by side. What is finished of a run is kept in the folder
     OUT.progress until OUT is complete.
     """
-    kinds = (Data, Asked, Answering, Sampling, Placing)
-    data, asked, answering, sampling, placing = (taken(kind, options) for kind in kinds)
+    data, asked, placing = taken(Data, options), taken(Asked, options), taken(Placing, options)
+    answering, sampling = taken(Answering, options), taken(Sampling, options)
     from ..devices import hosts
     from ..fingerprints import recording
     from ..fingerprints.domains import domains_of

@@ -160,7 +160,7 @@ class _Sums:
     count_LE: Any = 0
     gate_sum_LE: Any = 0.0
 
-    def add(self, count_LE: np.ndarray, gate_sum_LE: np.ndarray, tokens: int) -> None:
+    def add(self, tokens: int, count_LE: np.ndarray, gate_sum_LE: np.ndarray) -> None:
         self.samples, self.tokens = self.samples + 1, self.tokens + tokens
         self.frequency_LE = self.frequency_LE + count_LE / tokens
         self.density_LE = self.density_LE + gate_sum_LE / tokens
@@ -168,10 +168,9 @@ class _Sums:
 
     def summary(self, group: Group, segment: str) -> Summary:
         """With means over answers, and sums over tokens."""
-        means = (x / self.samples for x in (self.frequency_LE, self.density_LE))
-        return Summary(
-            group, segment, self.samples, self.tokens / self.samples, *means, self.count_LE, self.gate_sum_LE
-        )
+        n = self.samples
+        means_LE = self.frequency_LE / n, self.density_LE / n
+        return Summary(group, segment, n, self.tokens / n, *means_LE, self.count_LE, self.gate_sum_LE)
 
 
 @dataclass
@@ -195,9 +194,9 @@ def activations(
     for reply, question, name in zip(recording.replies(), found, names, strict=True):
         row = _answer(reply, question, name, answer)
         group = Group(*question.of, row["finished"], row["repetition"])
-        for segment, tokens, *sums in of_segments(reply, config.num_experts):
+        for segment, tokens, count_LE, gate_sum_LE in of_segments(reply, config.num_experts):
             row[f"{segment}_tokens"] = tokens
-            made.sums.setdefault((group, segment), _Sums()).add(*sums, tokens)
+            made.sums.setdefault((group, segment), _Sums()).add(tokens, count_LE, gate_sum_LE)
         made.answers.append(row)
     if not made.sums:
         raise DataError("no reply has thoughts or an answer: the model speaks no harmony, or --max-new-tokens is small")
@@ -232,8 +231,8 @@ def of_segments(reply: Routed, num_experts: int) -> Iterator[tuple[str, int, np.
         if mine_T.any():
             places = (reply.experts[mine_T] + num_experts * np.arange(L)[:, None]).reshape(-1)
             gates = reply.gates[mine_T].astype(np.float64).reshape(-1)
-            sums = (np.bincount(places, weights, L * num_experts) for weights in (None, gates))
-            yield name, int(mine_T.sum()), *(x.reshape(L, num_experts) for x in sums)
+            counts, sums = (np.bincount(places, weights, L * num_experts) for weights in (None, gates))
+            yield name, int(mine_T.sum()), counts.reshape(L, num_experts), sums.reshape(L, num_experts)
 
 
 def _answer(reply: Routed, question: Question, name: str, answer: Answer) -> dict[str, Any]:
