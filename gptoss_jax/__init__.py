@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .interface.jobs import generate, merge, plan, profile
     from .interface.judging import evaluate
     from .interface.model import Model, open
+    from .routing.traces import Trace
     from .run.forward import Forward
     from .run.profile import Profile
     from .selection.keep_sets import KeepSets
@@ -42,6 +43,7 @@ PUBLIC = {
     "Model": "interface.model",
     "Profile": "run.profile",
     "Ranking": "selection.ranking",
+    "Trace": "routing.traces",
 }
 __all__ = [
     "Forward",
@@ -49,6 +51,7 @@ __all__ = [
     "Model",
     "Profile",
     "Ranking",
+    "Trace",
     "convert",
     "evaluate",
     "generate",

@@ -322,6 +322,7 @@ def test_every_public_function_has_an_example() -> None:
         "interface.choosing",
         "interface.checkpoints",
         "run.profile",
+        "routing.traces",
     ],
 )
 def test_examples_run(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
