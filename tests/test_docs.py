@@ -27,7 +27,7 @@ def commands(file: str) -> Iterator[str]:
         yield from COMMAND.findall(inline + "\n")
 
 
-ALL = [(file, command) for file in ("README.md", "docs/pods.md") for command in commands(file)]
+ALL = [(file, command) for file in ("README.md", "docs/pods.md", "docs/traces.md") for command in commands(file)]
 
 
 def test_commands_are_found() -> None:
