@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .interface.jobs import generate, merge, plan, profile
     from .interface.judging import evaluate
     from .interface.model import Model, open
+    from .routing.traces import Trace
     from .run.forward import Forward
     from .run.profile import Profile
     from .selection.keep_sets import KeepSets
@@ -44,6 +45,7 @@ PUBLIC = {
     "Model": "interface.model",
     "Profile": "run.profile",
     "Ranking": "selection.ranking",
+    "Trace": "routing.traces",
 }
 __all__ = [
     "Forward",
@@ -51,6 +53,7 @@ __all__ = [
     "Model",
     "Profile",
     "Ranking",
+    "Trace",
     "convert",
     "evaluate",
     "fingerprint",

@@ -29,7 +29,11 @@ def commands(file: str) -> Iterator[str]:
         yield from COMMAND.findall(inline + "\n")
 
 
+<<<<<<< HEAD
 ALL = [(file, command) for file in ("README.md", "docs/pods.md", "docs/fingerprints.md") for command in commands(file)]
+=======
+ALL = [(file, command) for file in ("README.md", "docs/pods.md", "docs/traces.md") for command in commands(file)]
+>>>>>>> routing
 
 
 def test_commands_are_found() -> None:

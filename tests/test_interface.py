@@ -337,6 +337,7 @@ def test_every_public_function_has_an_example() -> None:
         "interface.checkpoints",
         "interface.fingerprint",
         "run.profile",
+        "routing.traces",
     ],
 )
 def test_examples_run(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

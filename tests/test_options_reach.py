@@ -558,6 +558,7 @@ SEEN: dict[str, dict[str, str]] = {
         **dict.fromkeys(["mesh", "mapping"], "test_mesh.py::test_on_one_device_is_refused"),
         **dict.fromkeys(["coordinator", "num_processes", "process_id"], HOSTS),
         **dict.fromkeys(["out", "overwrite"], OUT),
+        "trace": "test_tracing.py::test_a_trace_adds_up_to_its_profile",
         "resume": "test_resume.py::test_from_any_moment",
     },
     "merge": {"profiles": ADDED, **dict.fromkeys(["out", "overwrite"], OUT)},

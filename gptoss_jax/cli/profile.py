@@ -14,9 +14,10 @@ from .options import MODEL, PATH, command_line, options_of, soft_prune
 @options_of(Data, Counting, Placing)
 @soft_prune
 @click.option("--out", type=PATH, default="profile", help="The folder for the artifacts.")
-@click.option("--overwrite", is_flag=True, help="Replaces an existing output folder, at the end.")
+@click.option("--trace", type=PATH, help="A folder for which experts each token chose, with their gates.")
+@click.option("--overwrite", is_flag=True, help="Replaces existing output folders, at the end.")
 @click.option("--resume", is_flag=True, help="Goes on with the unfinished run beside --out, if there is one.")
-def profile(model: str, keep_sets: Any, out: Any, overwrite: bool, resume: bool, **options: Any) -> None:
+def profile(model: str, keep_sets: Any, out: Any, trace: Any, overwrite: bool, resume: bool, **options: Any) -> None:
     """Run rows through MODEL and write the statistics of its experts.
 
     MODEL is a folder in Hugging Face form, an Orbax checkpoint of this project, a hub id, or nano, the small model
@@ -30,7 +31,7 @@ def profile(model: str, keep_sets: Any, out: Any, overwrite: bool, resume: bool,
     from ..run.progress import resumable
 
     name = f"{model}, masked by {keep_sets}" if keep_sets else model
-    request = job.Request(name, *chosen, command=command_line())
+    request = job.Request(name, *chosen, command=command_line(), trace=trace)
     job.start(request, out=str(out), overwrite=overwrite, resume=resume)
     with resumable(out):
         finished = job.run(

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
@@ -24,6 +24,8 @@ class Document:
     group: int = 0
     """Whose statistics it counts in."""
     truncated: bool = False
+    before: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """int32: the tokens of the row that were cut off on the left, which say what the first ones are part of."""
 
 
 def padded(

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..devices import hosts
 from ..errors import DataError
-from ..network.batch import Batch
+from ..network.batch import Batch, Tokens
 from . import batching
 from .batching import Document
 from .groups import Groups
@@ -87,17 +87,36 @@ class Dataset:
 
     def batches(self) -> Iterator[Batch]:
         """The batches, the same ones each time."""
+        return self._laid_out(self.documents)
+
+    def numbered(self) -> Iterator[Tokens]:
+        """The tokens of each batch with numbers in the place of ids: all documents' tokens are counted one after the
+        other, packed the EOS behind each with them. For a process that has all documents."""
+        packed, first, seen = self.layout.kind == "packed", 0, 0
+        documents = []
+        for document in self.documents:
+            stop = first + len(document.token_ids)
+            documents.append(replace(document, token_ids=np.arange(first, stop, dtype=np.int32)))
+            first = stop
+        for batch in self._laid_out(documents):
+            numbers, real = batch.tokens.ids, batch.tokens.segments > 0
+            if packed:  # all stand in the order in which they are counted
+                numbers = np.where(real, seen + np.cumsum(real).reshape(real.shape) - 1, 0).astype(np.int32)
+                seen += int(real.sum())
+            yield replace(batch.tokens, ids=numbers)
+
+    def _laid_out(self, documents: Sequence[Document]) -> Iterator[Batch]:
         layout, groups = self.layout, len(self.groups)
         batches: Iterator[Batch]
         if layout.kind == "packed":
             whole = batching.packed(
-                self.documents, layout.batch_size, layout.length, layout.eos, groups, layout.cross_document
+                documents, layout.batch_size, layout.length, layout.eos, groups, layout.cross_document
             )
             batches = (batching.share(batch, self.share.number, self.share.of) for batch in whole)
         elif layout.kind == "side by side":
-            batches = batching.side_by_side(self.documents, layout.batch_size, layout.length, groups)
+            batches = batching.side_by_side(documents, layout.batch_size, layout.length, groups)
         else:
-            batches = batching.padded(self.documents, self._own_size, layout.length, groups, self.lengths)
+            batches = batching.padded(documents, self._own_size, layout.length, groups, self.lengths)
         for batch in batches:
             yield replace(batching.skip_first(batch, layout.skip_first), joint=self.groups.joint)
 

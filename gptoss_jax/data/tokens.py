@@ -91,7 +91,8 @@ def encode(
                 part = slice(-max_length, None) if truncate == "left" else slice(max_length)
             truncated = part != slice(None)
             _check(ids, vocab_size)
-            documents.append(Document(ids[part].copy(), weights[part].copy(), group, truncated))
+            before = ids[: -len(ids[part])] if truncated and truncate == "left" else ids[:0]
+            documents.append(Document(ids[part].copy(), weights[part].copy(), group, truncated, before.copy()))
     return documents
 
 

@@ -36,6 +36,7 @@ def profile(
     data: Any,
     *,
     out: str | AnyPath | None = None,
+    trace: str | AnyPath | None = None,
     overwrite: bool = False,
     resume: bool = False,
     **options: Any,
@@ -46,7 +47,8 @@ def profile(
         model: an open model, or the name of one.
         data: a path or hub id as --data takes it, or a list of records: dictionaries of columns.
         out: a folder for the artifacts; without it nothing is written, and the profile can be saved later.
-        overwrite: replaces an existing folder, at the end.
+        trace: a folder for which experts each token chose, with their gates, which `Trace.open` reads.
+        overwrite: replaces existing folders, at the end.
         resume: goes on with the unfinished run beside `out`, if there is one.
         **options: those of the command `profile`, by their names there with underscores, as domain_column="domain".
             An open model's dtype and weights are its own where they are not given.
@@ -64,7 +66,9 @@ def profile(
     if isinstance(model, Model):
         options = {"dtype": opened.dtype, "weights": opened.weights} | options
     chosen = named(data=data, **options)
-    request = job.Request(opened.name, *chosen, command=_call(opened.name, data, options))
+    request = job.Request(
+        opened.name, *chosen, command=_call(opened.name, data, options), trace=None if trace is None else place(trace)
+    )
 
     def source(_: str) -> Source:
         return opened.source

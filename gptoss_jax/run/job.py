@@ -24,8 +24,9 @@ from ..files import atomic
 from ..files.paths import AnyPath, is_local, is_path, local_folder, place, storage_errors
 from ..network.source import Source
 from ..report.rates import rate
+from ..routing.tables import About
 from ..statistics.eaft import EaftOptions
-from . import artifacts, choose, stable
+from . import artifacts, choose, stable, tracing
 from .artifacts import INFO
 from .bar import bar
 from .choose import Choice, Place
@@ -34,6 +35,7 @@ from .measure import measure
 from .options import Counting, Data, Options, Placing, as_dict, check_together, declared_options, flag_of
 from .profile import Profile
 from .progress import Progress
+from .tracing import Traced, Tracing
 
 REASON = "engine_reason"  # in profile.json, and beside the settings of an unfinished run
 
@@ -49,9 +51,13 @@ class Request:
     placing: Placing
     command: str = ""
     """What makes the profile again."""
+    trace: AnyPath | None = None
+    """The folder for a trace of what each token chose, where one is asked for."""
 
     def __post_init__(self) -> None:
         check_together(self.data, self.counting)
+        if self.trace is not None and self.placing.coordinator:
+            raise OptionError("--trace does not go with --coordinator, whose processes have rows of their own: use one")
         if not is_path(self.data.data) and not len(self.data.data):
             raise OptionError("--data is empty: name a file, a folder or a hub id")
 
@@ -119,6 +125,7 @@ def run(
     kept = Progress(target)
     standing = hosts.exchange(_standing(target) if resume and writes else {})[0]
     began = hosts.exchange((kept.begun() or (not overwrite and standing)) if resume and writes else {})[0]
+    trace = None if request.trace is None else Tracing.begin(request.trace, kept, target, overwrite, bool(began))
     # Files of a remote output come one after the other, the one that is asked for here last.
     overwrite = overwrite or bool(began and not standing and not is_local(target))
     if writes and (overwrite or not standing):
@@ -126,6 +133,9 @@ def run(
     source = open_source(request.model)
     if writes:
         _check_apart(target, source, request.data.data)
+        if trace is not None:
+            with tracing.named():
+                _check_apart(trace.target, source, request.data.data)
     request, choice = _adopt(began, request, source)
     given = choose.place(source, choice.engine, request.placing, request.data.max_seq_length, request.counting.swap)
     request = replace(request, placing=given.placing)
@@ -137,11 +147,10 @@ def run(
     settings = _computed(info, request, dataset.rows)
     hosts.agree(settings)
     info["settings_hash"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    if standing and not overwrite and standing.get("settings_hash") != info["settings_hash"]:
-        raise OutputError(f"{target}: exists already, and is not of this run: give another --out")
+    complete = _is_complete(target, overwrite, standing, trace, info["settings_hash"])
     if writes:
         kept.begin({**settings, REASON: choice.reason}, resume)
-    if standing.get("settings_hash") == info["settings_hash"]:
+    if complete:
         finished = Finished(None, "")
         with hosts.first_alone():
             if writes:
@@ -149,7 +158,7 @@ def run(
     else:
         if writes:
             tell(f"{_told(dataset)}; engine {choice.engine}: {choice.reason}; {choose.needs(source, choice, given)}")
-        finished = _measured(request, source, choice, given, dataset, kept, info, target, overwrite)
+        finished = _measured(request, source, choice, given, dataset, kept, info, target, overwrite, trace)
     if writes:
         kept.remove()
     return finished
@@ -165,12 +174,15 @@ def _measured(
     info: dict[str, Any],
     target: AnyPath,
     overwrite: bool,
+    trace: Tracing | None,
 ) -> Finished:
     """Measure what is not measured yet, and write."""
     keep = stable.number(request.data.until_stable, source.config.num_experts)
     with keeping(kept):
         state, eaft = kept.state(), eaft_options(request.counting)
         engine = choose.build(source, choice.engine, given, kept)
+        if trace is not None:
+            engine = Traced(engine, kept, state, About.of(source))
         total = dataset.tokens_of_process * (2 if eaft else 1)
         with bar(total, "tokens", shown=hosts.is_first(), done=state.tokens) as advance:
             move = partial(_advance, advance, engine)
@@ -181,6 +193,8 @@ def _measured(
                 found = stable.figures(state.curve, keep, len(dataset.rows))
                 info = {**info, **_of_rows(used), "until_stable": found}
         profile = Profile(artifacts.completed(info, sums, took), sums)
+        if trace is not None:
+            trace.write(dataset, state, kept, tokenizer_of(source), About.of(source), info)
         with hosts.first_alone():
             if hosts.is_first():
                 with atomic.new_folder(target, overwrite, last=INFO) as folder:
@@ -190,6 +204,7 @@ def _measured(
         f"{took.total_tokens:,} tokens at {rate(took.tokens_per_s, ',')} tokens/s; "
         f"{domains} domain{'s' * (domains > 1)}; {until}engine {choice.engine}: {choice.reason}; "
         f"peak memory {took.peak_rss_bytes / choose.GIB:.2f} GiB; report: {target / 'report.md'}"
+        f"{'' if trace is None else f'; trace: {trace.target}'}"
     )
     return Finished(replace(profile, folder=target), said if hosts.is_first() else "")
 
@@ -223,6 +238,19 @@ def _standing(target: AnyPath) -> dict[str, Any]:
         return {"settings_hash": info["settings_hash"], **own}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
+
+
+def _is_complete(
+    target: AnyPath, overwrite: bool, standing: dict[str, Any], trace: Tracing | None, settings_hash: str
+) -> bool:
+    """Whether all that the run with these settings writes stands; OutputError where another run's is in the way."""
+    is_own = standing.get("settings_hash") == settings_hash
+    if standing and not overwrite and not is_own:
+        raise OutputError(f"{target}: exists already, and is not of this run: give another --out")
+    is_traced = trace is None or trace.is_whole(settings_hash)
+    if trace is not None and is_own and not is_traced and not overwrite:
+        raise OutputError(f"{target}: exists already, and its trace {trace.target} does not: give another --out")
+    return is_own and is_traced
 
 
 def _adopt(began: Any, request: Request, source: Source) -> tuple[Request, Choice]:
@@ -368,4 +396,5 @@ def _computed(info: dict[str, Any], request: Request, rows: Sequence[Row]) -> di
         "the platform": info["platform"],
         **request.by_flag(resumed=True),
         "--engine": info["engine"],
+        **({} if request.trace is None else {"--trace": True}),
     }
