@@ -29,11 +29,8 @@ def commands(file: str) -> Iterator[str]:
         yield from COMMAND.findall(inline + "\n")
 
 
-<<<<<<< HEAD
-ALL = [(file, command) for file in ("README.md", "docs/pods.md", "docs/fingerprints.md") for command in commands(file)]
-=======
-ALL = [(file, command) for file in ("README.md", "docs/pods.md", "docs/traces.md") for command in commands(file)]
->>>>>>> routing
+FILES = ("README.md", "docs/pods.md", "docs/fingerprints.md", "docs/traces.md")
+ALL = [(file, command) for file in FILES for command in commands(file)]
 
 
 def test_commands_are_found() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from ..run.fingerprinting import RECORDED, Asked, Used
+from ..run.fingerprinting import ANSWERED, RECORDED, Asked, Used
 from ..run.options import SIDE_BY_SIDE, Answering, Data, Placing, Sampling, by_flag, taken
 from . import terminal
 from .options import MODEL, PATH, command_line, options_of, soft_prune, some_of
@@ -24,7 +24,9 @@ def fingerprint() -> None:
 @fingerprint.command("record")
 @click.argument("model", type=MODEL)
 @some_of(Data, *RECORDED)
-@options_of(Asked, Answering, Sampling)
+@options_of(Asked)
+@some_of(Answering, *ANSWERED)
+@options_of(Sampling)
 @some_of(Placing, *SIDE_BY_SIDE)
 @soft_prune
 @click.option("--domains", type=PATH, help=DOMAINS)

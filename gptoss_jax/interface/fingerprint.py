@@ -19,7 +19,7 @@ from ..fingerprints.ranking import Way
 from ..fingerprints.specificity import Specificity
 from ..fingerprints.summaries import categories
 from ..fingerprints.usage import are_counted, chosen
-from ..run.fingerprinting import RECORDED, Asked, Used
+from ..run.fingerprinting import ANSWERED, RECORDED, Asked, Used
 from ..run.options import SIDE_BY_SIDE, Answering, Data, Placing, Sampling, declared_options, taken
 from ..selection.keep_sets import KeepSets
 from ..selection.origin import Origin
@@ -69,7 +69,7 @@ def record(
         opened.name,
         taken(Data, {"data": str(data) if is_path(data) else data, **_of(options, RECORDED)}),
         taken(Asked, _of(options, declared_options(Asked))),
-        taken(Answering, _of(options, declared_options(Answering))),
+        taken(Answering, _of(options, ANSWERED)),
         taken(Sampling, _of(options, declared_options(Sampling))),
         taken(Placing, _of(options, SIDE_BY_SIDE)),
         None if domains is None else domains_of(domains),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # What of `Data` means something where questions are read: the seed of a sample is that of the answers.
 RECORDED = ("data", "split", "subset", "text_column", "id_column", "num_rows", "part", "skip_bad_rows")
+ANSWERED = ("reasoning_effort", "max_new_tokens")  # and of `Answering`: a row's own reply is never kept
 
 
 @dataclass(frozen=True)
