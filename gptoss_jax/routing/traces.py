@@ -40,14 +40,16 @@ class Writer:
         self.parts: list[dict[str, Any]] = []
         self.prompt_ids: set[str] = set()
         self._waiting: list[Routed] = []
+        self._tokens = 0  # of those that wait
 
     def add(self, prompt: Routed) -> None:
         """One more prompt, which has a token, and an id that no other one has."""
         assert len(prompt) and prompt.prompt_id not in self.prompt_ids, prompt.prompt_id
         self.prompt_ids.add(prompt.prompt_id)
-        if self._waiting and sum(map(len, self._waiting)) + len(prompt) > PART_TOKENS:
+        if self._waiting and self._tokens + len(prompt) > PART_TOKENS:
             self._write()
         self._waiting.append(prompt)
+        self._tokens += len(prompt)
 
     def finish(self, info: Mapping[str, Any]) -> None:
         """Write what is left, and trace.json, which also has `info`."""
@@ -67,9 +69,8 @@ class Writer:
     def _write(self) -> None:
         name = f"part-{len(self.parts):05}.parquet"
         write_part(self.folder / name, self._waiting, self.about)
-        tokens = sum(map(len, self._waiting))
-        self.parts.append({"file": name, "prompts": len(self._waiting), "tokens": tokens})
-        self._waiting = []
+        self.parts.append({"file": name, "prompts": len(self._waiting), "tokens": self._tokens})
+        self._waiting, self._tokens = [], 0
 
 
 class Trace:
