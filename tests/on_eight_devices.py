@@ -49,6 +49,7 @@ from gptoss_jax.statistics.sums import DECLARED
 # As TINY, but eight devices can share experts and heads; only H is a multiple of another size.
 EIGHT = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
 MESHES = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x8": (1, 8)}
+GENERATED = ("8x1", "2x4", "1x8")  # meshes over which text is generated
 SCORED = Asked(scores=True, routing=True, swap=True)
 ON_ONE_DEVICE = (0, 1, 2)  # experts of the first of eight
 # Eight experts of each layer, which four devices can share too when they alone are left.
@@ -293,8 +294,8 @@ def main(*argv: str) -> None:
     # Before `measure`, which ends with experts that drop pairs.
     runs = {"one": (1, 1), **MESHES}
     compared = {f"evaluated {n}": evaluated(Checkpoint(checkpoint), sizes, out / n) for n, sizes in runs.items()}
-    for name, sizes in runs.items():
-        compared[f"generated {name}"] = {"said": generated(Checkpoint(checkpoint), sizes)}
+    for name in ("one", *GENERATED):
+        compared[f"generated {name}"] = {"said": generated(Checkpoint(checkpoint), runs[name])}
     compared["generated 2x4 mxfp4"] = {"said": generated(Checkpoint(checkpoint), MESHES["2x4"], "mxfp4")}
     results, facts = measure(Checkpoint(checkpoint))
     results |= compared

@@ -24,7 +24,7 @@ from gptoss_jax.network.source import abstract
 from gptoss_jax.network.swap import AT_ONCE
 from gptoss_jax.run.scores import TOP_LOGITS, UNEMBED_BLOCK
 from gptoss_jax.statistics.sums import DECLARED
-from tests.on_eight_devices import EIGHT, GOLDEN, LENGTHS, MESHES, ON_ONE_DEVICE, REFUSED, named
+from tests.on_eight_devices import EIGHT, GENERATED, GOLDEN, LENGTHS, MESHES, ON_ONE_DEVICE, REFUSED, named
 
 from .bad_input import SHORT, Refused, case
 
@@ -105,7 +105,7 @@ def test_four_bits_in_memory_change_no_bit_of_the_results(kind: str, eight: Eigh
         np.testing.assert_array_equal(ours, floats[name], err_msg=name)
 
 
-@pytest.mark.parametrize("run", [*MESHES, "2x4 mxfp4"])
+@pytest.mark.parametrize("run", [*GENERATED, "2x4 mxfp4"])
 def test_replies_over_meshes(run: str, eight: Eight) -> None:
     """Tokens and experts are those of one device, where rows end and prompts that waited take their places."""
     one, ours = eight.of("generated one", "said"), eight.of(f"generated {run}", "said")
