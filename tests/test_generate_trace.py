@@ -118,7 +118,7 @@ def test_one_prompt_is_traced_as_it_is_beside_others(made: Callable[..., Any], e
 
 def test_segments_are_those_of_a_model_that_speaks_harmony(tmp_path: Path) -> None:
     """The text of each segment is what the reply says in that channel; Python's `trace` is the command's."""
-    options = {"temperature": 0, "dtype": "float32", "max_new_tokens": 40}
+    options = {"temperature": 0.0, "dtype": "float32", "max_new_tokens": 40}
     replies = gj.generate("nano", SUMS, trace=tmp_path / "trace", **options)
     trace, tokenizer = gj.Trace.open(tmp_path / "trace"), gj.open("nano").tokenizer
     for prompt, reply in zip(trace, replies, strict=True):
@@ -192,9 +192,8 @@ def stopped(argv: list[Any], folder: Path, stop: signal.Signals) -> tuple[int, s
 def test_a_killed_run_goes_on(tiny_mxfp4: Path, tmp_path: Path, program: Program, refused: Refused) -> None:
     """To the bytes of one that was not killed; other runs keep off what it has kept."""
     argv = line(tiny_mxfp4)
-    whole = subprocess.run(
-        [*PROGRAM, *words([*argv, "--trace", "whole"])], cwd=tmp_path, capture_output=True, check=True
-    )
+    whole, more = ([*PROGRAM, *words([*argv, "--trace", *some])] for some in (["whole"], ["trace", "--resume"]))
+    expected = subprocess.run(whole, cwd=tmp_path, capture_output=True, check=True)
     assert stopped([*argv, "--trace", "trace"], tmp_path, signal.SIGKILL)[0] == -signal.SIGKILL
     assert (tmp_path / "trace.progress" / "replies-0").exists() and not (tmp_path / "trace").exists()
     refused(*argv, "--trace", "trace", says=("trace.progress: holds an unfinished run: --resume goes on with it",))
