@@ -242,6 +242,49 @@ def test_python_does_what_the_command_does(folder: Path, dataset: Activations, t
     assert made.hash == dataset.hash and made.info | where == {**dataset.info} | where
 
 
+SAYING: dict[str, dict[str, Any]] = {
+    "drawn": {
+        "reasoning_effort": "high",
+        "temperature": 1.5,
+        "top_k": 20,
+        "top_p": 0.9,
+        "seed": 7,
+        "dtype": "bfloat16",
+    },
+    "streamed": {"engine": "streamed", "temperature": 0.0, "dtype": "float32"},
+}
+
+
+@pytest.mark.parametrize("way", SAYING)
+def test_options_of_record_are_those_of_generate(way: str, tmp_path: Path) -> None:
+    options = {"max_new_tokens": 8} | SAYING[way]
+    rows = write(tmp_path / "rows.jsonl", [row("What is 12 + 7?", "quiz", "sums")])
+    argv = ["fingerprint", "record", "nano", "--data", rows, "--out", tmp_path / "out"]
+    argv += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    done = CliRunner().invoke(cli, words(argv), catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    (answer,), (reply,) = (
+        Activations.open(tmp_path / "out").answers,
+        gj.generate("nano", ["What is 12 + 7?"], **options),
+    )
+    assert answer["reply"] == reply.text
+    noted = json.loads((tmp_path / "out" / "traces" / "trace.json").read_text())["options"]
+    assert {name: noted[f"--{name.replace('_', '-')}"] for name in options if name != "engine"} == {
+        name: value for name, value in options.items() if name != "engine"
+    }
+
+
+def test_experts_that_are_masked_are_never_chosen(tmp_path: Path) -> None:
+    rows, kept = write(tmp_path / "rows.jsonl", ROWS[:1]), dump(tmp_path / "keep.json", [[*range(14)]] * 6)
+    argv = ["fingerprint", "record", "nano", "--data", rows, "--keep-sets", kept, "--out", tmp_path / "out"]
+    argv = [*argv, "--max-new-tokens", 24, "--temperature", 0]
+    done = CliRunner().invoke(cli, words(argv), catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    made = Activations.open(tmp_path / "out")
+    assert {*np.nonzero(made.summaries[0].count_LE)[1].tolist()} <= {*range(14)}
+    assert made.info["model"] == f"nano, masked by {kept}"
+
+
 # Rows, by what they hold: on the small model, with few tokens.
 
 FEW = ("--max-new-tokens", 3, "--temperature", 0, "--dtype", "float32")
