@@ -46,6 +46,7 @@ hypothesis.settings.load_profile("project")
 
 # Compiler options of large programs that run a few times: half of the time to compile goes into speed.
 QUICK = {"xla_backend_optimization_level": 0}
+NANO = Path(__file__).resolve().parents[1] / "gptoss_jax" / "nano"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -271,7 +272,7 @@ def argv(
         "convert": lambda: ["convert", model, "--to", "hf", "--format", "bf16"],
         "generate": lambda: ["generate", model, "--prompt", "1 + 1", "--max-new-tokens", 4],
         "plan": lambda: ["plan", model, "--topology", "v5e:2x4"],
-        "fingerprint record": lambda: ["fingerprint", "record", "nano", "--data", questions(tmp_path), *SHORTLY],
+        "fingerprint record": lambda: ["fingerprint", "record", NANO, "--data", questions(tmp_path), *SHORTLY],
         "fingerprint import": lambda: ["fingerprint", "import", published_files],
         "fingerprint rank": lambda: ["fingerprint", "rank", activations],
     }
