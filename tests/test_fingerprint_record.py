@@ -249,7 +249,7 @@ SAYING: dict[str, dict[str, Any]] = {
         "top_k": 20,
         "top_p": 0.9,
         "seed": 7,
-        "dtype": "bfloat16",
+        "dtype": "float32",
     },
     "streamed": {"engine": "streamed", "temperature": 0.0, "dtype": "float32"},
 }
