@@ -46,6 +46,7 @@ hypothesis.settings.load_profile("project")
 
 # Compiler options of large programs that run a few times: half of the time to compile goes into speed.
 QUICK = {"xla_backend_optimization_level": 0}
+NANO = Path(__file__).resolve().parents[1] / "gptoss_jax" / "nano"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -238,6 +239,15 @@ def activations(tmp_path: Path, published_files: Path) -> Path:
     return tmp_path / "activations"
 
 
+SHORTLY = ("--num-rows", "1", "--max-new-tokens", "6")  # enough for a first token of nano's thoughts
+
+
+def questions(folder: Path) -> Path:
+    """Two questions, in the folder."""
+    asked = [{"text": f"What is {n} + 7?", "benchmark": "quiz", "category": "sums"} for n in (12, 9)]
+    return dump(folder / "questions.json", asked)
+
+
 @pytest.fixture
 def argv(
     command: str,
@@ -249,6 +259,7 @@ def argv(
     finished: Finished,
     published_files: Path,
     activations: Path,
+    tmp_path: Path,
 ) -> list[Any]:
     """A command line of each command that would succeed; the test gives `command`, and adds --out where it writes."""
     made = {
@@ -261,6 +272,7 @@ def argv(
         "convert": lambda: ["convert", model, "--to", "hf", "--format", "bf16"],
         "generate": lambda: ["generate", model, "--prompt", "1 + 1", "--max-new-tokens", 4],
         "plan": lambda: ["plan", model, "--topology", "v5e:2x4"],
+        "fingerprint record": lambda: ["fingerprint", "record", NANO, "--data", questions(tmp_path), *SHORTLY],
         "fingerprint import": lambda: ["fingerprint", "import", published_files],
         "fingerprint rank": lambda: ["fingerprint", "rank", activations],
     }

@@ -296,7 +296,11 @@ def test_names_and_defaults_are_those_of_the_command_line(name: str) -> None:
     holder = gj.fingerprint if name.startswith("fingerprint ") else gj
     parameters = inspect.signature(getattr(holder, COMMANDS[name].callback.__name__)).parameters
     options = {p.name: p for p in COMMANDS[name].params if p.name not in OWN}
-    if name in ("profile", "eval"):  # their options are the option types', which the command line is made of
+    if name in (
+        "profile",
+        "eval",
+        "fingerprint record",
+    ):  # their options are the option types', which the command line is made of
         options = {n: p for n, p in options.items() if n in ("overwrite", "resume", "baseline", "write_baseline")}
     for option, parameter in options.items():
         assert parameters[str(option)].default == parameter.to_info_dict()["default"], option
@@ -320,7 +324,7 @@ def test_names_that_do_not_exist_are_no_attributes() -> None:
 
 def test_every_public_function_has_an_example() -> None:
     public = {name: getattr(gj, name) for name in gj.__all__}
-    public |= {name: getattr(gj.fingerprint, name) for name in ("import_published", "rank", "specificity")}
+    public |= {name: getattr(gj.fingerprint, name) for name in ("record", "import_published", "rank", "specificity")}
     for name, thing in public.items():
         if inspect.isfunction(thing):
             assert ">>>" in (thing.__doc__ or ""), name

@@ -49,7 +49,9 @@ main()
 """
 # Commands that write, and of these those that write a folder in several steps, and a checkpoint.
 ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert", *FINGERPRINTS])
-FOLDERS = pytest.mark.parametrize("command", ["profile", "merge", "prune", "convert", "fingerprint import"])
+FOLDERS = pytest.mark.parametrize(
+    "command", ["profile", "merge", "prune", "convert", "fingerprint import", "fingerprint record"]
+)
 CHECKPOINTS = pytest.mark.parametrize("command", ["prune", "convert"])
 
 
@@ -80,10 +82,10 @@ def second_fails(real: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def undone(program: Program, refused: Refused, tmp_path: Path) -> Refused:
-    """As `refused`, but for what profile has finished, which is kept."""
+    """As `refused`, but for what profile or fingerprint record has finished, which is kept."""
 
     def call(*argv: Any, says: tuple[str, ...]) -> str:
-        if argv[0] != "profile":
+        if "profile" not in argv and "record" not in argv:
             return refused(*argv, says=says)
         before = tree(tmp_path)
         status, error = program(*argv)

@@ -541,6 +541,8 @@ ADDED = "test_merge_adds_the_profiles_that_are_named"
 PLAN = "test_options_of_plan_are_those_of_the_step"
 EVAL = "test_eval_command.py::"
 OF_ANSWERS = "test_fingerprints.py::"
+OF_TRACE = "test_generate_trace.py::"
+RECORD = "test_fingerprint_record.py::"
 HOSTS = "test_hosts.py::test_equals_one_process"
 
 SEEN: dict[str, dict[str, str]] = {
@@ -591,6 +593,9 @@ SEEN: dict[str, dict[str, str]] = {
         **dict.fromkeys(["coordinator", "num_processes", "process_id"], "test_hosts.py::test_generates_as_one_process"),
         "keep_sets": "test_keep_sets_are_a_soft_prune",
         "prompts": "test_generate.py::test_the_command_shows_what_was_generated",
+        "trace": OF_TRACE + "test_what_is_printed_is_the_same_with_a_trace",
+        "overwrite": OF_TRACE + "test_a_trace_is_replaced_when_asked",
+        "resume": OF_TRACE + "test_a_killed_run_goes_on",
     },
     "eval": {
         **dict.fromkeys(
@@ -614,6 +619,30 @@ SEEN: dict[str, dict[str, str]] = {
         "exclude_calibrated": EVAL + "test_rows_of_the_calibration_are_no_evaluation",
         "overwrite": OUT,
         "resume": "test_evaluation.py::test_a_killed_run_goes_on",
+    },
+    "fingerprint record": {
+        **dict.fromkeys(
+            ["text_column", "id_column", "num_rows", "benchmark", "benchmark_column", "category_column"],
+            RECORD + "test_columns_and_benchmarks_are_those_that_are_named",
+        ),
+        **dict.fromkeys(["model", "data", "max_new_tokens"], RECORD + "test_answers_are_what_the_model_says"),
+        **dict.fromkeys(["split", "subset", "part"], PROFILE),  # read by the same function
+        **dict.fromkeys(
+            ["reasoning_effort", "temperature", "top_k", "top_p", "seed", "dtype", "engine"],
+            RECORD + "test_options_of_record_are_those_of_generate",
+        ),
+        "keep_sets": RECORD + "test_experts_that_are_masked_are_never_chosen",
+        "domains": RECORD + "test_summaries_are_those_of_a_loop_over_the_trace",
+        "skip_bad_rows": RECORD + "test_rows_that_ask_nothing_are_left_out_when_asked",
+        "resume": RECORD + "test_a_killed_run_goes_on",
+        **dict.fromkeys(
+            ["batch_size", "memory_gib"], "test_generate.py::test_rows_that_memory_does_not_hold_are_refused"
+        ),
+        # Replies come from the same decoder as those of generate.
+        "weights": "test_replies_come_from_the_engine_that_is_named",
+        "mesh": "test_mesh.py::test_replies_over_meshes",
+        **dict.fromkeys(["coordinator", "num_processes", "process_id"], "test_hosts.py::test_generates_as_one_process"),
+        **dict.fromkeys(["out", "overwrite"], OUT),
     },
     "fingerprint import": {
         **dict.fromkeys(["source", "domains"], OF_ANSWERS + "test_the_commands_do_what_python_does"),

@@ -32,9 +32,12 @@ TEXTS = {
     "text_column",
     "id_column",
     "domain_column",
+    "benchmark",
+    "benchmark_column",
+    "category_column",
     "topology",
 }
-OUTPUTS = ("out", "write_baseline")
+OUTPUTS = ("out", "write_baseline", "trace")
 NUMBERS = (click.Choice, click.IntRange, click.types.IntParamType, click.types.BoolParamType)
 PARAMETERS = [(name, parameter) for name, command in COMMANDS.items() for parameter in command.params]
 
@@ -73,6 +76,10 @@ def words(command: str, argv: list[Any], parameter: click.Parameter, tmp_path: P
     """A command line that has the parameter."""
     if parameter.name == "keep_sets" and argv[0] in ("profile", "generate"):
         argv = [*argv, "--keep-sets", dump(tmp_path / "keep.json", [[0, 1, 2, 3]] * 4)]
+    if parameter.name == "keep_sets" and command == "fingerprint record":
+        argv = [*argv, "--keep-sets", dump(tmp_path / "keep.json", [[*range(15)]] * 6)]
+    if parameter.name == "trace":
+        argv = [*argv, "--trace", tmp_path / "trace"]
     if parameter.name == "keep_sets" and argv[0] == "prune":
         argv = ["prune", argv[1], "--keep-sets", dump(tmp_path / "keep.json", [[0, 1, 2, 3]] * 4)]
     if parameter.name == "eval":

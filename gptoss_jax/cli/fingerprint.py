@@ -40,8 +40,9 @@ def record(model: str, keep_sets: Any, domains: Any, out: Any, overwrite: bool, 
     benchmark and a category. Many questions are answered side by side. What is finished of a run is kept in the folder
     OUT.progress until OUT is complete.
     """
-    data, asked, placing = taken(Data, options), taken(Asked, options), taken(Placing, options)
+    # First, since the seed is that of the answers: all of `Data` that is an option here is named otherwise.
     answering, sampling = taken(Answering, options), taken(Sampling, options)
+    data, asked, placing = taken(Data, options), taken(Asked, options), taken(Placing, options)
     from ..devices import hosts
     from ..fingerprints import recording
     from ..fingerprints.domains import domains_of

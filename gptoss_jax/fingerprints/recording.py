@@ -141,7 +141,8 @@ def _question(row: Row, marks: Any, template: Template, effort: str) -> Question
     if row.text and START not in row.text:
         asked = Conversation((Message("user", row.text),))
         return Question(row, row.text, template.write(asked, effort, generate=True))
-    cut = question_and_reply(row.harmony, marks)
+    # A text may end where the model is to go on.
+    cut = question_and_reply(HarmonyText(row.text.removesuffix(f"{START}assistant"), row.literals), marks)
     if cut is None:
         return None
     said, _ = messages_of(list(pieces(cut[0], marks)))

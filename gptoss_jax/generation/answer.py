@@ -86,8 +86,10 @@ class Answer:
         if not waiting:
             return
         how = How(self.source.config, self.sampling, tuple(self.stop_ids), routing=recording is not None)
+        # As many rows as for all: what runs beside a row decides how its last bits are rounded.
+        decoder = choose.decoder(self.source, self.placing, self.asked, how)
         try:
-            for grown in generate(choose.decoder(self.source, self.placing, waiting, how), waiting):
+            for grown in generate(decoder, waiting):
                 for growing in grown:
                     self.token_ids[growing.prompt.number] = growing.token_ids
                 if recording is not None:

@@ -16,6 +16,7 @@ from ..run.artifacts import versions
 from ..run.job import keeping
 from ..run.options import by_flag
 from ..run.progress import Progress, resumable
+from ..run.tracing import named
 from .answer import Answer
 from .recording import Recording
 
@@ -46,7 +47,7 @@ def recorded(answer: Answer, target: AnyPath, overwrite: bool, resume: bool, **a
 @contextmanager
 def traced(answer: Answer, target: AnyPath, overwrite: bool, resume: bool) -> Iterator[None]:
     """A block in which replies grow, and behind which their trace stands at `target`; see `recorded`."""
-    with recorded(answer, target, overwrite, resume) as recording:
+    with named(), recorded(answer, target, overwrite, resume) as recording:
         yield
         with hosts.first_alone():
             if hosts.is_first():

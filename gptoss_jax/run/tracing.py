@@ -14,7 +14,7 @@ import numpy as np
 
 from ..data.dataset import Dataset
 from ..data.rows import Row, row_hash
-from ..errors import OutputError
+from ..errors import OutputError, ResumeError, StorageError
 from ..files import atomic
 from ..files.paths import AnyPath, is_local, storage_errors
 from ..network.batch import Batch, Tokens
@@ -86,10 +86,9 @@ def named() -> Iterator[None]:
     """A block whose errors name the option --trace where they speak of --out."""
     try:
         yield
-    except OutputError as error:
-        raise OutputError(
-            str(error).replace("another --out", "another --trace").replace("an --out", "a --trace")
-        ) from error
+    except (OutputError, ResumeError, StorageError) as error:
+        said = str(error).replace("another --out", "another --trace").replace("an --out", "a --trace")
+        raise type(error)(said) from error
 
 
 def _standing(target: AnyPath) -> str:
