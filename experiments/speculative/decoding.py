@@ -113,8 +113,9 @@ class Speculative:
         assert sampling.top_k == 0 and sampling.top_p == 1, "drawn from all tokens"
         self.target, self.draft, self.config, self.length = target, draft, config, length
         self.how, self.key = How(config, sampling, ()), jax.random.key(sampling.seed)
-        fixed = {"config": config, "place": here(), "length": length, "temperature": sampling.temperature}
-        self._round = jax.jit(partial(one_round, **fixed), donate_argnames="going")
+        temperature = float(sampling.temperature)
+        fixed = partial(one_round, config=config, place=here(), length=length, temperature=temperature)
+        self._round = jax.jit(fixed, donate_argnames="going")
         self._prefill = jax.jit(partial(prefill, how=self.how, place=here()))
 
     def replies(self, prompts: Sequence[Prompt], stop_ids: Sequence[int]) -> list[Reply]:
@@ -131,7 +132,7 @@ class Speculative:
             key = jax.random.fold_in(self.key, number)
             going, drafted_BN, judged = self._round(self.target, self.draft, going, jnp.array(active), key)
             drafts, accepted, following = (np.asarray(x).tolist() for x in (drafted_BN, *judged))
-            for row in np.flatnonzero(active):
+            for row in np.flatnonzero(active).tolist():
                 room = prompts[row].limit - len(prompts[row].token_ids) - len(found[row].token_ids)
                 _grow(found[row], drafts[row], accepted[row], following[row], room, stop_ids)
         return found
