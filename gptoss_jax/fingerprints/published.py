@@ -43,6 +43,8 @@ class Example:
 
     row_index: int
     prompt: str
+    before: list[str]
+    """The tokens in front of the reply, as texts: the prompt as the model saw it."""
     reply: list[str]
     """Its tokens, as texts."""
     experts_TLk: np.ndarray
@@ -149,7 +151,7 @@ def _example(raw: dict[str, Any], group: Group, where: str) -> Example:
             raise FingerprintError(f"{where}: router_data, token_{first + t}: expected {L} layers of {k} experts")
     experts_TLk = np.array([[experts for experts, _ in layers] for layers in routing])
     gates_TLk = np.array([[gates for _, gates in layers] for layers in routing], np.float64)
-    return Example(_whole(raw, "row_index", where), prompt, reply, experts_TLk, gates_TLk)
+    return Example(_whole(raw, "row_index", where), prompt, whole[:first], reply, experts_TLk, gates_TLk)
 
 
 def _routing(entry: Any, label: str, where: str) -> list[tuple[list[int], list[float]]]:

@@ -48,10 +48,12 @@ class Attention(nnx.Module):
         sliding: Bool[Array, ""],
         place: Placement,
         cache: Cache | None = None,
+        follows: bool = False,
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """Attend and project. With `sliding` a query sees `sliding_window` tokens, itself included; else all before it.
 
-        With a cache, keys and values go into it too, and one token alone sees what stands there.
+        With a cache, keys and values go into it too. One token alone sees what stands there, and so do several that
+        are said to follow it; others are the first of their rows.
         """
         q_BSHh = rotate(project(x_BSD, self.q_kernel[...], self.q_bias[...]), *rope)
         k_BSKh = rotate(project(x_BSD, self.k_kernel[...], self.k_bias[...]), *rope)
@@ -59,8 +61,9 @@ class Attention(nnx.Module):
         sequences = q_BSHh, k_BSKh, v_BSKh, self.sinks[...], tokens.segments
         if cache is not None:
             cache = cache.store(k_BSKh, v_BSKh, tokens.positions, tokens.segments)
-        if cache is not None and x_BSD.shape[1] == 1:
-            mixed_BSHh = attend_to_cache(q_BSHh[:, 0], cache, self.sinks[...])[:, None]
+        if cache is not None and (follows or x_BSD.shape[1] == 1):
+            window = jnp.where(sliding, self.sliding_window, jnp.iinfo(jnp.int32).max)
+            mixed_BSHh = attend_to_cache(q_BSHh, cache, self.sinks[...], tokens.positions, window)
         elif place.platform == "tpu" and not place.differentiable:
             mixed_BSHh = splash.attend(*sequences, sliding, self.sliding_window, place.interpret)
         else:
@@ -166,23 +169,31 @@ def _add_keys(
     return higher, total * shrink + weights.sum(-1), mixed
 
 
-def attend_to_cache(q_BHh: Float[Array, "B H h"], cache: Cache, sinks_H: Float[Array, " H"]) -> Float[Array, "B H h"]:
-    """Softmax attention in float32 of one query a row to all that its cache holds; `attend` says the rest."""
-    B, H, h = q_BHh.shape
-    K = cache.keys.shape[1]
-    scores_BKqC = jnp.einsum(
-        "BKqh,BKCh->BKqC", q_BHh.reshape(B, K, H // K, h), cache.keys, preferred_element_type=jnp.float32
-    )
-    visible_BC = cache.positions >= 0
-    scores_BKqC = jnp.where(visible_BC[:, None, None], scores_BKqC * h**-0.5, -jnp.inf)
-    sinks_Kq = sinks_H.astype(jnp.float32).reshape(1, K, H // K, 1)
-    top = jnp.maximum(scores_BKqC.max(-1, keepdims=True), sinks_Kq)
-    weights_BKqC = jnp.exp(scores_BKqC - top)
-    total = weights_BKqC.sum(-1, keepdims=True) + jnp.exp(sinks_Kq - top)
-    mixed = jnp.einsum(
-        "BKqC,BKCh->BKqh", weights_BKqC.astype(q_BHh.dtype), cache.values, preferred_element_type=jnp.float32
-    )
-    return (mixed / total).astype(q_BHh.dtype).reshape(B, H, h)
+def attend_to_cache(
+    q_BSHh: Float[Array, "B S H h"],
+    cache: Cache,
+    sinks_H: Float[Array, " H"],
+    positions_BS: Int[Array, "B S"],
+    window: Int[Array, ""],
+) -> Float[Array, "B S H h"]:
+    """Softmax attention in float32 of a row's last queries to what its cache holds, themselves included; `attend` says
+    the rest. What stands at a later position is not seen: a draft that was rejected leaves such keys."""
+    B, S, H, h = q_BSHh.shape
+    K, C = cache.keys.shape[1:3]
+    q_BKXh = jnp.moveaxis(q_BSHh.reshape(B, S, K, H // K, h), 1, 3).reshape(B, K, -1, h)  # X: q·S queries
+    scores = jnp.einsum("BKXh,BKCh->BKXC", q_BKXh, cache.keys, preferred_element_type=jnp.float32)
+    scores_BKqSC = scores.reshape(B, K, H // K, S, C) * h**-0.5
+    before_BSC = positions_BS[:, :, None] - cache.positions[:, None]
+    visible_BSC = (cache.positions >= 0)[:, None] & (before_BSC >= 0) & (before_BSC < window)
+    scores_BKqSC = jnp.where(visible_BSC[:, None, None], scores_BKqSC, -jnp.inf)
+    sinks_Kq = sinks_H.astype(jnp.float32).reshape(1, K, H // K, 1, 1)
+    top = jnp.maximum(scores_BKqSC.max(-1, keepdims=True), sinks_Kq)
+    weights_BKqSC = jnp.exp(scores_BKqSC - top)
+    total = weights_BKqSC.sum(-1, keepdims=True) + jnp.exp(sinks_Kq - top)
+    weights_BKXC = weights_BKqSC.astype(q_BSHh.dtype).reshape(B, K, -1, C)
+    mixed = jnp.einsum("BKXC,BKCh->BKXh", weights_BKXC, cache.values, preferred_element_type=jnp.float32)
+    mixed = (mixed.reshape(*total.shape[:-1], h) / total).astype(q_BSHh.dtype)
+    return jnp.moveaxis(mixed, 3, 1).reshape(B, S, H, h)
 
 
 def _document_starts(segment_ids_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:

@@ -10,7 +10,7 @@ from ..config import SLIDING, Config
 
 class Cache(NamedTuple):
     """One layer's. The token at position p has slot p % C: where a layer slides, C is its window, and a token takes the
-    place of the one that has just left it."""
+    place of the one that has just left it. Where drafts may be rejected C is more: see `empty`."""
 
     keys: Float[Array, "B K C h"]
     """Heads before slots: XLA's CPU backend would transpose the whole at each product."""
@@ -44,8 +44,11 @@ class Cache(NamedTuple):
         return Cache(keys, values, jnp.full((batch_size, self.positions.shape[1]), -1, jnp.int32))
 
 
-def empty(config: Config, batch_size: int, capacity: int, kind: str, dtype: Any) -> Cache:
-    """A layer's, for rows of at most `capacity` tokens."""
-    slots = min(capacity, config.sliding_window) if kind == SLIDING else capacity
+def empty(config: Config, batch_size: int, capacity: int, kind: str, dtype: Any, ahead: int = 0) -> Cache:
+    """A layer's, for rows of at most `capacity` tokens.
+
+    Steps may store so many tokens `ahead` of one that still sees its window, or of one that takes their place when
+    they are rejected: the window's keys stay."""
+    slots = min(capacity, config.sliding_window + ahead) if kind == SLIDING else capacity
     shape = batch_size, config.num_kv_heads, slots, config.head_dim
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((batch_size, slots), -1, jnp.int32))

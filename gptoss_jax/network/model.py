@@ -92,14 +92,15 @@ class Layer(nnx.Module):
         cache: Cache | None = None,
         interventions: Interventions = NONE,
         swap_BS: Bool[Array, "B S"] | None = None,
+        follows: bool = False,
     ) -> LayerOutput:
         """`index` is this layer's, where its experts' weights are left in the stack of all layers; `cache` holds what
         it keeps of the tokens before these, where these go on; `interventions` are those in this layer; `swap_BS` says
-        for which tokens `changes_Tk` is wanted."""
+        for which tokens `changes_Tk` is wanted; `follows`, that several tokens see what stands in the cache."""
         if interventions.steering is not None:
             x_BSD = x_BSD + interventions.steering.astype(x_BSD.dtype)
         normed_BSD = self.attention_norm(x_BSD)
-        attended_BSD, cache = self.attention(normed_BSD, rope_tables, tokens, sliding, place, cache)
+        attended_BSD, cache = self.attention(normed_BSD, rope_tables, tokens, sliding, place, cache, follows)
         x_BSD = x_BSD + attended_BSD
         normed_BSD, valid_BS = self.moe_norm(x_BSD), tokens.segments > 0
         mixed_BSD, routing, mixture, changes_Tk = self.moe(

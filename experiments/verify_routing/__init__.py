@@ -1,0 +1,1 @@
+"""Whether a model chooses the experts that were recorded: answers are forced through it, and choices compared."""
