@@ -21,8 +21,8 @@ Refused = Callable[..., str]
 
 
 def without_told(error: str) -> str:
-    """Standard error without the line that `profile` says before its first step."""
-    return re.sub(r"^gptoss-jax: [\d,]+ rows: .*\n", "", error, flags=re.MULTILINE)
+    """Standard error without the line that `profile` and `fingerprint record` say before their first step."""
+    return re.sub(r"^gptoss-jax: [\d,]+ (rows: |questions, of which ).*\n", "", error, flags=re.MULTILINE)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

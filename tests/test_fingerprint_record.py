@@ -317,7 +317,7 @@ def test_rows_that_ask_nothing_are_left_out_when_asked(tmp_path: Path, program: 
     argv = ["fingerprint", "record", "nano", "--data", data, "--max-new-tokens", 24, "--out", "out"]
     refused(*argv, says=("row mute asks nothing", "--skip-bad-rows leaves such rows out"))
     status, error = program(*argv, "--skip-bad-rows")
-    assert status == 0 and "left out, as they ask nothing: 1 row" in error and "1 questions" in error
+    assert status == 0 and "left out, as they ask nothing: 1 row" in error
     assert [answer["prompt_id"] for answer in Activations.open(tmp_path / "out").answers] == ["asks"]
     write(data, [silent])
     refused(*argv, "--skip-bad-rows", "--overwrite", says=("no row asks anything",))

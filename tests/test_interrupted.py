@@ -47,7 +47,8 @@ stopping(gptoss_jax.pods.plan, "compile_step", lambda *args: None)
 from gptoss_jax.cli import main
 main()
 """
-# Commands that write, and of these those that write a folder in several steps, and a checkpoint.
+# Commands that write, and of these those that write a folder in several steps, and a checkpoint. What
+# `fingerprint record` writes in a second step is made in memory first, where no disk is full.
 ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert", *FINGERPRINTS])
 FOLDERS = pytest.mark.parametrize(
     "command", ["profile", "merge", "prune", "convert", "fingerprint import", "fingerprint record"]
