@@ -18,11 +18,13 @@ from convert.sources import open_source
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from gptoss_jax.data.harmony import HarmonyText
+from gptoss_jax.errors import OutputError
 from gptoss_jax.generation import recording
 from gptoss_jax.generation.answer import Answer
 from gptoss_jax.generation.traced import traced
 from gptoss_jax.routing.segments import ANSWER, OTHER, PROMPT, THINK
 from gptoss_jax.run.options import Answering, Placing, Sampling
+from gptoss_jax.run.progress import Progress
 from tests import oracle
 
 from .bad_input import Program, Refused, case, dump, edit
@@ -234,6 +236,26 @@ def test_what_has_ended_is_asked_no_more(tiny_mxfp4: Path, tmp_path: Path, monke
     ours = gj.generate(str(tiny_mxfp4), ASKED, trace=tmp_path / "trace", resume=True, **options)
     assert ours == expected and [prompt.number for prompt in asked[0]] == [2, 3]
     assert gj.Trace.open(tmp_path / "trace").prompts == ["1", "2", "3", "4"]
+
+
+def test_a_run_that_was_killed_when_all_was_written_ends(
+    tiny_mxfp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its progress still lies beside its trace, which nothing else may replace."""
+    options = {"temperature": 0, "dtype": "float32", "max_new_tokens": 3, "trace": tmp_path / "trace"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "remove", lambda self: None)
+        said = gj.generate(str(tiny_mxfp4), ASKED[:1], **options)
+    before = of_folder(tmp_path / "trace")
+    with pytest.raises(OutputError, match="trace: exists already"):
+        gj.generate(str(tiny_mxfp4), ASKED[:1], **options | {"seed": 5}, resume=True)
+    assert gj.generate(str(tiny_mxfp4), ASKED[:1], **options, resume=True) == said
+    assert of_folder(tmp_path / "trace") == before and not (tmp_path / "trace.progress").exists()
+
+
+def test_a_trace_replaces_no_input(model: Path, refused: Refused, tmp_path: Path) -> None:
+    messages = dump(tmp_path / "m.json", [{"role": "user", "content": "Hi"}])
+    refused("generate", model, "--messages", messages, "--trace", messages, "--overwrite", says=("is where the input",))
 
 
 @pytest.mark.parametrize(

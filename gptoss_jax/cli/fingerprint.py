@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from ..files.atomic import check_apart
 from ..run.fingerprinting import ANSWERED, RECORDED, Asked, Used
 from ..run.options import SIDE_BY_SIDE, Answering, Data, Placing, Sampling, by_flag, taken
 from . import terminal
@@ -49,6 +50,7 @@ def record(model: str, keep_sets: Any, domains: Any, out: Any, overwrite: bool, 
     from ..interface.model import open_masked
     from ..run.job import join
 
+    check_apart(out, *(given for given in (keep_sets, domains) if given is not None))
     known = None if domains is None else domains_of(domains)
     own = {"MODEL": model, "--keep-sets": str(keep_sets), "--domains": known, "--out": str(out)}
     join(placing, own | by_flag(data, asked, answering, sampling, placing))

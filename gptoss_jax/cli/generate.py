@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import DataError, UserError, reason, refusal
+from ..files.atomic import check_apart
 from ..files.paths import AnyPath, storage_errors
 from ..run.options import SIDE_BY_SIDE, Answering, Placing, Sampling, by_flag, taken
 from . import terminal
@@ -54,6 +55,8 @@ def generate(
     join(placing, own | by_flag(answering, sampling, placing))
     conversations = _read(messages) if messages else list(prompts)
     answer = jobs.answer(open_masked(model, keep_sets), conversations, answering, sampling, placing)
+    if trace is not None:
+        check_apart(trace, *(given for given in (messages, keep_sets) if given is not None))
     with jobs.tracing(answer, trace, overwrite, resume):
         if hosts.is_first():
             for remark in answer.remarks:

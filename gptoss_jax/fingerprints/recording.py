@@ -22,7 +22,7 @@ from ..files import atomic
 from ..files.paths import AnyPath, is_path, place
 from ..generation.answer import Answer
 from ..generation.recording import Recording
-from ..generation.traced import options, recorded, write_trace
+from ..generation.traced import Taking, options, recorded, write_trace
 from ..network.source import Source
 from ..routing.segments import ANSWER, THINK
 from ..routing.tables import Routed
@@ -89,7 +89,8 @@ def record(
     written = [question.written for question in found]
     answer = Answer(source, written, request.answering, request.sampling, request.placing, said)
     rows = {"the rows' hash": prompts_hash(question.row for question in found)}
-    with recorded(answer, target, overwrite, resume, **rows) as recording:
+    with recorded(answer, target, INFO, overwrite, resume, **rows) as taking:
+        recording = taking.recording
         if hosts.is_first():
             for line in [*answer.remarks, f"{len(found):,} questions, of which {len(recording.missing()):,} are asked"]:
                 tell(line)
@@ -98,10 +99,10 @@ def record(
         with hosts.first_alone():
             if hosts.is_first():
                 names = prompt_ids([question.row for question in found])
-                made = activations(request, source, answer, recording, found, names)
-                with atomic.new_folder(target, overwrite, last=INFO) as folder:
+                made = activations(request, source, answer, taking, found, names)
+                with atomic.new_folder(target, taking.overwrite, last=INFO) as folder:
                     (folder / TRACES).mkdir()
-                    write_trace(folder / TRACES, answer, recording, names)
+                    write_trace(folder / TRACES, answer, taking, names)
                     made.write(folder)
     return made or Activations.open(target)
 
@@ -186,13 +187,13 @@ def activations(
     request: Request,
     source: Source,
     answer: Answer,
-    recording: Recording,
+    taking: Taking,
     found: Sequence[Question],
     names: Sequence[str],
 ) -> Activations:
     """The dataset of replies that are all whole. DataError where none has thoughts or an answer."""
     made, config = _Made(), source.config
-    for reply, question, name in zip(recording.replies(), found, names, strict=True):
+    for reply, question, name in zip(taking.recording.replies(), found, names, strict=True):
         row = _answer(reply, question, name, answer)
         group = Group(*question.of, row["finished"], row["repetition"])
         for segment, tokens, count_LE, gate_sum_LE in of_segments(reply, config.num_experts):
@@ -219,6 +220,7 @@ def activations(
         "command": request.command,
         "versions": versions(),
         "options": options(answer),
+        "settings_hash": taking.settings_hash,
     }
     return Activations.of([made.sums[key].summary(*key) for key in order], made.answers, info)
 
