@@ -3,12 +3,14 @@
     python -m experiments.bench.generate MODEL
 
 Greedy, float32, both in one process, in turns; no stop ends a row. A rate is of all new tokens over the whole call,
-prompts included, after a call that compiles and warms up. Ours is also timed at the end of long contexts. Needs the
-test extra.
+prompts included, after a call that compiles and warms up. Ours is also timed at the end of long contexts, and with a
+trace. Needs the test extra.
 """
 
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import click
@@ -18,10 +20,15 @@ from convert.sources import open_source
 from gptoss_jax.generation import choose
 from gptoss_jax.generation.continuous import generate, prompts_of, replies
 from gptoss_jax.generation.decoder import Prompt
+from gptoss_jax.generation.recording import Recording
 from gptoss_jax.generation.resident import STEPS_AT_ONCE
 from gptoss_jax.generation.steps import How
 from gptoss_jax.network.source import Source
+from gptoss_jax.routing.tables import About
+from gptoss_jax.routing.traces import Writer
+from gptoss_jax.run.job import tokenizer_of
 from gptoss_jax.run.options import Placing, Sampling
+from gptoss_jax.run.progress import Progress
 
 PROMPT, NEW = 100, 128  # tokens
 BATCHES = (1, 16)
@@ -82,11 +89,37 @@ def at_context(source: Source, batch_size: int, context: int, rounds: int) -> st
     return f"| {batch_size} | {context:,} | {batch_size / each:,.0f} | {each * 1e3:.2f} |"
 
 
+def traced(source: Source, batch_size: int, rounds: int) -> str:
+    """One line: what it costs to keep what each token chose, and to write the trace, in turns."""
+    asked, how = prompts(source, batch_size, PROMPT, NEW), How(source.config, GREEDY, ())
+    plain, routing = (choose.decoder(source, RESIDENT, asked, h) for h in (how, how._replace(routing=True)))
+    about, tokenizer = About.of(source), tokenizer_of(source)
+
+    def with_trace() -> None:
+        with tempfile.TemporaryDirectory() as name:
+            kept = Progress(Path(name) / "trace")
+            kept.begin({}, resume=False)
+            recording = Recording(asked, kept, about, tokenizer)
+            for grown in generate(routing, asked):
+                recording.take(grown)
+            recording.save()
+            writer = Writer(Path(name), about)
+            for reply in recording.replies():
+                writer.add(reply)
+            writer.finish({})
+
+    with_trace()
+    replies(plain, asked)
+    pairs = [(seconds(lambda: replies(plain, asked)), seconds(with_trace)) for _ in range(rounds)]
+    ratios = sorted(b / a for a, b in pairs)
+    return f"| {batch_size} | {median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}) |"
+
+
 @click.command()
 @click.argument("model")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Pairs of runs.")
 def main(model: str, rounds: int) -> None:
-    """Print both tables."""
+    """Print the tables."""
     source = open_source(model)
     beside = [beside_transformers(source, size, rounds) for size in BATCHES]
     long = [at_context(source, size, context, rounds) for size in BATCHES for context in CONTEXTS]
@@ -96,6 +129,8 @@ def main(model: str, rounds: int) -> None:
     click.echo("\n".join(beside))
     click.echo("\n| rows | context | tokens/s | ms a step |\n|---:|---:|---:|---:|")
     click.echo("\n".join(long))
+    click.echo("\n| rows | seconds with a trace, over those without |\n|---:|---|")
+    click.echo("\n".join(traced(source, size, rounds) for size in BATCHES))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import jax
@@ -53,7 +54,8 @@ class Streamed:
         x_by_batch = [self._embed(prompts.ids) for prompts, _ in batches]
         chosen: list[Any] = []
         of_batch: list[list[Any]] = [[] for _ in batches]
-        for index, layer in enumerate(next(self.layers) for _ in self.how.config.layer_types):
+        # Where rows have said their last tokens and none come, no layer is read.
+        for index, layer in enumerate(islice(self.layers, len(self.caches) if runs or batches else 0)):
             held, number = self.caches[index], np.asarray(index)
             if runs:
                 x_B1D, held, some = self._one(layer, x_B1D, tokens, self.rows.kept, held=held, index=number)
