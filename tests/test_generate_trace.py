@@ -15,6 +15,8 @@ from click.testing import CliRunner
 
 import gptoss_jax as gj
 from convert.sources import open_source
+from experiments.nano import QUESTIONS
+from experiments.nano.families import read
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from gptoss_jax.data.harmony import HarmonyText
@@ -91,6 +93,25 @@ def test_routing_equals_transformers(way: str, made: Callable[..., Any], ending:
         np.testing.assert_allclose(prompt.gates, np.stack(theirs.gates, 1), rtol=2**-10, atol=2**-20)
     shortest, longest = (choose(len(ids) for ids in answer.prompts) for choose in (min, max))
     assert shortest + 2 < TINY.sliding_window and longest > 4 * TINY.sliding_window
+
+
+def test_fifty_prompts_of_nano_are_routed_as_transformers_routes_them(tmp_path: Path) -> None:
+    """Side by side, as rows come and go, and three of them alone; nearly all reach beyond nano's window of 32."""
+    every = read(QUESTIONS / "evaluation.jsonl")
+    asked = [example.messages()[:-1] for example in every[:: len(every) // 50][:50]]
+    options = {"dtype": "float32", "temperature": 0, "max_new_tokens": 64}
+    gj.generate("nano", asked, trace=tmp_path / "beside", batch_size=16, **options)
+    beside, reference = gj.Trace.open(tmp_path / "beside"), oracle.load(Path(str(open_source("nano").folder)))
+    assert len(beside) == 50 and sum(len(prompt) > 2 * 32 for prompt in beside) > 40
+    for prompt in beside:
+        theirs = oracle.forward(reference, prompt.token_ids[:-1])
+        np.testing.assert_array_equal(prompt.experts, np.stack(theirs.experts, 1))
+    for number in (0, 20, 40):
+        folder = tmp_path / f"alone-{number}"
+        gj.generate("nano", [asked[number]], trace=folder, **options)
+        (alone,) = gj.Trace.open(folder)
+        np.testing.assert_array_equal(alone.token_ids, beside[str(number + 1)].token_ids)
+        np.testing.assert_array_equal(alone.experts, beside[str(number + 1)].experts)
 
 
 @pytest.mark.parametrize("way", WAYS)
