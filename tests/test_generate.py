@@ -5,24 +5,27 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from jax.sharding import NamedSharding
 from tokenizers import AddedToken
 
 from convert.hf import Checkpoint
 from convert.sources import open_source
 from gptoss_jax.cli import cli
 from gptoss_jax.cli.generate import _read, _show
-from gptoss_jax.config import TINY
+from gptoss_jax.config import GPT_OSS_20B, TINY
 from gptoss_jax.data import batching
 from gptoss_jax.data.batching import Document
 from gptoss_jax.data.tokens import load_tokenizer
-from gptoss_jax.devices import mesh
+from gptoss_jax.devices import mesh, topologies
 from gptoss_jax.devices.placement import here
 from gptoss_jax.errors import DataError, TokenizerError
 from gptoss_jax.generation import choose, resident, steps
@@ -247,6 +250,21 @@ def test_prompts_that_leave_no_room_are_refused() -> None:
         rows = [np.zeros(3, np.int32), np.zeros(length, np.int32)]
         with pytest.raises(DataError, match=rf"prompt 2 has {length} tokens, the model's context is 18000"):
             prompts_of(rows, TINY, 4)
+
+
+@pytest.mark.parametrize("form", ["bf16", "mxfp4"])
+def test_steps_compile_for_tpus(form: Any) -> None:
+    """Two layers of gpt-oss-20b's shape over eight chips, by the TPU's own compiler."""
+    config = replace(GPT_OSS_20B, num_layers=2, layer_types=GPT_OSS_20B.layer_types[:2])
+    slice_ = mesh.make(config, 2, 4, topologies.devices("v5e:2x4"))
+    how, network = How(config, GREEDY, (1,), routing=True), resident.abstract(config, "bfloat16", slice_, form)
+    run = resident.mapped(network, how, slice_)
+    state = jax.eval_shape(partial(resident.empty_state, how, 32, 1024, jnp.bfloat16))
+    state = mesh.sharded(state, slice_, run.state)
+    by_row = NamedSharding(slice_, mesh.split("B"))
+    ids, *others = (jax.ShapeDtypeStruct(s, jnp.int32, sharding=by_row) for s in ((16, 256), *[(16,)] * 4))
+    assert run.prefill.lower(network, state, steps.Prompts(ids, *others)).compile().memory_analysis()
+    assert run.decode.lower(network, state).compile().memory_analysis()
 
 
 def test_rows_that_memory_does_not_hold_are_refused(tiny_mxfp4: Path, refused: Refused) -> None:

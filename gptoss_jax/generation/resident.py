@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ..config import Form
+from ..config import Config, Form
 from ..devices import hosts
 from ..devices import mesh as sharding
 from ..devices.mesh import DATA, EXPERT
@@ -19,7 +19,7 @@ from ..devices.placement import over
 from ..network import cache
 from ..network.cache import Cache
 from ..network.model import Head, Layer
-from ..network.source import Source, abstract_part, filled, load_part
+from ..network.source import Source, abstract_part, filled
 from ..run.steps import Chosen
 from .decoder import Advanced, Prompt, of_prompts, padded
 from .steps import How, Network, Prompts, Rows, State, decode, empty, prefill
@@ -27,17 +27,59 @@ from .steps import How, Network, Prompts, Rows, State, decode, empty, prefill
 STEPS_AT_ONCE = 16  # tokens between two looks at what was generated
 
 
-def load(source: Source, dtype: Any, mesh: Mesh, form: Form = "bf16") -> Network:
-    """The network with all weights, split over the mesh."""
-    config = source.config
-    shapes = abstract_part(lambda: Layer(config, form, rngs=nnx.Rngs(0)), dtype, mesh)
-    layers = tuple(filled(source, shapes, f"layers/{i}/") for i in range(config.num_layers))
+def abstract(config: Config, dtype: Any, mesh: Mesh, form: Form = "bf16") -> Network:
+    """The network with shapes, dtypes and shardings over the mesh in the place of arrays."""
 
     def part(make: Any) -> Any:
-        return load_part(source, make, dtype, mesh=mesh)
+        return abstract_part(make, dtype, mesh)
 
+    layer = part(lambda: Layer(config, form, rngs=nnx.Rngs(0)))
     embedding = part(lambda: {"embedding": jnp.zeros((config.vocab_size, config.hidden_size))})["embedding"]
-    return Network(embedding, layers, part(lambda: Head(config, rngs=nnx.Rngs(0))))
+    return Network(embedding, (layer,) * config.num_layers, part(lambda: Head(config, rngs=nnx.Rngs(0))))
+
+
+def load(source: Source, dtype: Any, mesh: Mesh, form: Form = "bf16") -> Network:
+    """The network with all weights, split over the mesh."""
+    shapes = abstract(source.config, dtype, mesh, form)
+    layers = tuple(filled(source, layer, f"layers/{i}/") for i, layer in enumerate(shapes.layers))
+    embedding = filled(source, {"embedding": shapes.embedding})["embedding"]
+    return Network(embedding, layers, filled(source, shapes.head))
+
+
+class Mapped(NamedTuple):
+    """The steps over the devices of a mesh, jitted; they take the network and the state, which goes."""
+
+    prefill: Any
+    """Takes prompts too, of which each device gets those that become its rows."""
+    decode: Any
+    state: State
+    """How a mesh splits the state."""
+
+
+def mapped(network: Network, how: How, mesh: Mesh) -> Mapped:
+    """The steps of a network, which may be an abstract one."""
+    place, state = over(mesh), _state_specs(how)
+
+    def over_devices(step: Any, more_in: Any, out: Any) -> Any:
+        # check_vma: the kernels do not say over which axes their results vary.
+        in_specs, out_specs = (sharding.specs(network), state, *more_in), (state, out)
+        split = jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        return jax.jit(split, donate_argnums=1)
+
+    return Mapped(
+        over_devices(partial(prefill, how=how, place=place), [_of_rows(Prompts, how)], _chosen_specs(how, 1)),
+        over_devices(
+            partial(decode, how=how, place=place, steps=STEPS_AT_ONCE), [], (P(None, DATA), _chosen_specs(how, 2))
+        ),
+        state,
+    )
+
+
+def empty_state(how: How, batch_size: int, capacity: int, dtype: Any) -> State:
+    """Rows that are all free, with room for `capacity` tokens each."""
+    kinds = how.config.layer_types
+    caches = tuple(cache.empty(how.config, batch_size, capacity, kind, dtype) for kind in kinds)
+    return State(empty(how, batch_size), caches)
 
 
 class Resident:
@@ -47,47 +89,25 @@ class Resident:
         """`capacity` is the most tokens that a row may have."""
         self.network, self.mesh, self.batch_size = network, mesh, batch_size
         self.shares, self.share = mesh.shape[DATA], hosts.share(mesh)
-        place, state_specs = over(mesh), _state_specs(how)
-        dtype = network.embedding.dtype
-        empty_state = partial(_empty, how=how, batch_size=batch_size, capacity=capacity, dtype=dtype)
-        shardings = jax.tree.map(partial(NamedSharding, mesh), state_specs)
-        self.state: State = jax.jit(empty_state, out_shardings=shardings)()
-        by_prompt = _of_rows(Prompts, how)
-        in_specs = sharding.specs(network), state_specs
-        self._prefill = self._mapped(
-            partial(prefill, how=how, place=place), (*in_specs, by_prompt), (state_specs, _chosen_specs(how, 1))
-        )
-        self._decode = self._mapped(
-            partial(decode, how=how, place=place, steps=STEPS_AT_ONCE),
-            in_specs,
-            (state_specs, (P(None, DATA), _chosen_specs(how, 2))),
-        )
-
-    def _mapped(self, step: Any, in_specs: Any, out_specs: Any) -> Any:
-        # check_vma: the kernels do not say over which axes their results vary.
-        split = jax.shard_map(step, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-        return jax.jit(split, donate_argnums=1)
+        self.steps = mapped(network, how, mesh)
+        shardings = jax.tree.map(partial(NamedSharding, mesh), self.steps.state)
+        nothing = partial(empty_state, how, batch_size, capacity, network.embedding.dtype)
+        self.state: State = jax.jit(nothing, out_shardings=shardings)()
 
     def advance(self, admitted: Sequence[tuple[int, Prompt]]) -> Advanced:
         """See `Decoder`."""
         of_prompt: dict[int, Chosen] = {}
         for prompts, places in padded(admitted, self.batch_size, self.shares):
-            self.state, chosen = self._prefill(self.network, self.state, jax.tree.map(self._put, prompts))
+            self.state, chosen = self.steps.prefill(self.network, self.state, jax.tree.map(self._put, prompts))
             if chosen is not None:
                 of_prompt |= of_prompts(hosts.gather(chosen), places, prompts.lengths)
-        self.state, said = self._decode(self.network, self.state)
+        self.state, said = self.steps.decode(self.network, self.state)
         (tokens, chosen), done = hosts.gather((said, self.state.rows.done))
         return Advanced([of_prompt.get(n) for n in range(len(admitted))], tokens, chosen, done)
 
     def _put(self, rows: np.ndarray) -> jax.Array:
         """An array [B, …] on the devices, of which each process gives its own part."""
         return jax.make_array_from_process_local_data(NamedSharding(self.mesh, P(DATA)), self.share.own(rows))
-
-
-def _empty(how: How, batch_size: int, capacity: int, dtype: Any) -> State:
-    kinds = how.config.layer_types
-    caches = tuple(cache.empty(how.config, batch_size, capacity, kind, dtype) for kind in kinds)
-    return State(empty(how, batch_size), caches)
 
 
 def _of_rows(kind: Any, how: How) -> Any:
