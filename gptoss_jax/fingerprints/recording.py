@@ -34,6 +34,7 @@ from ..run.options import Answering, Data, Placing, Sampling
 from ..run.tracing import prompt_ids
 from .folder import INFO, TRACES, Activations
 from .summaries import Group, Summary
+from .traces import sums_of
 
 OF_SEGMENT = {"think": THINK, "answer": ANSWER}
 
@@ -228,14 +229,12 @@ def activations(
 def of_segments(reply: Routed, num_experts: int) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
     """The segments of a reply that have tokens: name, routed tokens, how many of these chose each expert, [L, E], and
     the sums of their gates."""
-    routed, L = len(reply.experts), reply.experts.shape[1]
+    routed = len(reply.experts)
     for name, code in OF_SEGMENT.items():
         mine_T = reply.generated[:routed] & (reply.segments[:routed] == code)
         if mine_T.any():
-            places = (reply.experts[mine_T] + num_experts * np.arange(L)[:, None]).reshape(-1)
-            gates = reply.gates[mine_T].astype(np.float64).reshape(-1)
-            counts, sums = (np.bincount(places, weights, L * num_experts) for weights in (None, gates))
-            yield name, int(mine_T.sum()), counts.reshape(L, num_experts), sums.reshape(L, num_experts)
+            gates = reply.gates[mine_T].astype(np.float64)
+            yield name, int(mine_T.sum()), *sums_of(reply.experts[mine_T], gates, num_experts)
 
 
 def _answer(reply: Routed, question: Question, name: str, answer: Answer) -> dict[str, Any]:

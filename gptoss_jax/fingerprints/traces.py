@@ -86,7 +86,13 @@ def segment_sums(
 ) -> tuple[Int[np.ndarray, "L E"], Float[np.ndarray, "L E"]]:
     """How many of a segment's routed tokens chose each expert, and the sums of their gates."""
     routed = slice(max(0, segment.first), segment.stop)
-    experts_TLk, gates_TLk = experts_TLk[routed], gates_TLk[routed]
+    return sums_of(experts_TLk[routed], gates_TLk[routed], num_experts)
+
+
+def sums_of(
+    experts_TLk: Int[np.ndarray, "T L k"], gates_TLk: Float[np.ndarray, "T L k"], num_experts: int
+) -> tuple[Int[np.ndarray, "L E"], Float[np.ndarray, "L E"]]:
+    """How many tokens chose each expert, and the sums of their gates."""
     L = experts_TLk.shape[1]
     places = (experts_TLk + num_experts * np.arange(L)[:, None]).reshape(-1)
     count = np.bincount(places, minlength=L * num_experts)
