@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from .summaries import SEGMENTS
 
@@ -90,7 +90,7 @@ def segment_sums(
 
 
 def sums_of(
-    experts_TLk: Int[np.ndarray, "T L k"], gates_TLk: Float[np.ndarray, "T L k"], num_experts: int
+    experts_TLk: Integer[np.ndarray, "T L k"], gates_TLk: Float[np.ndarray, "T L k"], num_experts: int
 ) -> tuple[Int[np.ndarray, "L E"], Float[np.ndarray, "L E"]]:
     """How many tokens chose each expert, and the sums of their gates."""
     L = experts_TLk.shape[1]
