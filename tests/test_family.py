@@ -208,7 +208,7 @@ def test_no_token_no_network_and_no_name_are_told(
     with running() as gone:
         closed = gone.endpoint
     for owner, endpoint, says in [
-        ("someone", closed, "cannot be reached"),
+        ("someone", closed, "the connection failed"),
         ("some one", server.endpoint, "not uploaded"),
     ]:
         with pytest.raises(hub.OutputError) as told:

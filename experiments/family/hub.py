@@ -38,5 +38,5 @@ def _words(error: BaseException) -> str:
         advice = "give a token that may write there" if status in (401, 403) else "run the same command again later"
         return f"refused with {status} ({said}): {advice}"
     if isinstance(error, httpx.TransportError | OSError):
-        return f"it cannot be reached ({reason(error)}): look at the network and --endpoint"
+        return f"the connection failed ({reason(error)}): look at the network and --endpoint"
     return reason(error)
