@@ -113,7 +113,7 @@ def compare_replies(
     means, differences = dict(zip(names, found, strict=False)), dict(zip(names, found[len(names) :], strict=True))
     for name in names:
         if COLUMNS[name][1]:
-            means[name], differences[name] = wilson(means[name], len(other)), _widened(differences[name], len(other))
+            means[name], differences[name] = wilson(means[name], len(other)), widened(differences[name], len(other))
     return RepliesCompared(len(other), means, differences, float(np.median([reply.length for reply in other])))
 
 
@@ -131,7 +131,7 @@ def wilson(share: Estimate, rows: int) -> Estimate:
     return replace(share, low=low, high=high).within(0.0, 1.0)
 
 
-def _widened(difference: Estimate, rows: int) -> Estimate:
+def widened(difference: Estimate, rows: int) -> Estimate:
     """A difference of shares. Where no row differs, no draw does, and would say that none ever will: but what never
     occurred in n rows may have the probability 1 − 0.025^(1/n)."""
     if difference.error:

@@ -1,0 +1,1 @@
+"""nano cut for each of its families by the fingerprints of its own answers, and measured."""
