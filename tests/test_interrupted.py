@@ -50,9 +50,7 @@ main()
 # Commands that write, and of these those that write a folder in several steps, and a checkpoint. What
 # `fingerprint record` writes in a second step is made in memory first, where no disk is full.
 ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert", *FINGERPRINTS])
-FOLDERS = pytest.mark.parametrize(
-    "command", ["profile", "merge", "prune", "convert", "fingerprint import", "fingerprint record"]
-)
+FOLDERS = pytest.mark.parametrize("command", ["profile", "merge", "prune", "convert", "fingerprint import"])
 CHECKPOINTS = pytest.mark.parametrize("command", ["prune", "convert"])
 
 
