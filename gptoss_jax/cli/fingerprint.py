@@ -4,7 +4,6 @@ from typing import Any
 
 import click
 
-from ..files.atomic import check_apart
 from ..run.fingerprinting import ANSWERED, RECORDED, Asked, Used
 from ..run.options import SIDE_BY_SIDE, Answering, Data, Placing, Sampling, by_flag, taken
 from . import terminal
@@ -45,6 +44,7 @@ def record(model: str, keep_sets: Any, domains: Any, out: Any, overwrite: bool, 
     answering, sampling = taken(Answering, options), taken(Sampling, options)
     data, asked, placing = taken(Data, options), taken(Asked, options), taken(Placing, options)
     from ..devices import hosts
+    from ..files.atomic import check_apart
     from ..fingerprints import recording
     from ..fingerprints.domains import domains_of
     from ..interface.model import open_masked

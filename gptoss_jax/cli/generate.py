@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import DataError, UserError, reason, refusal
-from ..files.atomic import check_apart
 from ..files.paths import AnyPath, storage_errors
 from ..run.options import SIDE_BY_SIDE, Answering, Placing, Sampling, by_flag, taken
 from . import terminal
@@ -47,6 +46,7 @@ def generate(
     if bool(prompts) == bool(messages):
         raise UserError("generate takes either --prompt or --messages")
     from ..devices import hosts
+    from ..files.atomic import check_apart
     from ..interface import jobs
     from ..interface.model import open_masked
     from ..run.job import join
