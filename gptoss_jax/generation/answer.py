@@ -73,11 +73,15 @@ class Answer:
         except DataError as error:
             raise DataError(f"prompt {number}: {error}") from None
 
+    @property
+    def prompts_hash(self) -> str:
+        """SHA-256 over the token ids of all prompts."""
+        return hashlib.sha256(b"".join(prompt.tobytes() + b"\n" for prompt in self.prompts)).hexdigest()
+
     def grow(self) -> Iterator[None]:
         """Generate to the end; after each step the replies are longer. HostsError where other processes have other
         prompts."""
-        digest = hashlib.sha256(b"".join(prompt.tobytes() + b"\n" for prompt in self.prompts)).hexdigest()
-        hosts.agree({"the prompts' hash": digest})
+        hosts.agree({"the prompts' hash": self.prompts_hash})
         waiting, recording = self.asked, self.recording
         if recording is not None:
             waiting = recording.missing()

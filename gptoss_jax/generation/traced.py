@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 from ..devices import hosts
 from ..files import atomic
-from ..files.paths import AnyPath, is_local, storage_errors
+from ..files.paths import AnyPath, is_local
 from ..routing.tables import About
 from ..routing.traces import TRACE, Writer
 from ..run.artifacts import versions
 from ..run.job import keeping
 from ..run.options import by_flag
 from ..run.progress import Progress, resumable
-from ..run.tracing import named
+from ..run.tracing import named, standing_hash
 from .answer import Answer
 from .recording import Recording
 
@@ -49,8 +49,9 @@ def recorded(
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     if hosts.is_first():
         # A run that was killed after all was written, or while files of a remote folder were, writes them again.
-        again = resume and kept.begun() is not None and _hash_at(target / last) in (digest, *_unfinished(target))
-        overwrite = overwrite or again
+        standing = standing_hash(target / last)
+        is_own = standing == digest or not (standing or is_local(target))
+        overwrite = overwrite or (resume and kept.begun() is not None and is_own)
         atomic.try_folder(target, overwrite)
         atomic.check_apart(target, answer.source.folder, or_inside=True)
         kept.begin(wanted, resume)
@@ -59,20 +60,6 @@ def recorded(
         yield Taking(answer.recording, overwrite, digest)
     if hosts.is_first():
         kept.remove()
-
-
-def _hash_at(file: AnyPath) -> str | None:
-    """The hash of the settings of the run that wrote the file; None where there is none."""
-    try:
-        with storage_errors(file):
-            return str(json.loads(file.read_bytes())["settings_hash"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def _unfinished(target: AnyPath) -> tuple[None, ...]:
-    """What stands for the hash of an output that is not all there: on this machine there are none such."""
-    return () if is_local(target) else (None,)
 
 
 @contextmanager
@@ -97,10 +84,9 @@ def write_trace(folder: Path, answer: Answer, taking: Taking, names: Sequence[st
 
 def settings(answer: Answer, about: About) -> dict[str, Any]:
     """All that decides what a run says, by the names that users know."""
-    prompts = hashlib.sha256(b"".join(prompt.tobytes() + b"\n" for prompt in answer.prompts)).hexdigest()
     return {
         "the model's fingerprint": about.model_fingerprint,
-        "the prompts' hash": prompts,
+        "the prompts' hash": answer.prompts_hash,
         "the versions": {name: versions()[name] for name in ("gptoss-jax", "jax")},
         **options(answer),
     }

@@ -48,7 +48,7 @@ class Tracing:
             for other in others:
                 if here == other or here in other.parents or other in here.parents:
                     raise OutputError(f"{target}: --out {out} is there too: give another --trace")
-            standing = _standing(target) if goes_on else ""
+            standing = standing_hash(target / TRACE) if goes_on else ""
             # Files of a remote folder come one after the other, trace.json last.
             overwrite = overwrite or (goes_on and not standing and not is_local(target))
             if overwrite or not standing:
@@ -91,11 +91,11 @@ def named() -> Iterator[None]:
         raise type(error)(said) from error
 
 
-def _standing(target: AnyPath) -> str:
-    """The hash of the settings of the run that wrote the trace there; empty where none is finished."""
+def standing_hash(file: AnyPath) -> str:
+    """The hash of the settings of the run that wrote the file, the last of its output; empty where none is finished."""
     try:
-        with storage_errors(target):
-            return str(json.loads((target / TRACE).read_bytes())["settings_hash"])
+        with storage_errors(file):
+            return str(json.loads(file.read_bytes())["settings_hash"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
