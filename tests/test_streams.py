@@ -50,3 +50,30 @@ def test_a_reply_is_not_lost_in_silence(streams: str, tiny_mxfp4: Path, tmp_path
 def test_a_reader_that_has_enough_is_left_in_peace(tmp_path: Path) -> None:
     status, error = shell('"$@" profile --help | true', tmp_path)
     assert error == "" and status in (0, 1)  # it may have ended before the pipe did
+
+
+# Threads of this process, and what adds to them: a thread of PyArrow's that outlives what it read aborts the program.
+COUNT = """
+import os
+import pyarrow.parquet, pyarrow.dataset
+from pathlib import Path
+from gptoss_jax.files.parquet import read_parquet
+
+data = Path("profile/saliency.parquet").read_bytes()
+before = len(os.listdir("/proc/self/task"))
+table = {}
+assert table.num_rows == 28
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux lists them")
+@pytest.mark.parametrize(
+    ("table", "adds"),
+    [("read_parquet(data)", False), ('pyarrow.parquet.read_table("profile/saliency.parquet")', True)],
+)
+def test_tables_are_read_in_the_thread_that_asks(table: str, adds: bool, profile: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", COUNT.format(table)]
+    counted = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert counted.returncode == 0, counted.stderr
+    assert (int(counted.stdout) > 0) == adds

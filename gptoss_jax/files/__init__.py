@@ -1,1 +1,1 @@
-"""Paths, and outputs that are complete or absent."""
+"""Paths, outputs that are complete or absent, and Parquet files."""

@@ -13,15 +13,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import FingerprintError, reason, refusal, shown
 from ..files.atomic import new_folder
+from ..files.parquet import parquet_bytes, read_parquet
 from ..files.paths import AnyPath, place, storage_errors
 from .domains import are_domains
 from .summaries import Summary, of_table, to_table
@@ -64,7 +63,7 @@ class Activations:
         cls, summaries: Sequence[Summary], answers: Sequence[Mapping[str, Any]], info: Mapping[str, Any]
     ) -> "Activations":
         """One that is in no folder yet."""
-        return cls(summaries, answers, info, hashlib.sha256(_parquet(to_table(summaries))).hexdigest())
+        return cls(summaries, answers, info, hashlib.sha256(parquet_bytes(to_table(summaries))).hexdigest())
 
     @property
     def domains(self) -> Mapping[str, Sequence[str]]:
@@ -78,9 +77,9 @@ class Activations:
 
     def write(self, folder: Path) -> None:
         """Write all files into a folder that is there."""
-        (folder / SUMMARIES).write_bytes(_parquet(to_table(self.summaries)))
+        (folder / SUMMARIES).write_bytes(parquet_bytes(to_table(self.summaries)))
         answers = pa.Table.from_pylist([dict(row) for row in self.answers], OF_ANSWER)
-        (folder / ANSWERS).write_bytes(_parquet(answers))
+        (folder / ANSWERS).write_bytes(parquet_bytes(answers))
         (folder / CARD).write_text(self.card(), encoding="utf-8")
         said = {"kind": KIND, "version": VERSION, **self.info}
         (folder / INFO).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
@@ -92,8 +91,8 @@ class Activations:
         info = _info(path)
         data = _bytes(path / SUMMARIES)
         try:
-            summaries = of_table(pq.read_table(pa.BufferReader(data)))
-            answers = pq.read_table(BytesIO(_bytes(path / ANSWERS))).select(OF_ANSWER.names).to_pylist()
+            summaries = of_table(read_parquet(data))
+            answers = read_parquet(_bytes(path / ANSWERS)).select(OF_ANSWER.names).to_pylist()
         except (ValueError, KeyError, pa.ArrowException) as error:
             raise FingerprintError(f"{path}: its tables cannot be read ({reason(error)}): make it again") from None
         return cls(summaries, answers, info, hashlib.sha256(data).hexdigest())
@@ -117,12 +116,6 @@ class Activations:
             '```python\nimport datasets\n\ndatasets.load_dataset(FOLDER, "summaries")\n```',
         ]
         return f"---\nconfigs:\n{head}---\n\n# Activations\n\n" + "\n\n".join(lines) + "\n"
-
-
-def _parquet(table: pa.Table) -> bytes:
-    written = BytesIO()
-    pq.write_table(table, written, compression="zstd")
-    return written.getvalue()
 
 
 def _info(path: AnyPath) -> dict[str, Any]:

@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..devices import hosts
+from ..files.parquet import parquet_bytes, read_parquet
 from ..routing.segments import of_reply
 from ..routing.tables import About, Routed, prompts_of, table_of
 from ..routing.traces import PART_TOKENS
@@ -86,7 +85,7 @@ class Recording:
         data = self.kept.read(_name(file))
         if data is None:
             raise self.kept.damaged(_name(file))
-        table = pq.read_table(pa.BufferReader(data.tobytes()))
+        table = read_parquet(data.tobytes())
         return {int(prompt.prompt_id): prompt for prompt in prompts_of(table, self.about)}
 
 
@@ -110,6 +109,4 @@ def _name(file: int) -> str:
 
 
 def _bytes(prompts: Sequence[Routed], about: About) -> memoryview:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table_of(prompts, about), sink, compression="zstd")
-    return memoryview(sink.getvalue())
+    return memoryview(parquet_bytes(table_of(prompts, about)))

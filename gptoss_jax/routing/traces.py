@@ -165,7 +165,7 @@ class Trace:
                 part = pq.ParquetFile(stream)
                 if not part.schema_arrow.equals(self.about.schema(), check_metadata=True):
                     raise ValueError(f"its columns or its metadata are not those that {TRACE} says")
-                return part.read(columns)
+                return part.read(columns, use_threads=False)  # as files.parquet
         except (OSError, pa.ArrowException, ValueError) as error:
             raise TraceError(f"{file}: no part of this trace ({plain(reason(error))}): trace again") from None
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import ProfileError, reason
+from ..files.parquet import read_parquet
 from ..files.paths import AnyPath, storage_errors
 from .weightings import column
 
@@ -122,8 +122,7 @@ def _file(profile: AnyPath, name: str) -> AnyPath:
 
 def _table(file: AnyPath) -> pa.Table:
     try:
-        # Bytes, and not a stream: PyArrow's threads would call Python, and abort the program when it ends meanwhile.
-        return pq.read_table(pa.BufferReader(file.read_bytes()))
+        return read_parquet(file.read_bytes())
     except (OSError, pa.ArrowException) as error:
         raise ProfileError(f"{file}: not a saliency table: {reason(error)}") from None
 
