@@ -26,9 +26,9 @@ from gptoss_jax.generation.steps import How
 from gptoss_jax.network.source import Source
 from gptoss_jax.routing.tables import About
 from gptoss_jax.routing.traces import Writer
-from gptoss_jax.run.job import tokenizer_of
 from gptoss_jax.run.options import Placing, Sampling
 from gptoss_jax.run.progress import Progress
+from gptoss_jax.run.reading import tokenizer_of
 
 PROMPT, NEW = 100, 128  # tokens
 BATCHES = (1, 16)

@@ -14,7 +14,7 @@ from gptoss_jax.config import Config
 from gptoss_jax.data.remarks import Remarks
 from gptoss_jax.data.rows import row_hashes
 from gptoss_jax.fingerprints.folder import Activations
-from gptoss_jax.run import job
+from gptoss_jax.run import reading
 from gptoss_jax.run.options import Data
 from gptoss_jax.selection.origin import Origin, rows_as_text
 from gptoss_jax.selection.ranking import rank
@@ -59,7 +59,7 @@ def recorded(rows: Path, families: Sequence[str], out: Path) -> Activations:
 def members(dataset: Activations, rows: Path, families: Sequence[str], keep: int) -> list[Member]:
     """Of each family, the experts that its answers to the rows use most."""
     source = open_source(NANO)
-    asked = job.read(Data(data=str(rows)), job.tokenizer_of(source), Remarks())
+    asked = reading.read(Data(data=str(rows)), reading.tokenizer_of(source), Remarks())
     # The evaluation makes sure that it asks nothing of this.
     hashes = rows_as_text(row_hashes(asked))
     found = []

@@ -12,7 +12,7 @@ from ..data.remarks import Remarks
 from ..data.rows import Row, row_hash
 from ..errors import DataError, OptionError, TokenizerError
 from ..network.source import Source
-from ..run import job
+from ..run import reading
 from ..selection.keep_sets import KeepSets
 from .baseline import StoredBaseline
 from .blocks import Blocks
@@ -38,10 +38,10 @@ def material(request: Request, sides: Sides) -> Material:
     data, judging, source = request.data, request.judging, sides.variants.source
     if too_long := [length for length in judging.seq_len if length > source.config.max_position]:
         raise OptionError(f"--seq-len {too_long[0]} is above the model's context of {source.config.max_position}")
-    tokenizer, remarks, known = job.tokenizer_of(source), Remarks(), _calibration(request.keep_sets)
+    tokenizer, remarks, known = reading.tokenizer_of(source), Remarks(), _calibration(request.keep_sets)
     apart = _Apart(frozenset() if known is None else frozenset(known.tolist()))
     wanted = apart.wanted if judging.exclude_calibrated else None
-    rows, lines = job.read(data, tokenizer, remarks, judging.answer_column, wanted), remarks.lines()
+    rows, lines = reading.read(data, tokenizer, remarks, judging.answer_column, wanted), remarks.lines()
     if apart.left_out:
         lines.append(f"{apart.left_out:,} rows are left out: keep-sets were chosen by them")
     apart.check(rows)
@@ -49,7 +49,7 @@ def material(request: Request, sides: Sides) -> Material:
     documents = _encode(rows, domains, tokenizer, source, judging.keep)  # type: ignore[arg-type]
     if isinstance(sides.baseline, Source) and not isinstance(sides.baseline, StoredBaseline):
         _check_alike(rows, domains, documents, source, sides.baseline)
-    eos = job.eos_of(tokenizer, source.config, "eval, which packs rows into blocks,")
+    eos = reading.eos_of(tokenizer, source.config, "eval, which packs rows into blocks,")
     blocks = {n: Blocks(documents, n, eos, judging.blocks, judging.cross_document) for n in judging.seq_len}
     for length, some in blocks.items():
         scored = np.unique(some.scored.rows[some.scored.real])
@@ -104,7 +104,7 @@ def _check_alike(
     rows: Sequence[Row], domains: Sequence[str], documents: Sequence[Document], source: Source, baseline: Source
 ) -> None:
     """TokenizerError where the baseline's tokens are others."""
-    theirs = _encode(rows, domains, job.tokenizer_of(baseline), baseline, "all")
+    theirs = _encode(rows, domains, reading.tokenizer_of(baseline), baseline, "all")
     is_alike = all(np.array_equal(d.token_ids, t.token_ids) for d, t in zip(documents, theirs, strict=True))
     if not is_alike or source.config.vocab_size != baseline.config.vocab_size:
         raise TokenizerError(

@@ -26,7 +26,7 @@ from ..generation.traced import Taking, options, recorded, write_trace
 from ..network.source import Source
 from ..routing.segments import ANSWER, THINK
 from ..routing.tables import Routed
-from ..run import job
+from ..run import reading
 from ..run.artifacts import versions
 from ..run.bar import bar
 from ..run.fingerprinting import Asked
@@ -119,9 +119,9 @@ def _ask(answer: Answer, recording: Recording) -> None:
 
 def questions(request: Request, source: Source, remarks: Remarks) -> list[Question]:
     """What the rows ask, in their order; DataError names a row that asks nothing."""
-    tokenizer, asked, data = job.tokenizer_of(source), request.asked, request.data
+    tokenizer, asked, data = reading.tokenizer_of(source), request.asked, request.data
     effort = request.answering.reasoning_effort
-    rows = job.read(data, tokenizer, remarks, domains=asked.columns, effort=effort)
+    rows = reading.read(data, tokenizer, remarks, domains=asked.columns, effort=effort)
     marks, template, found = marks_of(tokenizer), Template(tokenizer), []
     for number, row in enumerate(rows, 1):
         row = asked.named(row)

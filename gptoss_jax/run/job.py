@@ -5,23 +5,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 
-from ..config import Config
-from ..data import tokens
-from ..data.dataset import Dataset, Layout
-from ..data.groups import Groups, domains_of, folds_of
-from ..data.remarks import Remarks
-from ..data.rows import ColumnNames, Reading, Row, in_part, prompts_hash, read_rows, sample
-from ..data.sources import records
-from ..data.template import Template
+from ..data.dataset import Dataset
+from ..data.rows import Row, prompts_hash
 from ..devices import hosts
-from ..errors import OptionError, OutputError, ResumeError, TokenizerError, UserError
+from ..errors import OptionError, OutputError, ResumeError, UserError
 from ..files import atomic
-from ..files.paths import AnyPath, is_local, is_path, local_folder, place, storage_errors
+from ..files.paths import AnyPath, is_local, is_path, place, storage_errors
 from ..network.source import Source
 from ..report.rates import rate
 from ..routing.tables import About
@@ -35,6 +29,7 @@ from .measure import measure
 from .options import Counting, Data, Options, Placing, as_dict, check_together, declared_options, flag_of
 from .profile import Profile
 from .progress import Progress
+from .reading import make_dataset, tokenizer_of
 from .tracing import Traced, Tracing
 
 REASON = "engine_reason"  # in profile.json, and beside the settings of an unfinished run
@@ -139,7 +134,8 @@ def run(
     request, choice = _adopt(began, request, source)
     given = choose.place(source, choice.engine, request.placing, request.data.max_seq_length, request.counting.swap)
     request = replace(request, placing=given.placing)
-    dataset = make_dataset(request, source, choice.engine, given)
+    tokenizer = tokenizer_of(source)
+    dataset = make_dataset(request.data, request.counting, source.config, tokenizer, choice.engine, given)
     if writes:
         for remark in dataset.remarks:
             tell(remark)
@@ -158,7 +154,7 @@ def run(
     else:
         if writes:
             tell(f"{_told(dataset)}; engine {choice.engine}: {choice.reason}; {choose.needs(source, choice, given)}")
-        finished = _measured(request, source, choice, given, dataset, kept, info, target, overwrite, trace)
+        finished = _measured(request, source, tokenizer, choice, given, dataset, kept, info, target, overwrite, trace)
     if writes:
         kept.remove()
     return finished
@@ -167,6 +163,7 @@ def run(
 def _measured(
     request: Request,
     source: Source,
+    tokenizer: Any,
     choice: Choice,
     given: Place,
     dataset: Dataset,
@@ -194,7 +191,7 @@ def _measured(
                 info = {**info, **_of_rows(used), "until_stable": found}
         profile = Profile(artifacts.completed(info, sums, took), sums)
         if trace is not None:
-            trace.write(dataset, state, kept, tokenizer_of(source), About.of(source), info)
+            trace.write(dataset, state, kept, tokenizer, About.of(source), info)
         with hosts.first_alone():
             if hosts.is_first():
                 with atomic.new_folder(target, overwrite, last=INFO) as folder:
@@ -279,78 +276,6 @@ def keeping(kept: Progress) -> Iterator[None]:
 def eaft_options(counting: Counting) -> EaftOptions | None:
     """How EAFT weighs tokens, where it is asked for."""
     return EaftOptions(*counting.eaft_quantiles, *counting.eaft_weights) if counting.eaft else None
-
-
-def make_dataset(request: Request, source: Source, engine: str, given: Place) -> Dataset:
-    """All rows, and the batches of this process' share of them."""
-    data, counting, share = request.data, request.counting, given.share
-    if data.max_seq_length > source.config.max_position:
-        raise OptionError(f"--max-seq-length is above the model's context of {source.config.max_position}")
-    stable.number(data.until_stable, source.config.num_experts)  # refused before rows are read
-    tokenizer, remarks = tokenizer_of(source), Remarks()
-    rows = read(data, tokenizer, remarks)
-    domains = domains_of(rows, data.domain_column)
-    groups = Groups(domains, folds_of(len(domains)))
-    eos = eos_of(tokenizer, source.config, "--pack") if data.pack else 0
-    documents = tokens.encode(
-        # What a packed block holds depends on all rows before it.
-        rows if data.pack else rows[share.number :: share.of],
-        tokenizer,
-        groups,
-        vocab_size=source.config.vocab_size,
-        max_length=None if data.pack else data.max_seq_length,
-        truncate=data.truncate,
-        keep=counting.keep,  # type: ignore[arg-type]
-        channel_weights=counting.channel_weights,
-    )
-    layout = Layout(
-        kind="packed" if data.pack else "side by side" if engine == "streamed" else "padded",
-        batch_size=given.placing.batch_size or 1,
-        length=data.max_seq_length,
-        eos=eos,
-        cross_document=data.cross_document,
-        skip_first=counting.skip_first,
-    )
-    dataset = Dataset(rows, documents, groups, layout, share, remarks.lines())
-    dataset.check_kept()
-    return dataset
-
-
-def tokenizer_of(source: Source) -> Any:
-    """The checkpoint's own tokenizer."""
-    with local_folder(source.folder) as folder:
-        return tokens.load_tokenizer(folder)
-
-
-def read(
-    data: Data,
-    tokenizer: Any,
-    remarks: Remarks,
-    answer_column: str | None = None,
-    wanted: Callable[[Row], bool] | None = None,
-    domains: tuple[str, ...] = (),
-    effort: str = "medium",
-) -> list[Row]:
-    """The rows that are asked for, in their order; `remarks` get what a user should know of how they were taken.
-
-    `wanted` says of each row whether it may be taken; by default all may. `domains` are columns that together name the
-    domain in the place of the option's, `effort` is that of the reasoning where a conversation states none."""
-    columns = ColumnNames(data.text_column, domains or data.domain_column, data.id_column, answer_column)
-    template = cache(lambda: Template(tokenizer))
-    reading = Reading(columns, template, remarks, data.keep_thinking, data.skip_bad_rows, effort)
-    stream = read_rows(records(data.data, data.split, data.subset, remarks), reading)
-    some = in_part(filter(wanted, stream) if wanted else stream, data.part, remarks)
-    return sample(some, data.domain, data.num_rows, data.seed)
-
-
-def eos_of(tokenizer: Any, config: Config, what: str) -> int:
-    """The token behind each packed document; TokenizerError where the model has none."""
-    eos = tokenizer.eos_token_id
-    if eos is None or eos >= config.vocab_size:
-        raise TokenizerError(
-            f"{what} needs an eos_token below vocab_size {config.vocab_size}; the tokenizer's is {eos}"
-        )
-    return int(eos)
 
 
 def _info(request: Request, source: Source, dataset: Dataset, given: Place, choice: Choice) -> dict[str, Any]:
