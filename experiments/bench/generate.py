@@ -1,6 +1,6 @@
 """Our generation beside transformers' `generate` on the same CPU, checkpoint and prompts.
 
-    python -m experiments.bench.generate MODEL
+    python -m experiments.bench.generate MODEL [--trace-alone] [--new 32]
 
 Greedy, float32, both in one process, in turns; no stop ends a row. A rate is of all new tokens over the whole call,
 prompts included, after a call that compiles and warms up. Ours is also timed at the end of long contexts, and with a
@@ -21,7 +21,7 @@ from gptoss_jax.generation import choose
 from gptoss_jax.generation.continuous import generate, prompts_of, replies
 from gptoss_jax.generation.decoder import Prompt
 from gptoss_jax.generation.recording import Recording
-from gptoss_jax.generation.resident import STEPS_AT_ONCE
+from gptoss_jax.generation.resident import STEPS_AT_ONCE, Resident
 from gptoss_jax.generation.steps import How
 from gptoss_jax.network.source import Source
 from gptoss_jax.routing.tables import About
@@ -89,10 +89,13 @@ def at_context(source: Source, batch_size: int, context: int, rounds: int) -> st
     return f"| {batch_size} | {context:,} | {batch_size / each:,.0f} | {each * 1e3:.2f} |"
 
 
-def traced(source: Source, batch_size: int, rounds: int) -> str:
+def traced(source: Source, batch_size: int, rounds: int, new: int) -> str:
     """One line: what it costs to keep what each token chose, and to write the trace, in turns."""
-    asked, how = prompts(source, batch_size, PROMPT, NEW), How(source.config, GREEDY, ())
-    plain, routing = (choose.decoder(source, RESIDENT, asked, h) for h in (how, how._replace(routing=True)))
+    asked, how = prompts(source, batch_size, PROMPT, new), How(source.config, GREEDY, ())
+    plain = choose.decoder(source, RESIDENT, asked, how)
+    assert isinstance(plain, Resident)
+    capacity = max(cache.keys.shape[2] for cache in plain.state.caches)
+    routing = Resident(plain.network, how._replace(routing=True), plain.mesh, batch_size, capacity)
     about, tokenizer = About.of(source), tokenizer_of(source)
 
     def with_trace() -> None:
@@ -118,9 +121,19 @@ def traced(source: Source, batch_size: int, rounds: int) -> str:
 @click.command()
 @click.argument("model")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Pairs of runs.")
-def main(model: str, rounds: int) -> None:
+@click.option("--trace-alone", is_flag=True, help="Prints the last table only.")
+@click.option("--new", type=click.IntRange(1), default=NEW, show_default=True, help="Tokens of the last table.")
+def main(model: str, rounds: int, trace_alone: bool, new: int) -> None:
     """Print the tables."""
     source = open_source(model)
+    if not trace_alone:
+        _without_trace(source, rounds)
+    click.echo("\n| rows | seconds with a trace, over those without |\n|---:|---|")
+    for size in BATCHES:
+        click.echo(traced(source, size, rounds, new))
+
+
+def _without_trace(source: Source, rounds: int) -> None:
     beside = [beside_transformers(source, size, rounds) for size in BATCHES]
     long = [at_context(source, size, context, rounds) for size in BATCHES for context in CONTEXTS]
     click.echo(
@@ -129,8 +142,6 @@ def main(model: str, rounds: int) -> None:
     click.echo("\n".join(beside))
     click.echo("\n| rows | context | tokens/s | ms a step |\n|---:|---:|---:|---:|")
     click.echo("\n".join(long))
-    click.echo("\n| rows | seconds with a trace, over those without |\n|---:|---|")
-    click.echo("\n".join(traced(source, size, rounds) for size in BATCHES))
 
 
 if __name__ == "__main__":
