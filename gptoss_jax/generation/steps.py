@@ -14,6 +14,7 @@ from ..network import rope
 from ..network.batch import Tokens
 from ..network.cache import Cache
 from ..network.model import Head, Interventions, Layer, embed
+from ..routing.tables import expert_type
 from ..run.options import Sampling
 from ..run.steps import Chosen, float32_is_float32
 from .sampling import sample
@@ -167,8 +168,7 @@ def step(
     after: list[Cache] = []
     chosen: list[Any] = []
     for index, (layer, held) in enumerate(zip(network.layers, caches, strict=True)):
-        kept_BE = None if kept_BLE is None else kept_BLE[:, index]
-        x_BSD, held, some = one_layer(layer, x_BSD, tokens, tables, held, index, kept_BE, how, place)
+        x_BSD, held, some = one_layer(layer, x_BSD, tokens, tables, held, index, kept_BLE, how, place)
         after.append(held)
         chosen.append(some)
     return x_BSD, tuple(after), jax.tree.map(lambda *x: jnp.stack(x), *chosen)
@@ -181,19 +181,19 @@ def one_layer(
     tables: tuple[Array, Array],
     held: Cache,
     index: int | Int[Array, ""],
-    kept_BE: Bool[Array, "B E"] | None,
+    kept_BLE: Bool[Array, "B L E"] | None,
     how: How,
     place: Placement,
 ) -> tuple[Float[Array, "B S D"], Cache, Chosen | None]:
     """The layer of that index: its output, its cache, and what was chosen, [B, S, k], as narrow as traces have it."""
     config = how.config
     sliding = jnp.array([kind == SLIDING for kind in config.layer_types])[index]
-    masks = Interventions(kept=kept_BE)
+    masks = Interventions(kept=None if kept_BLE is None else kept_BLE[:, index])
     output = layer(x_BSD, tokens, tables, sliding, place, cache=held, interventions=masks)
     assert output.cache is not None  # one was given
     chosen = None
     if how.routing:
-        routing, width = output.routing, jnp.uint8 if config.num_experts <= 256 else jnp.uint16
+        routing = output.routing
         experts, gates = (x.reshape(*tokens.ids.shape, -1) for x in (routing.experts_Tk, routing.gates_Tk))
-        chosen = Chosen(experts.astype(width), gates.astype(jnp.float16))
+        chosen = Chosen(experts.astype(expert_type(config.num_experts)), gates.astype(jnp.float16))
     return output.hidden, output.cache, chosen

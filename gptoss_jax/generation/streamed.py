@@ -116,8 +116,7 @@ def _one(
 ) -> Any:
     """The next token of each row through one layer."""
     tables = rope.tables(how.config, tokens.positions)
-    kept_BE = None if kept_BLE is None else kept_BLE[:, index]
-    return one_layer(layer, x_B1D, tokens, tables, held, index, kept_BE, how, place)
+    return one_layer(layer, x_B1D, tokens, tables, held, index, kept_BLE, how, place)
 
 
 @float32_is_float32
@@ -131,10 +130,9 @@ def _some(
     place: Any,
 ) -> Any:
     """Prompts through one layer, whose cache takes them in."""
-    tokens, kept_BLE = tokens_of(prompts), prompts.kept
+    tokens, empty = tokens_of(prompts), held.empty(len(x_BSD))
     tables = rope.tables(how.config, tokens.positions)
-    kept_BE = None if kept_BLE is None else kept_BLE[:, index]
-    x_BSD, own, chosen = one_layer(layer, x_BSD, tokens, tables, held.empty(len(x_BSD)), index, kept_BE, how, place)
+    x_BSD, own, chosen = one_layer(layer, x_BSD, tokens, tables, empty, index, prompts.kept, how, place)
     return x_BSD, put(held, own, prompts.slots), chosen
 
 

@@ -20,6 +20,11 @@ VERSION = 1
 LIST_ITEMS = {name: f"{name}.list.element" for name in ("experts", "gates")}  # their columns, as Parquet calls them
 
 
+def expert_type(num_experts: int) -> np.dtype[Any]:
+    """The narrowest type of the number of one of so many experts."""
+    return np.dtype(np.uint8 if num_experts <= 256 else np.uint16)
+
+
 @dataclass(frozen=True)
 class About:
     """What a trace is of: it says how its lists are read, and whether two traces are of one model."""
@@ -47,7 +52,7 @@ class About:
     @property
     def expert_type(self) -> Any:
         """The type of an expert's number."""
-        return np.dtype(np.uint8 if self.num_experts <= 256 else np.uint16)
+        return expert_type(self.num_experts)
 
     def schema(self) -> pa.Schema:
         """The columns of a part; its metadata is this."""

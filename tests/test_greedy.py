@@ -1,0 +1,116 @@
+"""Elimination by the layer's loss, against sets that really run."""
+
+from functools import partial
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptoss_jax.selection.greedy import Grams, eliminate, loss, losses_without, pairs
+
+E, D = 8, 16
+
+
+def case(seed: int, tokens: int = 60) -> tuple[Grams, np.ndarray]:
+    """What choosing needs to know of made-up tokens, and their experts' outputs, [T, E, D]."""
+    rng = np.random.default_rng(seed)
+    likes = 2 * rng.normal(size=(4, E))  # kinds of tokens, which like some experts
+    logits = likes[rng.integers(0, 4, tokens)] + rng.normal(size=(tokens, E))
+    # Experts say partly the same, and some of them loudly.
+    outputs = rng.normal(size=(tokens, 1, D)) + rng.normal(size=(tokens, E, D)) * rng.lognormal(0, 0.7, (E, 1))
+    first, second = pairs(E)
+    products = np.einsum("TPD,TPD->TP", outputs[:, first], outputs[:, second])
+    grams = Grams(*(jnp.asarray(x, jnp.float32) for x in (logits, products, rng.uniform(0.1, 2, tokens))))
+    return grams, outputs
+
+
+def mixed(logits: np.ndarray, outputs: np.ndarray, kept: tuple[int, ...], top_k: int) -> np.ndarray:
+    """The layer's output in float64, [T, D], where these experts alone are there: token by token."""
+    found = []
+    for scores, given in zip(logits, outputs, strict=True):
+        chosen = sorted(kept, key=lambda e: -scores[e])[:top_k]
+        gates = np.exp(scores[chosen] - scores[chosen].max())
+        found.append(gates / gates.sum() @ given[chosen])
+    return np.array(found)
+
+
+def brute(grams: Grams, outputs: np.ndarray, kept: tuple[int, ...], top_k: int) -> float:
+    logits, weights = (np.asarray(x, np.float64) for x in (grams.logits_TE, grams.weights_T))
+    change = mixed(logits, outputs, tuple(range(E)), top_k) - mixed(logits, outputs, kept, top_k)
+    return float((weights * (change**2).sum(1)).sum())
+
+
+def only(kept: tuple[int, ...]) -> jnp.ndarray:
+    return jnp.asarray(np.isin(np.arange(E), kept))
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 8])
+@pytest.mark.parametrize("kept", [(0, 1, 2, 3, 4, 5, 6), (1, 4, 5, 7), (2, 6), (5,)])
+def test_the_loss_is_that_of_the_layer(kept: tuple[int, ...], top_k: int) -> None:
+    """Also where fewer are left than a token takes."""
+    grams, outputs = case(0)
+    assert float(loss(grams, only(kept), top_k)) == pytest.approx(brute(grams, outputs, kept, top_k), rel=1e-5)
+
+
+def test_all_experts_lose_nothing() -> None:
+    grams, _ = case(1)
+    assert float(loss(grams, jnp.ones(E, bool), 3)) == 0
+
+
+def test_tokens_without_weight_do_not_count() -> None:
+    grams, _ = case(2)
+    half = grams._replace(weights_T=grams.weights_T.at[30:].set(0))
+    alone = Grams(*(x[:30] for x in grams))
+    assert eliminate(half, 3, 2).gone == eliminate(alone, 3, 2).gone
+    assert float(loss(half, only((1, 2)), 3)) == pytest.approx(float(loss(alone, only((1, 2)), 3)), rel=1e-6)
+
+
+def test_each_step_takes_the_cheapest_and_its_losses_are_those_of_the_sets() -> None:
+    grams, outputs = case(3)
+    found = eliminate(grams, 3, 2)
+    assert len(found.gone) == len(found.losses) == E - 2
+    for number in range(E - 1, 1, -1):
+        before, after = found.kept(E, number + 1), found.kept(E, number)
+        costs = {e: brute(grams, outputs, tuple(x for x in before if x != e), 3) for e in before}
+        assert {*before} - {*after} == {min(costs, key=costs.__getitem__)}
+        assert found.losses[E - number - 1] == pytest.approx(min(costs.values()), rel=1e-5)
+    assert found.kept(E, E) == tuple(range(E))
+
+
+def test_of_equal_experts_the_highest_goes() -> None:
+    grams = Grams(jnp.zeros((5, E)), jnp.ones((5, len(pairs(E)[0]))), jnp.ones(5))
+    assert eliminate(grams, 2, 5).gone == (7, 6, 5)
+
+
+def test_one_that_has_gone_is_no_candidate() -> None:
+    grams, _ = case(4)
+    found = np.asarray(losses_without(grams, only((0, 3, 4)), 2))
+    assert np.isinf(found[[1, 2, 5, 6, 7]]).all() and np.isfinite(found[[0, 3, 4]]).all()
+
+
+def reap(grams: Grams, outputs: np.ndarray, top_k: int, number: int) -> tuple[int, ...]:
+    """The experts with the highest mean of gate × norm over the tokens that chose them."""
+    logits = np.asarray(grams.logits_TE)
+    chosen = np.argsort(-logits, axis=1)[:, :top_k]
+    is_chosen = np.zeros(logits.shape, bool)
+    np.put_along_axis(is_chosen, chosen, True, 1)
+    gates = np.where(is_chosen, np.exp(logits), 0)
+    score = (gates / gates.sum(1, keepdims=True) * np.linalg.norm(outputs, axis=2)).sum(0) / is_chosen.sum(0).clip(1)
+    return tuple(sorted(np.argsort(-score)[:number].tolist()))
+
+
+def test_it_is_near_the_best_set_and_no_worse_than_scores() -> None:
+    """200 random layers of 8 experts, half of which stay: every set is tried."""
+    sets = [*combinations(range(E), 4)]
+    every = jnp.stack([only(kept) for kept in sets])
+    losses = jax.jit(jax.vmap(partial(loss, top_k=2), (None, 0)))
+    near = worse = 0
+    for seed in range(200):
+        grams, outputs = case(1000 + seed, tokens=40)
+        found, of_sets = eliminate(grams, 2, 4).losses[-1], np.asarray(losses(grams, every))
+        assert found >= of_sets.min() * (1 - 1e-5)
+        near += found <= 1.05 * of_sets.min()
+        worse += found > of_sets[sets.index(reap(grams, outputs, 2, 4))] * (1 + 1e-5)
+    assert near >= 190 and worse == 0
