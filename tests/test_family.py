@@ -67,7 +67,7 @@ def rows(work: Path, split: str = "evaluation") -> list[dict[str, str]]:
 def test_experts_are_those_that_the_answers_use(work: Path) -> None:
     """Each checkpoint keeps what the ranking by its family's answers says."""
     for family, name in zip(FAMILIES, NAMES, strict=True):
-        kept = gj.fingerprint.rank(work / "fingerprints", family, mode="interleaved").keep(12)
+        kept = gj.fingerprint.rank(work / "fingerprints", family, by="specificity", segment="think").keep(12)
         mapping = json.loads((work / "models" / name / "expert_mapping.json").read_text(encoding="utf-8"))
         assert [sorted(map(int, mapping[str(layer)])) for layer in range(6)] == [sorted(some) for some in kept.layers]
 

@@ -46,7 +46,7 @@ from tests.oracle import relative
 
 from .bad_input import Refused
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
 
 GREEDY = Sampling(temperature=0.0)
 

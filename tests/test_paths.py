@@ -21,6 +21,8 @@ from .bad_input import Program, Refused, dump, tree
 from .commands import COMMANDS
 from .simulated import summary
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 # Parameters that take any text and name no path. One that names a path has the type `cli.options.PATH`.
 TEXTS = {
     "prompts",

@@ -108,7 +108,8 @@ def family_table(made: Sequence[tuple[Member, Results]]) -> str:
         [
             "# Models of nano by family",
             "",
-            "Experts are those that nano's own answers to a family's questions use most. Exact match of greedy replies "
+            "Experts are those that the thoughts of nano's own answers to a family's questions use more than its "
+            "answers to all families do. Exact match of greedy replies "
             "to held-out questions, of the model's family and of the others, with 95% intervals; differences are "
             "paired by question. `random` is the mean of keep-sets as large, drawn at random.",
             "",
