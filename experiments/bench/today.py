@@ -205,14 +205,14 @@ def write_rows(file: Path, model: Path, texts: Path | None, num_rows: int, lengt
 
 def ours(model: Path, rows: Path, length: int, options: list[str]) -> Run:
     """One profile by the command line."""
-    import pyarrow.parquet as pq
+    from gptoss_jax.files.parquet import read_parquet
 
     out = rows.parent / "profile"
     data = ("--data", rows, "--max-seq-length", length, "--keep", "all")
     cost = measure.program("profile", model, *data, *options, "--out", out, "--overwrite")
     info = json.loads((out / "profile.json").read_text(encoding="utf-8"))
     assert info["kept_tokens"] == info["total_tokens"], "all tokens count, as on the other side"
-    table = pq.read_table(out / "saliency.parquet", columns=list(COLUMNS))
+    table = read_parquet((out / "saliency.parquet").read_bytes())
     shape = info["num_layers"], info["num_experts"]
     sums = {name: table[name].to_numpy().reshape(shape).astype(float) for name in COLUMNS}
     steps = info["tokens_per_s"], cost.seconds, info["seconds"], info["compile_seconds"]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from gptoss_jax.evaluation.intervals import Estimate, clusters, estimates
 from gptoss_jax.evaluation.replies import wilson
+from gptoss_jax.files.parquet import read_parquet
 
 Answers = dict[str, np.ndarray]
 """By the name of a choice: [questions, 3], right or wrong, Σ KL and the number of scored tokens of the right reply."""
@@ -29,7 +29,7 @@ class Results:
     @classmethod
     def read(cls, folder: Path) -> "Results":
         """From an evaluation's rows.parquet."""
-        table = pq.read_table(folder / "rows.parquet").to_pylist()
+        table = read_parquet((folder / "rows.parquet").read_bytes()).to_pylist()
         asked = [row for row in table if row["seq_len"] is None]
         ids = sorted({row["id"] for row in asked})
         places = {name: number for number, name in enumerate(ids)}

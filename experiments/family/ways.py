@@ -18,14 +18,14 @@ from gptoss_jax.fingerprints.folder import Activations
 
 from ..families.results import Results
 from ..nano.families import FAMILIES
-from .members import GREEDY
+from .members import GREEDY, RANKED
 
 WAYS = {
     "as published: frequency, interleaved with all answers'": {"mode": "interleaved"},
     "frequency": {},
     "frequency in thoughts": {"segment": "think"},
     "frequency in thoughts, interleaved": {"segment": "think", "mode": "interleaved"},
-    "specificity in thoughts": {"segment": "think", "by": "specificity"},
+    "specificity in thoughts": RANKED,
 }
 
 

@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from ..data.rows import prompts_hash
 from ..files import atomic
+from ..files.parquet import write_parquet
 from ..files.paths import AnyPath, is_path
 from ..report.rates import rate
-from ..run.artifacts import peak_rss_bytes, write_table
+from ..run.artifacts import peak_rss_bytes
 from ..run.choose import GIB
 from . import baseline as baselines
 from .answering import Said
@@ -120,7 +121,7 @@ def write(found: Finished, target: AnyPath, overwrite: bool) -> None:
     """Write the files of the folder."""
     with atomic.new_folder(target, overwrite, last=EVAL) as folder:
         (folder / REPORT).write_text(eval_report(found.summary), encoding="utf-8", errors="backslashreplace")
-        write_table(folder / ROWS, found.rows)
+        write_parquet(folder / ROWS, found.rows)
         if found.replies:
             lines = "".join(f"{json.dumps(reply, ensure_ascii=False)}\n" for reply in found.replies)
             (folder / REPLIES).write_text(lines, encoding="utf-8")

@@ -10,11 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from .. import __version__
 from ..data.groups import FOLDS, MAX_GROUPS, MAX_JOINT, folds_of
+from ..files.parquet import write_parquet
 from ..report.markdown import profile_report, thin_evidence
 from ..report.pictures import pictures
 from ..selection import ranking as select
@@ -56,13 +54,13 @@ def write(folder: Path, info: dict[str, Any], sums: Sums) -> None:
     """Write all artifacts of a profile into `folder`; `info` becomes profile.json."""
     total, weighted = sums.total()
     table, by_domain = columns(total, weighted), sums.by_domain()
-    write_table(folder / SALIENCY, saliency_table(table))
-    write_table(folder / USAGE, usage_table(total))
+    write_parquet(folder / SALIENCY, saliency_table(table))
+    write_parquet(folder / USAGE, usage_table(total))
     if by_domain:
         saliency = {name: saliency_table(columns(*of)) for name, of in by_domain.items()}
         usage = {name: usage_table(statistics) for name, (statistics, _) in by_domain.items()}
-        write_table(folder / SALIENCY_BY_DOMAIN, with_domain(saliency))
-        write_table(folder / USAGE_BY_DOMAIN, with_domain(usage))
+        write_parquet(folder / SALIENCY_BY_DOMAIN, with_domain(saliency))
+        write_parquet(folder / USAGE_BY_DOMAIN, with_domain(usage))
     write_sums(folder / STORE, sums)
     _write_json(folder / select.RANKING, select.rank(table).layers)
     _write_json(folder / INFO, info, indent=2)
@@ -142,13 +140,6 @@ def data_warnings(num_rows: int, truncated: int, empty: int) -> list[str]:
     if empty:
         warnings.append(f"{empty:,} of {num_rows:,} rows have no kept token")
     return warnings
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file."""
-    # To PyArrow a path with a colon is an address.
-    with path.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
 
 
 def _write_json(path: Path, value: Any, indent: int | None = None) -> None:
