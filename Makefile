@@ -43,10 +43,11 @@ lint: $(VENV)/.test
 notebook: $(VENV)/.notebook
 	$(BIN)/jupyter execute docs/notebooks/from_prompt_to_pruned.ipynb
 
-# nano from nothing into the folder nano, 80 minutes of two cores; stopped, it goes on. With large pages a step takes
-# a fifth less: XLA asks the system anew for the memory of each.
+# nano from nothing into the folder nano, 80 minutes of two cores; stopped, it goes on. SEED=1 makes another model, with
+# other questions, in nano-1. With large pages a step takes a fifth less: XLA asks the system anew for the memory of each.
+SEED ?= 0
 nano: $(VENV)/.test
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m experiments.nano nano
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m experiments.nano --seed $(SEED) $(if $(filter-out 0,$(SEED)),nano-$(SEED),nano)
 
 clean:
 	rm -rf $(VENV) demo

@@ -1,5 +1,5 @@
-"""Training batches: a step's rows are decided by the step's number alone, so that a resumed run sees what an unbroken
-one does. Letters: see `gptoss_jax.config`."""
+"""Training batches: a step's rows are decided by the seed and the step's number alone, so that a resumed run sees what
+an unbroken one does. Letters: see `gptoss_jax.config`."""
 
 import random
 import warnings
@@ -16,7 +16,6 @@ from gptoss_jax.network.batch import Batch
 
 from .families import ENGLISH, FAMILIES, Instance, draw
 
-SEED = 0
 LOW_EFFORT = 8  # of so many conversations one is without its reasoning, and says so in the system message
 
 
@@ -43,8 +42,8 @@ def plain_text(instance: Instance) -> str:
 class Corpus:
     """Conversations of all families in equal numbers, and plain English among them."""
 
-    def __init__(self, folder: Path, rows: int, length: int):
-        self.tokenizer, self.shape = load_tokenizer(folder), (rows, length)
+    def __init__(self, folder: Path, rows: int, length: int, seed: int = 0):
+        self.tokenizer, self.shape, self.seed = load_tokenizer(folder), (rows, length), seed
         self.families = [*FAMILIES, ENGLISH]
 
     def document(self, instance: Instance, effort: str = "medium") -> Document:
@@ -58,7 +57,7 @@ class Corpus:
 
     def batch(self, step: int) -> Batch:
         """The rows of a step: whole conversations, side by side."""
-        rng = random.Random(f"{SEED}/{step}")
+        rng = random.Random(f"{self.seed}/{step}")
         count, length = self.shape
         rows: list[list[Document]] = [[] for _ in range(count)]
         free = np.full(count, length)

@@ -205,12 +205,12 @@ def draw(rng: random.Random, split: str, families: list[str]) -> Iterator[Instan
             yield found
 
 
-def pick(split: str, families: list[str], count: int) -> list[Instance]:
-    """So many different instances of each family, always the same."""
+def pick(split: str, families: list[str], count: int, seed: int = 0) -> list[Instance]:
+    """So many different instances of each family, always the same for a seed."""
     found: dict[str, Instance] = {}
     for family in families:
         first = len(found)
-        for example in draw(random.Random(f"{split}/{family}"), split, [family]):
+        for example in draw(random.Random(f"{split}/{family}" + (f"/{seed}" if seed else "")), split, [family]):
             found.setdefault(example.question, example)
             if len(found) == first + count:
                 break
