@@ -1,5 +1,6 @@
 """Elimination by the layer's loss, against sets that really run."""
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptoss_jax.selection.greedy import Grams, eliminate, loss, losses_without, pairs
+from gptoss_jax.network.products import pairs
+from gptoss_jax.selection.greedy import Aim, Grams, eliminate, loss, losses_without
 
 E, D = 8, 16
 
@@ -22,8 +24,9 @@ def case(seed: int, tokens: int = 60) -> tuple[Grams, np.ndarray]:
     outputs = rng.normal(size=(tokens, 1, D)) + rng.normal(size=(tokens, E, D)) * rng.lognormal(0, 0.7, (E, 1))
     first, second = pairs(E)
     products = np.einsum("TPD,TPD->TP", outputs[:, first], outputs[:, second])
-    grams = Grams(*(jnp.asarray(x, jnp.float32) for x in (logits, products, rng.uniform(0.1, 2, tokens))))
-    return grams, outputs
+    weights = rng.uniform(0.1, 2, tokens)
+    arrays = (jnp.asarray(x, jnp.float32) for x in (logits, products, weights))
+    return Grams(*arrays, jnp.asarray(np.arange(tokens) % 2)), outputs
 
 
 def mixed(logits: np.ndarray, outputs: np.ndarray, kept: tuple[int, ...], top_k: int) -> np.ndarray:
@@ -63,13 +66,13 @@ def test_tokens_without_weight_do_not_count() -> None:
     grams, _ = case(2)
     half = grams._replace(weights_T=grams.weights_T.at[30:].set(0))
     alone = Grams(*(x[:30] for x in grams))
-    assert eliminate(half, 3, 2).gone == eliminate(alone, 3, 2).gone
+    assert eliminate(half, 3, 2, Aim((1, 1))).gone == eliminate(alone, 3, 2, Aim((1, 1))).gone
     assert float(loss(half, only((1, 2)), 3)) == pytest.approx(float(loss(alone, only((1, 2)), 3)), rel=1e-6)
 
 
 def test_each_step_takes_the_cheapest_and_its_losses_are_those_of_the_sets() -> None:
     grams, outputs = case(3)
-    found = eliminate(grams, 3, 2)
+    found = eliminate(grams, 3, 2, Aim((1, 1)))
     assert len(found.gone) == len(found.losses) == E - 2
     for number in range(E - 1, 1, -1):
         before, after = found.kept(E, number + 1), found.kept(E, number)
@@ -80,14 +83,41 @@ def test_each_step_takes_the_cheapest_and_its_losses_are_those_of_the_sets() -> 
 
 
 def test_of_equal_experts_the_highest_goes() -> None:
-    grams = Grams(jnp.zeros((5, E)), jnp.ones((5, len(pairs(E)[0]))), jnp.ones(5))
+    grams = Grams(jnp.zeros((5, E)), jnp.ones((5, len(pairs(E)[0]))), jnp.ones(5), jnp.zeros(5, int))
     assert eliminate(grams, 2, 5).gone == (7, 6, 5)
 
 
-def test_one_that_has_gone_is_no_candidate() -> None:
+@pytest.mark.parametrize("top_k", [1, 3, 7, 8])
+@pytest.mark.parametrize("kept", [range(E), (0, 1, 3, 4, 6), (2, 5)])
+def test_what_each_going_costs_is_the_loss_without_it(kept: Sequence[int], top_k: int) -> None:
+    """By domain, though only the tokens that have chosen an expert are looked at."""
     grams, _ = case(4)
-    found = np.asarray(losses_without(grams, only((0, 3, 4)), 2))
-    assert np.isinf(found[[1, 2, 5, 6, 7]]).all() and np.isfinite(found[[0, 3, 4]]).all()
+    found = losses_without(grams, only(tuple(kept)), top_k, 2)
+    for domain in range(2):
+        own = grams._replace(weights_T=jnp.where(grams.domains_T == domain, grams.weights_T, 0))
+        for expert in kept:
+            left = tuple(other for other in kept if other != expert)
+            assert float(found[expert, domain]) == pytest.approx(float(loss(own, only(left), top_k)), rel=1e-5)
+
+
+def test_down_to_one_expert() -> None:
+    grams, outputs = case(5)
+    found = eliminate(grams, 3, aim=Aim((1, 1)))
+    assert len({*found.gone}) == E - 1
+    assert found.losses[-1] == pytest.approx(brute(grams, outputs, found.kept(E, 1), 3), rel=1e-5)
+
+
+def test_domains_count_by_their_factors_or_the_worst_decides() -> None:
+    grams, outputs = case(6)
+    of_domains = [grams._replace(weights_T=jnp.where(grams.domains_T == d, grams.weights_T, 0)) for d in range(2)]
+    kept = (0, 2, 3, 6)
+    own = [brute(one, outputs, kept, 2) for one in of_domains]
+    assert Aim((3, 0.5)).of(np.array([own]))[0] == pytest.approx(3 * own[0] + own[1] / 2)
+    assert Aim((3, 0.5), largest=True).of(np.array([own]))[0] == pytest.approx(max(3 * own[0], own[1] / 2))
+    assert eliminate(grams, 2, aim=Aim((1, 0))).gone == eliminate(of_domains[0], 2, aim=Aim((1, 1))).gone
+    worst = eliminate(grams, 2, 4, Aim((1, 1), largest=True))
+    found = [brute(one, outputs, worst.kept(E, 4), 2) for one in of_domains]
+    assert worst.losses[-1] == pytest.approx(max(found), rel=1e-5)
 
 
 def reap(grams: Grams, outputs: np.ndarray, top_k: int, number: int) -> tuple[int, ...]:
@@ -109,7 +139,7 @@ def test_it_is_near_the_best_set_and_no_worse_than_scores() -> None:
     near = worse = 0
     for seed in range(200):
         grams, outputs = case(1000 + seed, tokens=40)
-        found, of_sets = eliminate(grams, 2, 4).losses[-1], np.asarray(losses(grams, every))
+        found, of_sets = eliminate(grams, 2, 4, Aim((1, 1))).losses[-1], np.asarray(losses(grams, every))
         assert found >= of_sets.min() * (1 - 1e-5)
         near += found <= 1.05 * of_sets.min()
         worse += found > of_sets[sets.index(reap(grams, outputs, 2, 4))] * (1 + 1e-5)

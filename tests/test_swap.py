@@ -21,7 +21,7 @@ from gptoss_jax.devices.placement import Placement
 from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.experts import Experts
 from gptoss_jax.network.model import GptOss
-from gptoss_jax.network.moe import MoE
+from gptoss_jax.network.moe import Further, MoE
 from gptoss_jax.network.router import Routing
 from gptoss_jax.network.source import load, load_part
 from gptoss_jax.network.swap import coefficients, with_runner_up
@@ -163,7 +163,7 @@ def inputs(seed: int = 0) -> np.ndarray:
 
 def run(mixture: MoE, x: Any, swap: Any, place: Placement = HERE, valid: Any = None) -> Any:
     valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
-    step = jax.jit(lambda m, *args: m(args[0], args[1], place, swap_BS=args[2]))
+    step = jax.jit(lambda m, *args: m(args[0], args[1], place, further=Further(args[2])))
     with jax.default_matmul_precision("highest"):
         return step(mixture, jnp.asarray(x), valid, swap)
 
@@ -173,7 +173,8 @@ def run(mixture: MoE, x: Any, swap: Any, place: Placement = HERE, valid: Any = N
 @pytest.mark.parametrize("sizes", SIZES)
 def test_changes_equal_brute_force(sizes: str, change: Any, place: Placement) -> None:
     mixture, x = change(moe(SIZES[sizes])), inputs()
-    _, routing, _, changes_Tk = run(mixture, x, jnp.ones(x.shape[:2], bool), place)
+    mixed = run(mixture, x, jnp.ones(x.shape[:2], bool), place)
+    routing, changes_Tk = mixed.routing, mixed.changes_Tk
     expected = changes_by_hand(mixture, x.reshape(TOKENS, -1))
     ours = np.zeros(expected.shape)
     np.put_along_axis(ours, np.asarray(routing.experts_Tk), np.asarray(changes_Tk, np.float64), axis=1)

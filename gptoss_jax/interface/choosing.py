@@ -10,7 +10,7 @@ from ..config import Config
 from ..errors import InputError, OptionError, ProfileError
 from ..files import atomic
 from ..files.paths import AnyPath, is_path, place, storage_errors
-from ..run.choosing import Keeping, Ranked
+from ..run.choosing import Keeping, Ranked, Searching
 from ..run.options import Writing
 from ..selection import budgets, choice
 from ..selection import ranking as rankings
@@ -20,7 +20,7 @@ from ..selection.evidence import Evidence, read_evidence
 from ..selection.intervals import unsettled
 from ..selection.keep_sets import KeepSets
 from ..selection.mixes import Mix
-from ..selection.origin import Origin
+from ..selection.origin import GREEDY, Origin
 from ..selection.ranking import Ranking, checked_number, most_protected
 from ..selection.serving import serving_limits
 from ..statistics.tables import SALIENCY, check_domains
@@ -141,14 +141,17 @@ def select(
     blend: str = "weights",
     floor: Mapping[str, float | int] | None = None,
     protect_outliers: int = 0,
+    rule: str = "score",
     out: str | AnyPath | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    **options: Any,
 ) -> Any:
     """Choose the experts of each layer that stay: KeepSets, from a ranking, or from a profile as `rank` takes it.
 
     Args:
         chosen_from: an open profile, its folder, a saliency.parquet; or, with `keep` alone, a ranking, or a model for
-            a criterion of the weights alone.
+            a criterion of the weights alone; with the rule "greedy" a model.
         keep: their number, or a per cent of the experts as "50%", of which a part of an expert is left out; a list
             gives a list of keep-sets, of which each smaller lies inside the larger.
         criterion, domain, seed, min_count: as for `rank`.
@@ -158,8 +161,14 @@ def select(
         blend: "weights", or "maxmin" for the sets whose worst domain keeps the most.
         floor: the least share of what its own best experts would hold that each of these domains keeps.
         protect_outliers: how many experts of the whole model, with the largest activations, stay whatever they score.
-        out: the file for the keep-sets; those of several numbers stand beside it, as keep-16.json.
+        rule: "greedy" takes the expert away, again and again, whose absence changes the layer's output least, over the
+            rows of `data`; the numbers that `keep` names are sets of one such elimination.
+        out: the file for the keep-sets; those of several numbers stand beside it, as keep-16.json. With the rule
+            "greedy" keep-ranking.json has all experts, with what their going costs.
         overwrite: replaces existing files.
+        resume: goes on with the unfinished elimination beside `out`, if there is one.
+        **options: with the rule "greedy" those of the command `select` that name rows and devices, as data="rows.jsonl"
+            or tokens="reply".
 
     RankingError where there are no such sets, which says the nearest that there are.
 
@@ -171,10 +180,21 @@ def select(
         >>> small, large = gj.select(profile, keep=[4, 12])
         >>> all(set(few) <= set(many) for few, many in zip(small.layers, large.layers))
         True
+        >>> texts = [{"text": f"{n} + {n} = {2 * n}"} for n in range(40)]
+        >>> gj.select("nano", 8, rule="greedy", data=texts, max_seq_length=64).origin.criterion
+        'greedy'
     """
     ranked = Ranked(criterion=criterion, domain=domain, seed=seed, min_count=min_count)
     keeping = Keeping(keep, budget_gib, coverage, blend, floor, protect_outliers, context, rows)
-    found = choose(chosen_from, ranked, keeping, format, model, out, overwrite)
+    if Searching(rule=rule).rule == GREEDY:
+        from .searching import eliminate  # with it comes JAX
+
+        found = eliminate(chosen_from, ranked, keeping, format, out, overwrite, resume, **options)
+    elif options or resume:
+        named = ", ".join([*options] or ["resume"])
+        raise OptionError(f"rule='score' chooses from a profile, and takes no {named}: leave it out, or take 'greedy'")
+    else:
+        found = choose(chosen_from, ranked, keeping, format, model, out, overwrite)
     return [one.keep_sets for one in found] if isinstance(keep, list | tuple) else found[0].keep_sets
 
 
@@ -211,7 +231,7 @@ def choose(
     case = _Case(evidence, ranking, choice.outliers(evidence, keeping.protect_outliers), ranked, keeping)
     counts, why = _counts(case, format, model)
     if out is not None:
-        _check_files(counts, place(out), overwrite)
+        check_files(counts, place(out), overwrite)
 
     def selected(found: choice.Found) -> Selected:
         num_kept = len(found.keep_sets.layers[0])
@@ -220,7 +240,7 @@ def choose(
         return Selected(found.keep_sets, lost, told)
 
     found = [selected(one) for one in _found(case, sorted(counts, reverse=True))]
-    return _written(found, counts, out, overwrite)
+    return written(found, counts, out, overwrite)
 
 
 @dataclass(frozen=True)
@@ -269,10 +289,10 @@ def _counts(case: _Case, format: str, model: Any) -> tuple[list[int], tuple[str,
         fewest = max(fewest, most_protected(case.protected)[1])
         mass = f"{keeping.coverage:g} of every layer's {CRITERIA[case.ranked.criterion].mass}"
         return [fewest], (f"{fewest} experts are the fewest that hold {mass}",)
-    return _numbers(keeping.keep, E), ()
+    return numbers(keeping.keep, E), ()
 
 
-def _numbers(keep: Any, num_experts: int) -> list[int]:
+def numbers(keep: Any, num_experts: int) -> list[int]:
     """The numbers that are meant by one or several values."""
     counts = [checked_number(one, num_experts) for one in (keep if isinstance(keep, list | tuple) else [keep])]
     if len({*counts}) < len(counts):
@@ -281,14 +301,19 @@ def _numbers(keep: Any, num_experts: int) -> list[int]:
 
 
 def _affordable(case: _Case, format: str, model: Any) -> tuple[list[int], tuple[str, ...]]:
-    """The most experts that the budget has room for, and what that takes."""
-    keeping, shape = case.keeping, (len(case.ranking.layers), len(case.ranking.layers[0]))
+    """The most experts that the budget has room for in the model that was profiled."""
+    shape = len(case.ranking.layers), len(case.ranking.layers[0])
     config, quantized = case.evidence.stored_model() if model is None else _sizes_of(model)
     if (config.num_layers, config.num_experts) != shape:
         raise ProfileError(
             f"--model has {config.num_layers} layers of {config.num_experts} experts, the profile {shape[0]} of "
             f"{shape[1]}: name the model that was profiled"
         )
+    return affordable(case.keeping, config, quantized, format)
+
+
+def affordable(keeping: Keeping, config: Config, quantized: bool, format: str) -> tuple[list[int], tuple[str, ...]]:
+    """The most experts that the budget has room for, and what that takes."""
     quantize = quantized if format == "same" else format == "mxfp4"
     beside = budgets.cache_bytes(config, keeping.context, keeping.rows or 1) if keeping.context else 0
     assert keeping.budget_gib is not None
@@ -313,14 +338,14 @@ def _of_ranking(
         by = CRITERIA.get(ranking.origin.criterion or "")
         what = f"{by.name!r} gives a ranking" if by and by.of_weights else "a ranking is given"
         raise InputError(f"{what}, which says nothing more than an order: give keep alone, or a profile")
-    counts = _numbers(keeping.keep, len(ranking.layers[0]))
+    counts = numbers(keeping.keep, len(ranking.layers[0]))
     if out is not None:
-        _check_files(counts, place(out), overwrite)
+        check_files(counts, place(out), overwrite)
     found = [Selected(ranking.keep(count), {}, tuple(serving_limits(count, None))) for count in counts]
-    return _written(found, counts, out, overwrite)
+    return written(found, counts, out, overwrite)
 
 
-def _written(
+def written(
     found: Sequence[Selected], counts: Sequence[int], out: str | AnyPath | None, overwrite: bool
 ) -> list[Selected]:
     """The keep-sets in the order of `counts`, each in its file where one is named."""
@@ -328,21 +353,21 @@ def _written(
     ordered = [of_count[count] for count in counts]
     if out is None:
         return ordered
-    files = _files(counts, place(out))
+    files = files_of(counts, place(out))
     for one, file in zip(ordered, files, strict=True):
         one.keep_sets.write(file, overwrite)
     return [replace(one, file=file) for one, file in zip(ordered, files, strict=True)]
 
 
-def _files(counts: Sequence[int], out: AnyPath) -> list[AnyPath]:
+def files_of(counts: Sequence[int], out: AnyPath) -> list[AnyPath]:
     """The file itself for one number; for several those beside it with the number in their name."""
     if len(counts) == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{count}{out.suffix}") for count in counts]
 
 
-def _check_files(counts: Sequence[int], out: AnyPath, overwrite: bool) -> None:
-    for file in _files(counts, out):
+def check_files(counts: Sequence[int], out: AnyPath, overwrite: bool) -> None:
+    for file in files_of(counts, out):
         atomic.check_free(file, overwrite)
 
 

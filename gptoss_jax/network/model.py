@@ -1,4 +1,4 @@
-"""The GPT-OSS network. Letters: see `config`."""
+"""The GPT-OSS network. Letters: see `config`; P are pairs of experts."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from .attention import Attention
 from .batch import Tokens
 from .cache import Cache
 from .experts import Mixture
-from .moe import MoE
+from .moe import NOTHING, Further, MoE
 from .router import Routing
 
 
@@ -29,6 +29,8 @@ class LayerOutput(NamedTuple):
     cache: Cache | None = None
     changes_Tk: Float[Array, "T k"] | None = None
     """The squared norm of the change of the mixture's output where a chosen expert is dropped; if it was asked for."""
+    products_TP: Float[Array, "T P"] | None = None
+    """The products of all experts' outputs, in the order of `products.pairs`; if they were asked for."""
 
 
 Observe = Callable[[LayerOutput], Any]
@@ -91,22 +93,21 @@ class Layer(nnx.Module):
         index: Int[Array, ""] | None = None,
         cache: Cache | None = None,
         interventions: Interventions = NONE,
-        swap_BS: Bool[Array, "B S"] | None = None,
+        further: Further = NOTHING,
         follows: bool = False,
     ) -> LayerOutput:
         """`index` is this layer's, where its experts' weights are left in the stack of all layers; `cache` holds what
-        it keeps of the tokens before these, where these go on; `interventions` are those in this layer; `swap_BS` says
-        for which tokens `changes_Tk` is wanted; `follows`, that several tokens see what stands in the cache."""
+        it keeps of the tokens before these, where these go on; `interventions` are those in this layer; `further` is
+        what it shows beside its output; `follows`, that several tokens see what stands in the cache."""
         if interventions.steering is not None:
             x_BSD = x_BSD + interventions.steering.astype(x_BSD.dtype)
         normed_BSD = self.attention_norm(x_BSD)
         attended_BSD, cache = self.attention(normed_BSD, rope_tables, tokens, sliding, place, cache, follows)
         x_BSD = x_BSD + attended_BSD
         normed_BSD, valid_BS = self.moe_norm(x_BSD), tokens.segments > 0
-        mixed_BSD, routing, mixture, changes_Tk = self.moe(
-            normed_BSD, valid_BS, place, index, interventions.gates, interventions.kept, swap_BS
-        )
-        return LayerOutput(x_BSD + mixed_BSD, routing, mixture, cache, changes_Tk)
+        mixed = self.moe(normed_BSD, valid_BS, place, index, interventions.gates, interventions.kept, further)
+        hidden = x_BSD + mixed.output_BSD
+        return LayerOutput(hidden, mixed.routing, mixed.mixture, cache, mixed.changes_Tk, mixed.products_TP)
 
 
 class GptOss(nnx.Module):
@@ -129,12 +130,10 @@ class GptOss(nnx.Module):
         place: Placement,
         observe: Observe,
         interventions: Interventions = NONE,
-        swap_BS: Bool[Array, "B S"] | None = None,
+        further: Further = NOTHING,
     ) -> Output:
         """The final output, and what `observe` keeps of every layer; `logits` unembeds what is wanted of the former.
-
-        `swap_BS` says for which tokens the layers show `changes_Tk`; these then take k + 1 experts.
-        """
+        `further` is what the layers show beside their outputs."""
         rope_tables = rope.tables(self.config, tokens.positions)
         # One compiled layer serves both kinds: the pattern is data.
         sliding_L = jnp.array([kind == SLIDING for kind in self.config.layer_types])
@@ -150,7 +149,7 @@ class GptOss(nnx.Module):
             states, sliding, index, in_layer = slices
             layer = nnx.merge(graph, *held, *states)
             number = index if held else None
-            output = layer(x_BSD, tokens, rope_tables, sliding, place, number, None, in_layer, swap_BS)
+            output = layer(x_BSD, tokens, rope_tables, sliding, place, number, None, in_layer, further)
             return output.hidden, observe(output)
 
         indices_L = jnp.arange(self.config.num_layers)

@@ -1,4 +1,6 @@
-"""The mixture-of-experts block of a layer: router and experts. Letters: see `config`."""
+"""The mixture-of-experts block of a layer: router and experts. Letters: see `config`; P are pairs of experts."""
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -7,8 +9,33 @@ from jaxtyping import Array, Bool, Float, Int
 from ..config import Config, Form
 from ..devices.placement import Placement
 from .experts import Experts, Mixture
+from .products import products
 from .router import Router, Routing
 from .swap import coefficients, squared_changes, with_runner_up
+
+
+class Further(NamedTuple):
+    """What a layer is to show beside its output, of the tokens for which it is true; None asks for nothing."""
+
+    swap_BS: Bool[Array, "B S"] | None = None
+    """What dropping a chosen expert changes: these tokens take k + 1 experts."""
+    products_BS: Bool[Array, "B S"] | None = None
+    """The products of all experts' outputs: these tokens take all experts."""
+
+
+NOTHING = Further()
+
+
+class Mixed(NamedTuple):
+    """What the block returns; the last two are None where nobody asks for them."""
+
+    output_BSD: Float[Array, "B S D"]
+    routing: Routing
+    mixture: Mixture
+    changes_Tk: Float[Array, "T k"] | None = None
+    """The squared norm by which the output changes where a chosen expert is dropped."""
+    products_TP: Float[Array, "T P"] | None = None
+    """f_i·f_j of all experts, in the order of `products.pairs`."""
 
 
 class MoE(nnx.Module):
@@ -27,26 +54,27 @@ class MoE(nnx.Module):
         layer: Int[Array, ""] | None = None,
         gates_BSk: Float[Array, "B S k"] | None = None,
         kept_BE: Bool[Array, "B E"] | None = None,
-        swap_BS: Bool[Array, "B S"] | None = None,
-    ) -> tuple[Float[Array, "B S D"], Routing, Mixture, Float[Array, "T k"] | None]:
+        further: Further = NOTHING,
+    ) -> Mixed:
         """Invalid tokens, which are padding, get no expert. `gates_BSk` takes the place of the router's gates;
-        `kept_BE` says what experts the tokens of a row may choose.
-
-        With `swap_BS` the last result is the squared norm by which the output changes where a chosen expert is dropped,
-        defined for tokens where it is true: k + 1 experts run for these.
-        """
+        `kept_BE` says what experts the tokens of a row may choose."""
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
         kept_TE = None if kept_BE is None else jnp.repeat(kept_BE, x_BSD.shape[1], axis=0)
         routing = self.router(x_TD, place, kept_TE)
         if gates_BSk is not None:
             routing = routing._replace(gates_Tk=gates_BSk.reshape(routing.gates_Tk.shape).astype(jnp.float32))
         runner_up_T = None
-        if swap_BS is not None:
+        if further.swap_BS is not None:
             experts_Tr, logits_Tr = with_runner_up(routing)
-            runner_up_T = jnp.where(swap_BS.reshape(-1), experts_Tr[:, -1], routing.logits_TE.shape[1])
+            runner_up_T = jnp.where(further.swap_BS.reshape(-1), experts_Tr[:, -1], routing.logits_TE.shape[1])
         mixture = self.experts(x_TD, routing, valid_BS.reshape(-1), place, layer, runner_up_T)
         changes_Tk = None
         if mixture.outputs is not None:
             changes_Tk = squared_changes(mixture.outputs, coefficients(logits_Tr), place)
+        products_TP = None
+        if further.products_BS is not None:
+            wanted_T, E = further.products_BS.reshape(-1), routing.logits_TE.shape[1]
+            products_TP = products(self.experts, x_TD, wanted_T, E, place, layer)
         output_TD = place.sum_experts(mixture.output_TD, x_TD.dtype)
-        return output_TD.reshape(x_BSD.shape).astype(x_BSD.dtype), routing, mixture, changes_Tk
+        output_BSD = output_TD.reshape(x_BSD.shape).astype(x_BSD.dtype)
+        return Mixed(output_BSD, routing, mixture, changes_Tk, products_TP)

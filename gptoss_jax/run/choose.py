@@ -19,7 +19,10 @@ from .memory import GIB
 from .options import Placing
 from .progress import Progress
 from .resident import Resident
+from .steps import Asked
 from .streamed import Streamed
+
+PLAIN = Asked()
 
 
 class Choice(NamedTuple):
@@ -62,11 +65,11 @@ def choose(source: Source, placing: Placing) -> Choice:
     return Choice("resident" if fits else "streamed", amounts)
 
 
-def place(source: Source, engine: str, placing: Placing, length: int, swap: bool = False) -> Place:
-    """The mesh over all devices, and this process' share of the rows, which are of at most `length` tokens; with `swap`
-    a layer keeps what each expert gives."""
+def place(source: Source, engine: str, placing: Placing, length: int, asked: Asked = PLAIN) -> Place:
+    """The mesh over all devices, and this process' share of the rows, which are of at most `length` tokens; what is
+    asked for decides what a layer takes."""
     if engine == "streamed":
-        return _place_streamed(source, placing, length, source.config.top_k + 1 if swap else 0)
+        return _place_streamed(source, placing, length, asked)
     mesh = resident_mesh(source, placing)
     data = mesh.shape[sharding.DATA]
     placing = replace(placing, batch_size=placing.batch_size or 4 * data)
@@ -102,12 +105,13 @@ def check_streamed(placing: Placing) -> None:
             raise UserError(f"{flag} means nothing with --engine streamed: leave it out")
 
 
-def _place_streamed(source: Source, placing: Placing, length: int, outputs: int) -> Place:
+def _place_streamed(source: Source, placing: Placing, length: int, asked: Asked) -> Place:
     check_streamed(placing)
     mesh = sharding.make(source.config, 1, 1)
     limit = int(placing.memory_gib * GIB) if placing.memory_gib else None
     activation_bytes, form = int(placing.activation_gib * GIB), streamed.weights_form(source)
-    tokens = memory.streamed_tokens(source.config, form, placing.dtype, limit, activation_bytes, length, outputs)
+    further = memory.further_bytes(source.config, placing.dtype, asked.swap, asked.grams)
+    tokens = memory.streamed_tokens(source.config, form, placing.dtype, limit, activation_bytes, length, *further)
     rows = max(1, tokens // length)
     if limit and (placing.batch_size or 0) > rows:
         raise MemoryLimitError(

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import OptionError
 from ..selection.criteria import CRITERIA, LETTERS
-from .kinds import DOMAINS, KEEPS, SHARES, one_of, real, whole
+from .kinds import COUNTED, DOMAINS, KEEPS, ROWS, SHARES, one_of, real, whole
 from .options import Options, option
 
 
@@ -37,6 +37,32 @@ class Ranked(Options):
         "Ranks experts that fewer tokens chose behind all others, by falling reap_sum: a mean over a few tokens is "
         "chance. 0 ranks all by the criterion, as published rankings do.",
     )
+
+
+RULES = ("score", "greedy")
+# What a search takes of other options; --domain and --seed are those of `Ranked`.
+OF_DATA = (
+    *("split", "subset", "text_column", "id_column", "domain_column", "keep_thinking", "skip_bad_rows"),
+    *("part", "num_rows", "max_seq_length", "truncate"),
+)
+OF_PLACING = (
+    *("batch_size", "engine", "memory_gib", "activation_gib", "mesh", "weights", "dtype"),
+    *("coordinator", "num_processes", "process_id"),
+)
+
+
+@dataclass(frozen=True)
+class Searching(Options):
+    """How keep-sets are found by running the model."""
+
+    rule: str = option(
+        "score",
+        one_of(*RULES),
+        "How experts are chosen. score: the best by --criterion, from a profile. greedy: from a MODEL and --data; of "
+        "each layer again and again the expert goes whose absence changes the layer's output least.",
+    )
+    data: Any = option("", ROWS, "With --rule greedy, the rows by which experts are chosen, as profile takes them.")
+    tokens: str = option("all", COUNTED, "With --rule greedy, which tokens count, as --keep of profile says.")
 
 
 @dataclass(frozen=True)

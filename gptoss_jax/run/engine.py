@@ -12,6 +12,7 @@ import numpy as np
 from ..devices.topologies import does_not_fit
 from ..errors import MeshError
 from ..network.batch import Batch
+from ..selection.greedy import Grams
 from ..statistics.sums import Statistics
 from .steps import Asked, Chosen
 
@@ -30,6 +31,8 @@ class Unit(NamedTuple):
     """float32 [B, S, 2] of a whole batch: see `scores.TokenScores`."""
     finals: np.ndarray | None = None
     """[B, N, D] of a whole batch, in the type of the computation."""
+    grams: Grams | None = None
+    """What choosing together needs of a batch's tokens in these layers, [l, B, S, …], on the host."""
 
 
 @runtime_checkable  # annotations are checked in tests

@@ -30,6 +30,7 @@ from .options import Counting, Data, Options, Placing, as_dict, check_together, 
 from .profile import Profile
 from .progress import Progress
 from .reading import make_dataset, tokenizer_of
+from .steps import Asked
 from .tracing import Traced, Tracing
 
 REASON = "engine_reason"  # in profile.json, and beside the settings of an unfinished run
@@ -132,7 +133,9 @@ def run(
             with tracing.named():
                 _check_apart(trace.target, source, request.data.data)
     request, choice = _adopt(began, request, source)
-    given = choose.place(source, choice.engine, request.placing, request.data.max_seq_length, request.counting.swap)
+    given = choose.place(
+        source, choice.engine, request.placing, request.data.max_seq_length, Asked(swap=request.counting.swap)
+    )
     request = replace(request, placing=given.placing)
     tokenizer = tokenizer_of(source)
     dataset = make_dataset(request.data, request.counting, source.config, tokenizer, choice.engine, given)

@@ -13,6 +13,7 @@ from flax import nnx
 from ..config import Config, Form
 from ..errors import MemoryLimitError
 from ..network.model import GptOss, Layer
+from ..network.products import AT_ONCE, pairs
 
 GIB = 1 << 30
 STREAMED_TOKENS = 16384  # of a batch: unpacking an expert then takes a twentieth of its products' time
@@ -89,18 +90,37 @@ def resident_bytes(config: Config, form: Form, dtype: Any) -> int:
     return weight_bytes(GptOss, config, form, dtype) + 2 * PROCESS_BYTES
 
 
+def further_bytes(config: Config, dtype: Any, swap: bool, grams: bool) -> tuple[int, int]:
+    """What a layer takes for each token, and beside it once, where it shows what dropping experts changes, or the
+    products of all experts' outputs."""
+    output = config.hidden_size * jnp.dtype(dtype).itemsize
+    token, once = ((config.top_k + 1) * output if swap else 0), 0
+    if grams:
+        # Products on the device and on the host; outputs of a block of tokens, which are rounded from float32.
+        token += 2 * 4 * len(pairs(config.num_experts)[0])
+        once += 2 * AT_ONCE * config.num_experts * output
+    return token, once
+
+
 def streamed_tokens(
-    config: Config, form: Form, dtype: Any, limit: int | None, activation_bytes: int, length: int, outputs: int = 0
+    config: Config,
+    form: Form,
+    dtype: Any,
+    limit: int | None,
+    activation_bytes: int,
+    length: int,
+    token_bytes: int = 0,
+    further_bytes: int = 0,
 ) -> int:
     """Tokens of a batch, in rows of `length`, with which the streamed engine stays below `limit` bytes in all, where a
-    layer keeps so many experts' outputs of each token.
+    layer takes so many bytes more for each token, and so many more in all.
 
     MemoryLimitError where even one row does not."""
     if limit is None:
         return max(length, STREAMED_TOKENS)
     # One layer runs while the next is read.
-    fixed = PROCESS_BYTES + 2 * weight_bytes(Layer, config, form, dtype) + activation_bytes
-    a_token = (STATES_A_TOKEN + outputs) * config.hidden_size * jnp.dtype(dtype).itemsize
+    fixed = PROCESS_BYTES + 2 * weight_bytes(Layer, config, form, dtype) + activation_bytes + further_bytes
+    a_token = STATES_A_TOKEN * config.hidden_size * jnp.dtype(dtype).itemsize + token_bytes
     tokens = (limit - fixed) // a_token
     if tokens < length:
         raise MemoryLimitError(

@@ -10,6 +10,7 @@ import numpy as np
 from ..devices import hosts
 from ..network.batch import Batch
 from ..network.model import GptOss
+from ..selection.greedy import WIDE, Grams
 from .engine import Clock, Timed, Unit
 from .steps import Asked, Mapped
 
@@ -37,14 +38,15 @@ class Resident:
             def rows(x: Any, S: int = S) -> np.ndarray:
                 return np.asarray(x).reshape(-1, S)  # pmap has the devices as a further axis
 
-            def layers(x: Any, S: int = S) -> np.ndarray:
-                return np.asarray(x).reshape(self.num_layers, -1, S, x.shape[-1])
+            def layers(x: Any, is_wide: bool = True, S: int = S) -> np.ndarray:
+                return np.asarray(x).reshape(self.num_layers, -1, S, *(x.shape[-1:] if is_wide else ()))
 
             yield Unit(
                 first_layer=0,
                 tokens=batch.tokens.count,
                 statistics=None if results.statistics is None else results.statistics.to_host(),
                 routing=None if results.routing is None else jax.tree.map(layers, results.routing),
+                grams=None if results.grams is None else Grams(*map(layers, results.grams, WIDE)),
                 scores=None if results.scores is None else np.stack([rows(x) for x in results.scores], axis=-1),
                 finals=results.finals,
             )

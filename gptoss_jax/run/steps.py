@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ..config import SLIDING, Config
 from ..devices import mesh as sharding
@@ -18,6 +18,8 @@ from ..devices.placement import Placement, over
 from ..network import rope
 from ..network.batch import Batch
 from ..network.model import GptOss, Head, Interventions, Layer, LayerOutput
+from ..network.moe import Further
+from ..selection.greedy import Grams
 from ..statistics.sums import Statistics, layer_statistics
 from .scores import TokenScores, token_scores
 
@@ -38,10 +40,13 @@ class Asked(NamedTuple):
     """What the unembedding takes, at the positions that the batch names."""
     swap: bool = False
     """Among the statistics, what dropping an expert changes: kept tokens then take k + 1 experts."""
+    grams: bool = False
+    """What `selection.greedy` needs to know of each token: kept ones then take all experts."""
 
-    def swap_BS(self, batch: Batch) -> Bool[Any, "B S"] | None:
-        """The tokens whose layers are to show what dropping a chosen expert changes."""
-        return batch.weights != 0 if self.swap else None
+    def further(self, batch: Batch) -> Further:
+        """What layers are to show of kept tokens, beside their output."""
+        kept_BS = batch.weights != 0
+        return Further(kept_BS if self.swap else None, kept_BS if self.grams else None)
 
 
 class Chosen(NamedTuple):
@@ -59,24 +64,39 @@ class Results(NamedTuple):
     routing: Chosen | None = None
     scores: TokenScores | None = None
     finals: Float[Array, "B N D"] | None = None
+    grams: Grams | None = None
+    """[L, B, S, …] of every layer, and [B, S, …] of a single one."""
 
 
 def observe(output: LayerOutput, batch: Batch, place: Placement, asked: Asked) -> Results:
     """What is kept of one layer."""
-    statistics, chosen = None, None
+    statistics, chosen, grams = None, None, None
     if asked.statistics:
         statistics = layer_statistics(output.routing, output.mixture, batch, place, _swaps(output))
     if asked.routing:
         chosen = Chosen(*(x.reshape(*batch.shape, -1) for x in (output.routing.experts_Tk, output.routing.gates_Tk)))
-    return Results(statistics, chosen)
+    if asked.grams:
+        grams = jax.tree.map(lambda x: x.reshape(*batch.shape, *x.shape[1:]), _grams(output, batch))
+    return Results(statistics, chosen, grams=grams)
+
+
+def _grams(output: LayerOutput, batch: Batch) -> Grams:
+    """What a token's squared change counts is relative to the residual stream behind the layer, as in `_swaps`."""
+    assert output.products_TP is not None, "asked for"
+    weights_T = batch.weights.reshape(-1) / _squared_stream(output)
+    return Grams(output.routing.logits_TE, output.products_TP, weights_T, batch.groups.reshape(-1))
 
 
 def _swaps(output: LayerOutput) -> Float[Array, "T k"] | None:
     """The squared change of the layer's output, relative to the residual stream behind the layer."""
     if output.changes_Tk is None:
         return None
-    wide_BSD = output.hidden.astype(jnp.float32)
-    return output.changes_Tk / jnp.sum(wide_BSD**2, axis=-1).reshape(-1, 1)
+    return output.changes_Tk / _squared_stream(output)[:, None]
+
+
+def _squared_stream(output: LayerOutput) -> Float[Array, " T"]:
+    """‖h‖² of the residual stream behind the layer."""
+    return jnp.sum(output.hidden.astype(jnp.float32) ** 2, axis=-1).reshape(-1)
 
 
 @float32_is_float32
@@ -84,7 +104,7 @@ def network_step(model: GptOss, batch: Batch, place: Placement, asked: Asked) ->
     """What is asked for of every layer, and the scores of every token; [B, S, V] never exists."""
     kept_LBE = None if batch.kept is None else jnp.moveaxis(batch.kept, 1, 0)
     observer = partial(observe, batch=batch, place=place, asked=asked)
-    output = model(batch.tokens, place, observer, Interventions(kept=kept_LBE), asked.swap_BS(batch))
+    output = model(batch.tokens, place, observer, Interventions(kept=kept_LBE), asked.further(batch))
     results: Results = output.layers
     if asked.finals:
         results = results._replace(finals=_at(output.final, batch))
@@ -108,8 +128,8 @@ def layer_step(
     tables = rope.tables(config, batch.tokens.positions)
     sliding = jnp.array([kind == SLIDING for kind in config.layer_types])[index]
     interventions = Interventions(kept=None if batch.kept is None else batch.kept[:, index])
-    swap_BS = asked.swap_BS(batch)
-    output = layer(x_BSD, batch.tokens, tables, sliding, place, interventions=interventions, swap_BS=swap_BS)
+    further = asked.further(batch)
+    output = layer(x_BSD, batch.tokens, tables, sliding, place, interventions=interventions, further=further)
     return output.hidden, observe(output, batch, place, asked)
 
 
@@ -143,11 +163,13 @@ def specs(asked: Asked) -> Results:
     chosen: Any = sharding.split("L B S k")
     scores: Any = sharding.split("B S")
     finals: Any = sharding.split("B N D")
+    tokens: Any = sharding.split("L B S")
     return Results(
         Statistics.specs(("swap",) if asked.swap else ()) if asked.statistics else None,
         Chosen(chosen, chosen) if asked.routing else None,
         TokenScores(scores, scores) if asked.scores else None,
         finals if asked.finals else None,
+        Grams(chosen, chosen, tokens, tokens) if asked.grams else None,
     )
 
 
@@ -171,7 +193,7 @@ def pmapped(asked: Asked, mesh: Mesh) -> Mapped:
     the devices before them as a further axis.
     """
     devices = list(mesh.devices.flat)
-    local, out_axes = _summed(asked, Placement(devices[0].platform)), Results(None, 1, 0)  # type: ignore[arg-type]
+    local, out_axes = _summed(asked, Placement(devices[0].platform)), Results(None, 1, 0, grams=1)  # type: ignore[arg-type]
     whole = jax.pmap(local, DATA, in_axes=(None, 0), out_axes=out_axes, devices=devices)
     return Mapped(whole, lambda rows: rows.reshape(len(devices), -1, *rows.shape[1:]))
 

@@ -83,7 +83,8 @@ class Streamed:
 
     def _unit(self, layer: int, batch: Batch, results: Results) -> Unit:
         """What one layer gave of one batch."""
-        statistics, routing = jax.tree.map(lambda x: x[None], (results.statistics, results.routing))
+        layered = (results.statistics, results.routing, results.grams)
+        statistics, routing, grams = jax.tree.map(lambda x: x[None], layered)
         return Unit(
             first_layer=layer,
             tokens=batch.tokens.count / self.num_layers,
@@ -91,6 +92,7 @@ class Streamed:
             routing=jax.tree.map(np.asarray, routing),
             scores=None if results.scores is None else np.stack(jax.device_get(results.scores), axis=-1),
             finals=None if results.finals is None else np.asarray(results.finals),
+            grams=jax.tree.map(np.asarray, grams),
         )
 
     def _layers(self, first: int, meanwhile: Callable[[], None]) -> Iterator[tuple[int, Layer]]:

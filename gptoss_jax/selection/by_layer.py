@@ -33,12 +33,15 @@ class ByLayer:
         origin: Where they come from.
         counts: Beside each expert how many tokens chose it; None where that is unknown.
         reasons: Beside each expert why it stands there, in a few words; None where that is unknown.
+        losses: Beside each expert what its layer loses once it and all that are worse are gone, None of the best one;
+            None where nobody has looked.
     """
 
     layers: list[list[int]]
     origin: Origin = UNKNOWN
     counts: list[list[int]] | None = None
     reasons: list[list[str | None]] | None = None
+    losses: list[list[float | None]] | None = None
 
     kind: ClassVar[str]
 
@@ -54,7 +57,10 @@ class ByLayer:
             if origin[name] is None:
                 del origin[name]
         head = {"kind": self.kind, "version": VERSION, "layers": self.layers}
-        return json.dumps({**head, **origin, "counts": self.counts, "reasons": self.reasons}) + "\n"
+        beside: dict[str, Any] = {"counts": self.counts, "reasons": self.reasons}
+        if self.losses is not None:  # which older programs do not know either
+            beside["losses"] = self.losses
+        return json.dumps({**head, **origin, **beside}) + "\n"
 
     def write(self, file: str | AnyPath, overwrite: bool = False) -> None:
         """Write the file, whole or not at all; OutputError where it exists or cannot be written."""
@@ -90,7 +96,8 @@ class ByLayer:
         check_experts(layers, config, where)
         counts = _beside(said, "counts", layers, _is_count, "a number of tokens", where)
         reasons = _beside(said, "reasons", layers, _is_reason, "a text or null", where)
-        found = cls(layers, _origin(said, where), counts, reasons)
+        losses = _beside(said, "losses", layers, _is_loss, "a number of at least 0 or null", where)
+        found = cls(layers, _origin(said, where), counts, reasons, losses)
         found.check(config, where)
         return found
 
@@ -170,6 +177,10 @@ def _is_text(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return _is_whole(value) and value >= 0
+
+
+def _is_loss(value: Any) -> bool:
+    return value is None or _is_weight(value)
 
 
 def _is_reason(value: Any) -> bool:

@@ -18,7 +18,7 @@ class KeepSets(ByLayer):
 
     def __post_init__(self) -> None:
         orders = [sorted(range(len(kept)), key=kept.__getitem__) for kept in self.layers]
-        for name in ("layers", "counts", "reasons"):
+        for name in ("layers", "counts", "reasons", "losses"):
             if (lists := getattr(self, name)) is not None:
                 ordered = [[one[i] for i in order] for one, order in zip(lists, orders, strict=True)]
                 object.__setattr__(self, name, ordered)

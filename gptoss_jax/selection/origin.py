@@ -16,6 +16,7 @@ from .criteria import CRITERIA
 from .mixes import Mix, weights_of
 
 INFO = "profile.json"
+GREEDY = "greedy"  # the criterion of rankings that follow from `greedy.eliminate`, which has no profile
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Origin:
         if self.domains is None:
             return "unknown data"
         rows, of = ("rows", "profile") if self.answers_hash is None else ("answers", "activation dataset")
+        if self.criterion == GREEDY:
+            of = "data"
         if not self.domains:
             return f"all {rows} of the {of}"
         if self.domain is not None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,14 +52,11 @@ class Ranking(ByLayer):
             layers.append(ordered[:num_kept])
             places = {expert: f"place {place} of {num_experts}{by}" for place, expert in enumerate(experts, 1)}
             reasons.append([protected.get((layer, expert), places[expert]) for expert in layers[-1]])
-        counts = self.counts
-        if counts is not None:
-            beside = [dict(zip(*pair, strict=True)) for pair in zip(self.layers, counts, strict=True)]
-            counts = [[of[expert] for expert in kept] for of, kept in zip(beside, layers, strict=True)]
+        counts, losses = (_of_kept(self.layers, beside, layers) for beside in (self.counts, self.losses))
         said = self.origin.rule or ""
         rule = f"best {num_kept}" + (f", {len(protected)} protected" if protected else "")
         rule += said.removeprefix(FALLING) if said.startswith(FALLING) else ""
-        return KeepSets(layers, replace(self.origin, rule=rule), counts, reasons)
+        return KeepSets(layers, replace(self.origin, rule=rule), counts, reasons, losses)
 
     def order(self, protected: Collection[tuple[int, int]]) -> list[list[int]]:
         """The experts of each layer, protected ones before the others, and best first among either."""
@@ -67,6 +64,14 @@ class Ranking(ByLayer):
             sorted(experts, key=lambda expert, layer=layer: (layer, expert) not in protected)  # type: ignore[misc]
             for layer, experts in enumerate(self.layers)
         ]
+
+
+def _of_kept(layers: list[list[int]], beside: list[list[Any]] | None, kept: list[list[int]]) -> Any:
+    """What stands beside the experts of each layer, of those that are kept."""
+    if beside is None:
+        return None
+    of_layers = [dict(zip(*pair, strict=True)) for pair in zip(layers, beside, strict=True)]
+    return [[of[expert] for expert in some] for of, some in zip(of_layers, kept, strict=True)]
 
 
 def checked_number(keep: int | str, num_experts: int) -> int:
