@@ -43,6 +43,7 @@ def card(
     warnings: Sequence[str],
     pruned_before: bool,
     quality: str | None,
+    healed: str | None = None,
 ) -> str:
     """README.md: front matter, architecture before and after, method, quality, usage, limitations, citation.
 
@@ -55,6 +56,7 @@ def card(
         warnings: What a reader should know of how the experts were chosen.
         pruned_before: Whether experts had been removed from that model already.
         quality: The section about what was measured of these keep-sets, in Markdown; None where nothing was.
+        healed: The section about what was trained afterwards, in Markdown; None where nothing was.
     """
     config, n = checkpoint.config, len(keep_sets.layers[0])
     kernels, others = stored_forms(checkpoint)
@@ -67,10 +69,12 @@ def card(
     sections = [
         _front_matter(domain, base if is_on_hub else None),
         f"# {title} GPT-OSS Model ({n} Experts)\n\n"
-        f"`{name}` is `{base}` reduced from {config.num_experts} to {n} experts per layer, without "
-        f"retraining. {_measured(quality)}: try it on your task before you rely on it.",
+        f"`{name}` is `{base}` reduced from {config.num_experts} to {n} experts per layer, "
+        f"{'without retraining' if healed is None else 'and healed as told below'}. {_measured(quality)}: try it on "
+        "your task before you rely on it.",
         _architecture(config, n, title, _precision(kernels, others), _precision(["MXFP4" if quantized else "BF16"])),
-        _method(config, n, keep_sets.origin, warnings, _rounded(kernels, others, quantized)),
+        _method(config, n, keep_sets.origin, warnings, _rounded(kernels, others, quantized), healed),
+        *([healed] if healed else []),
         _numbers(pruned_before),
         *([quality] if quality else []),
         _usage(name),
@@ -148,13 +152,16 @@ def _architecture(config: Config, n: int, title: str, before: str, after: str) -
     return "\n".join(["## Architecture", "", "| | before | after |", "|---|---|---|", *table])
 
 
-def _method(config: Config, n: int, origin: Origin, warnings: Sequence[str], rounded: Sequence[str]) -> str:
-    effect = (
-        " ".join([*rounded, "Nothing was trained."])
-        if rounded
-        else "Nothing else changed, and nothing was trained: in float32, the logits equal those of the original model "
-        "with the router logits of the removed experts at −∞ before top-k."
-    )
+def _method(
+    config: Config, n: int, origin: Origin, warnings: Sequence[str], rounded: Sequence[str], healed: str | None
+) -> str:
+    if rounded or healed:
+        effect = " ".join([*rounded, "Nothing was trained." if healed is None else "What was trained is told below."])
+    else:
+        effect = (
+            "Nothing else changed, and nothing was trained: in float32, the logits equal those of the original model "
+            "with the router logits of the removed experts at −∞ before top-k."
+        )
     return f"""## Method
 
 Of the {config.num_experts} experts of each layer {n} were kept, and the rest removed together with their rows of the

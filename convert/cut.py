@@ -1,6 +1,6 @@
 """Cutting experts out of a checkpoint, a tensor's rows at a time. Letters: see `gptoss_jax.config`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +16,7 @@ from gptoss_jax.files.paths import AnyPath
 from gptoss_jax.selection import keep_sets as select
 
 from . import card, checksums, expert_mapping, mxfp4
+from .changed import Changed
 from .folder import CONFIG, pruned_config, told_left, write_checkpoint
 from .mapping import MXFP4_BLOCK, Named, Tensor, all_tensors
 from .rounding import Rounding
@@ -52,6 +53,18 @@ class Pruned:
         return str(self.folder)
 
 
+@dataclass(frozen=True)
+class Healed:
+    """What was trained after experts were chosen."""
+
+    values: Mapping[str, Any]
+    """By their paths in the model, of all layers [L, …]; empty where nothing that was trained is kept."""
+    said: str
+    """A section of the card, in Markdown."""
+    files: Mapping[str, bytes]
+    """What stands beside the weights, by name."""
+
+
 def prune(
     source: AnyCheckpoint,
     keep_sets: select.KeepSets,
@@ -65,6 +78,7 @@ def prune(
     overwrite: bool = False,
     verify: bool = False,
     quality: str | None = None,
+    healed: Healed | None = None,
     progress: Bar = silent,
 ) -> Pruned:
     """Write a checkpoint with only the experts of `keep_sets`; nothing is written where it raises.
@@ -81,6 +95,7 @@ def prune(
         overwrite: Whether an existing folder is replaced, at the end.
         verify: Whether the files are read again from the disk before they get their final name.
         quality: What the card says of what was measured of these keep-sets, in Markdown.
+        healed: What was trained after the choice of experts, which is written in the place of the source's.
         progress: Makes a bar for each long part of the work.
 
     Raises:
@@ -97,9 +112,14 @@ def prune(
     warnings = _doubts(source, keep_sets)
     before = expert_mapping.original_numbers(source.folder, source.config)
     called = model or str(source.folder)
-    text = card.card(source, keep_sets, domain, called, quantize, warnings, before is not None, quality)
+    said = None if healed is None else healed.said
+    text = card.card(source, keep_sets, domain, called, quantize, warnings, before is not None, quality, said)
+    if healed is not None:
+        source = Changed(source, healed.values)
     with new_folder(out, overwrite, last=CONFIG) as folder:
         (folder / "README.md").write_text(text, encoding="utf-8")
+        for file, content in ({} if healed is None else healed.files).items():
+            (folder / file).write_bytes(content)
         rounding = Rounding()
         groups = plan(source, keep_sets.layers, quantize, rounding)
         weight_bytes = sum(t.nbytes for group in groups for t in group)

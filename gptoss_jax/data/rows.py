@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import DataError
 from .formats import Records
 from .harmony import HarmonyText
-from .parts import part_of
+from .parts import FIFTHS, part_of
 from .remarks import Remarks
 from .spellings import as_seen, conversation_of
 from .template import Template
@@ -106,6 +106,11 @@ def in_part(rows: Iterable[Row], part: str, remarks: Remarks) -> Iterator[Row]:
             remarks.say(f"left out by --part {part}", row.id or row.text)
     if left and not found:
         raise DataError(f"no row is of the part {part}: give more rows, or --part all")
+
+
+def is_held_out(row: Row) -> bool:
+    """Whether the row is one of the fifth, by another hash than that of parts, that decides about what others taught."""
+    return int.from_bytes(_hash("held out", row.id, row.text), "big") % FIFTHS == 0
 
 
 def sample(rows: Iterable[Row], domains: tuple[str, ...], num_rows: int | None, seed: int) -> list[Row]:

@@ -1,0 +1,53 @@
+"""States of a training in Orbax's form, in the folder of the run's progress, from which a killed run goes on."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint.experimental.v1 as ocp
+
+from ..devices import hosts
+from ..errors import ResumeError, reason
+from ..run.progress import Progress
+
+STATES = "states"
+
+
+class States:
+    """The newest state alone is kept. It counts once its line stands in the progress, which names its folder."""
+
+    def __init__(self, kept: Progress, name: str):
+        self.kept, self.name = kept, name
+        self.folder = kept.folder / STATES
+
+    def save(self, number: int, arrays: Any, line: Mapping[str, Any]) -> None:
+        """Keep arrays and a line beside them; then those before them go."""
+        before = self.line()
+        ocp.save(self._at(number), arrays, overwrite=True)
+        if hosts.is_first():
+            self.kept.write(self.name, json.dumps({"number": number, **line}).encode())
+        if before is not None and before["number"] != number and hosts.is_first():
+            shutil.rmtree(self._at(before["number"]), ignore_errors=True)
+
+    def line(self) -> dict[str, Any] | None:
+        """What stands beside the newest state; None where there is none."""
+        return self.kept.kept(json.loads, self.name)
+
+    def load(self, number: int, like: Any) -> Any:
+        """The arrays of a state, as those of `like` lie."""
+        try:
+            return ocp.load(self._at(number), jax.tree.map(_abstract, like))
+        except Exception as error:  # of several packages
+            raise ResumeError(
+                f"{self._at(number)}: cannot be read ({reason(error)}): remove {self.kept.folder} to begin anew"
+            ) from error
+
+    def _at(self, number: int) -> Path:
+        return Path(str(self.folder)).absolute() / f"{self.name}-{number}"
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
