@@ -19,6 +19,7 @@ ROOMS = ("gptoss_jax", "convert", "experiments")
 GROUND = ("config", "config_keys", "errors", "files")
 NETWORK = (*GROUND, "devices", "kernels", "network")
 PROFILE = (*NETWORK, "data", "routing", "statistics", "selection", "report", "run")
+ABOVE = ("generation", "evaluation", "healing", "pods", "fingerprints")
 ARROWS = {
     # The front door reaches what it names when it is first used; for type checkers it says so at once.
     "gptoss_jax": ("interface", "routing", "run", "selection"),
@@ -37,14 +38,15 @@ ARROWS = {
     "gptoss_jax.run": PROFILE[:-1],
     "gptoss_jax.generation": PROFILE,
     "gptoss_jax.evaluation": (*PROFILE, "generation"),
+    "gptoss_jax.healing": (*PROFILE, "evaluation"),
     "gptoss_jax.pods": PROFILE,
     "gptoss_jax.fingerprints": (*PROFILE, "generation", "evaluation"),
-    "gptoss_jax.interface": (*PROFILE, "generation", "evaluation", "pods", "fingerprints", "convert"),
-    "gptoss_jax.cli": (*PROFILE, "generation", "evaluation", "pods", "fingerprints", "interface", "convert"),
+    "gptoss_jax.interface": (*PROFILE, *ABOVE, "convert"),
+    "gptoss_jax.cli": (*PROFILE, *ABOVE, "interface", "convert"),
     "gptoss_jax.__main__": ("cli",),
     # Four bits have their layout from the kernels that unpack them: checkpoints are read into it.
     "convert": (*NETWORK, "selection"),
-    "experiments": (*PROFILE, "generation", "evaluation", "pods", "fingerprints", "interface", "cli", "convert"),
+    "experiments": (*PROFILE, *ABOVE, "interface", "cli", "convert"),
 }
 
 

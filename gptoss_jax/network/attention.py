@@ -85,15 +85,16 @@ class Attention(nnx.Module):
             return attend(q, k, v, sinks, segments, window(segments, sliding), place)
 
         def backward(inputs: tuple[Array, ...], change_BSHh: Array) -> tuple[Array | None, ...]:
-            *inputs_, segments, sliding = inputs
-            found = attend_backward(*inputs_, segments, window(segments, sliding), change_BSHh, place)
-            return *found, None, None
+            q, k, v, sinks, segments, sliding = inputs
+            seen = window(segments, sliding)
+            return *attend_backward(q, k, v, sinks, segments, seen, change_BSHh, place), None, None
 
+        inputs: Any = (*sequences, sliding)
         if place.differentiable:
-            return run(*sequences, sliding)
+            return run(*inputs)
         attended = jax.custom_vjp(run)
         attended.defvjp(lambda *inputs: (run(*inputs), inputs), backward)
-        return attended(*sequences, sliding)
+        return attended(*inputs)
 
 
 def project(
@@ -160,7 +161,7 @@ def attend_backward(
     change = _Blocks.of(change_BSHh, k_BSKh, v_BSKh, sinks_H, segment_ids_BS, window, place)
     dtype, scale = q_BSHh.dtype, q_BSHh.shape[-1] ** -0.5
 
-    def one_block(totals: tuple[Array, Array, Array], index: Array) -> tuple[tuple[Array, Array, Array], Array]:
+    def one_block(totals: tuple[Array, ...], index: Array) -> tuple[tuple[Array, ...], Array]:
         rows, query = jnp.divmod(index, blocks.per_row)
         top, total, mixed = blocks.sums(rows, query, place)
         log_total, q_RKXh, change_RKXh = top + jnp.log(total), blocks.queries(rows, query), change.queries(rows, query)
@@ -275,7 +276,7 @@ class _Blocks(NamedTuple):
         nothing = self.sinks, jnp.ones(self.sinks.shape), jnp.zeros((*self.sinks.shape, q_RKXh.shape[-1]))
         return lax.fori_loop(*self.keys_seen(rows, query, place), one_key_block, nothing)
 
-    def joined(self, mixed: Array, shape: tuple[int, int, int, int]) -> Float[Array, "B S H h"]:
+    def joined(self, mixed: Array, shape: tuple[int, ...]) -> Float[Array, "B S H h"]:
         """Blocks of queries, each [R, M, K, q, h], as sequences again."""
         B, S, H, h = shape
         R, M = self.segments.shape[1], self.segments.shape[-1]
