@@ -86,6 +86,32 @@ def gradients(model: Any, token_ids: Sequence[int]) -> dict[str, np.ndarray]:
     return {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
 
 
+def distillation(
+    folder: Path,
+    kept: Sequence[Sequence[int]],
+    rows: Sequence[tuple[np.ndarray, np.ndarray]],
+    factors: dict[str, float],
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Σ w·KL(model ‖ model with the kept experts of each layer alone) over rows of tokens and what each counts, and its
+    gradients by every weight, by transformers' names. `factors` multiply the student's parameters of these names'
+    ends."""
+    torch = needs_torch()
+    teacher, student = load(folder), load(folder)
+    for name, parameter in student.named_parameters():
+        parameter.data *= next((factor for end, factor in factors.items() if name.endswith(end)), 1.0)
+    for layer, experts in zip(student.model.layers, kept, strict=True):
+        dropped = [expert for expert in range(layer.mlp.router.num_experts) if expert not in experts]
+        layer.mlp.router.bias.data[dropped] = -torch.inf
+    loss = torch.zeros(())
+    for ids, weights in rows:
+        with torch.no_grad():
+            log_p = teacher(_row(ids)).logits[0, :-1].log_softmax(-1)
+        log_q = student(_row(ids)).logits[0, :-1].log_softmax(-1)
+        loss = loss + ((log_p.exp() * (log_p - log_q)).sum(-1) * torch.tensor(weights[1:])).sum()
+    loss.backward()
+    return loss.item(), {name: parameter.grad.numpy() for name, parameter in student.named_parameters()}
+
+
 def expert_output(module: Any, expert: int, x: Any) -> Any:
     """f_j(x) as section 1 of the published architecture writes it, [T, D]."""
     torch = needs_torch()

@@ -19,7 +19,7 @@ ROOMS = ("gptoss_jax", "convert", "experiments")
 GROUND = ("config", "config_keys", "errors", "files")
 NETWORK = (*GROUND, "devices", "kernels", "network")
 PROFILE = (*NETWORK, "data", "routing", "statistics", "selection", "report", "run")
-JOBS = (*PROFILE, "generation", "evaluation", "search", "pods", "fingerprints")
+JOBS = (*PROFILE, "generation", "evaluation", "search", "healing", "pods", "fingerprints")
 ARROWS = {
     # The front door reaches what it names when it is first used; for type checkers it says so at once.
     "gptoss_jax": ("interface", "routing", "run", "selection"),
@@ -39,6 +39,7 @@ ARROWS = {
     "gptoss_jax.generation": PROFILE,
     "gptoss_jax.evaluation": (*PROFILE, "generation"),
     "gptoss_jax.search": (*PROFILE, "generation", "evaluation"),
+    "gptoss_jax.healing": (*PROFILE, "evaluation"),
     "gptoss_jax.pods": PROFILE,
     "gptoss_jax.fingerprints": (*PROFILE, "generation", "evaluation"),
     "gptoss_jax.interface": (*JOBS, "convert"),

@@ -116,7 +116,7 @@ def streamed(source: Path, out: Path) -> stream.Streamed:
 
 
 def test_a_layer_is_read_while_the_one_before_it_runs_and_no_sooner(
-    tiny_mxfp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_mxfp4: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = [Event() for _ in range(TINY.num_layers)]
     first = stream.load_part
@@ -131,7 +131,7 @@ def test_a_layer_is_read_while_the_one_before_it_runs_and_no_sooner(
     def compile() -> None:
         assert read[0].wait(60)
 
-    for index, layer in streamed(tiny_mxfp4, tmp_path / "out")._layers(0, meanwhile=compile):
+    for index, layer in stream.Layers(Checkpoint(tiny_mxfp4), "float32").each(range(TINY.num_layers), compile):
         assert isinstance(layer, Layer)
         assert all(event.wait(60) for event in read[: index + 2])
         assert not any(event.is_set() for event in read[index + 2 :])

@@ -92,10 +92,10 @@ def compare(
             if keep_top:
                 return log_p_MV, found._replace(top=_top(logits, targets_M, vocab_size, place))
             if isinstance(baseline, Top):
-                return log_p_MV, found._replace(kl=_kl_of_top(Top(*base), logits, targets_M, vocab_size, place))
+                return log_p_MV, found._replace(kl=kl_of_top(Top(*base), logits, targets_M, vocab_size, place))
             if baseline is None:
                 log_p_MV = jnp.where(number == 0, logits.log_p, log_p_MV)  # the first is that of the others
-            return log_p_MV, found._replace(kl=place.sum_experts(_terms(log_p_MV, logits.log_p).sum(-1)))
+            return log_p_MV, found._replace(kl=place.sum_experts(terms(log_p_MV, logits.log_p).sum(-1)))
 
         if isinstance(baseline, Other):
             start = expected(base, baseline.unembedding).log_p
@@ -122,29 +122,39 @@ def _top(logits: Logits, targets_M: Array, vocab_size: int, place: Placement) ->
     values, ids = place.gather_experts(values), place.gather_experts(ids + first)
     values, order = lax.top_k(values, min(TOP, vocab_size))
     ids = jnp.take_along_axis(ids, order, axis=-1)
-    return Top(ids, values, logits.true, _rest(logits, ids, targets_M, vocab_size, place))
+    return Top(ids, values, logits.true, rest_of(others(logits, ids, targets_M, vocab_size, place), place))
 
 
-def _rest(logits: Logits, ids: Array, targets_M: Array, vocab_size: int, place: Placement) -> Array:
-    """ln of the probability of all but some tokens, of which the true one is one. (1 − Σp would lose its digits.)"""
+def others(logits: Logits, ids: Array, targets_M: Array, vocab_size: int, place: Placement) -> Float[Array, "M V"]:
+    """ln p of all tokens but some, of which the true one is one; −∞ of these."""
+    return logits.log_p.at[named(ids, targets_M, vocab_size, place)].set(-jnp.inf, mode="drop")
+
+
+def named(ids: Array, targets_M: Array, vocab_size: int, place: Placement) -> tuple[Array, Array]:
+    """Where some tokens and the true one, which may be one of them, stand in an array [M, V] of this device; out of its
+    range for those of others."""
     first, count = place.local(vocab_size)
-    named = jnp.concatenate([ids, targets_M[:, None]], axis=-1)
-    here = jnp.where(named >= first, named - first, count)
-    rows = jnp.arange(len(here))[:, None]
-    others = logits.log_p.at[rows, here].set(-jnp.inf, mode="drop")
-    return jnp.log(place.sum_experts(jnp.exp(others).sum(-1)))
+    some = jnp.concatenate([ids, targets_M[:, None]], axis=-1)
+    return jnp.arange(len(some))[:, None], jnp.where(some >= first, some - first, count)
 
 
-def _kl_of_top(base: Top, logits: Logits, targets_M: Array, vocab_size: int, place: Placement) -> Array:
+def rest_of(others_MV: Float[Array, "M V"], place: Placement) -> Float[Array, " M"]:
+    """ln of the probability of these tokens together. (1 less that of the others would lose its digits.)"""
+    largest_M = place.max_experts(others_MV.max(-1))
+    largest_M = jnp.where(largest_M > -jnp.inf, largest_M, 0)  # where there are none
+    return largest_M + jnp.log(place.sum_experts(jnp.exp(others_MV - largest_M[:, None]).sum(-1)))
+
+
+def kl_of_top(base: Top, logits: Logits, targets_M: Array, vocab_size: int, place: Placement) -> Array:
     """KL of the distributions over the named tokens and the rest, which is at most that over all tokens."""
     there = log_p_of(logits.log_p, base.ids, vocab_size, place)
-    rest = _rest(logits, base.ids, targets_M, vocab_size, place)
+    rest = rest_of(others(logits, base.ids, targets_M, vocab_size, place), place)
     is_named = (base.ids == targets_M[:, None]).any(-1)
-    true = jnp.where(is_named, 0, _terms(base.true, logits.true))
-    return _terms(base.log_p, there).sum(-1) + true + _terms(base.rest, rest)
+    true = jnp.where(is_named, 0, terms(base.true, logits.true))
+    return terms(base.log_p, there).sum(-1) + true + terms(base.rest, rest)
 
 
-def _terms(log_p: Array, log_q: Array) -> Array:
+def terms(log_p: Array, log_q: Array) -> Array:
     """p·ln(p/q) − p + q, whose sum over all tokens is the divergence; 0 where p and q are.
 
     Both distributions have the sum 1, so that −p + q adds nothing. No term is negative, and what rounding of their

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from ..devices import hosts
 from ..errors import ResumeError, reason
+from ..run import progress
 from ..run.progress import Progress
 
 STATES = "states"
@@ -22,15 +24,19 @@ class States:
     def __init__(self, kept: Progress, name: str):
         self.kept, self.name = kept, name
         self.folder = kept.folder / STATES
+        self._due = 0.0
 
-    def save(self, number: int, arrays: Any, line: Mapping[str, Any]) -> None:
-        """Keep arrays and a line beside them; then those before them go."""
-        before = self.line()
+    def save(self, number: int, arrays: Any, line: Mapping[str, Any], always: bool = True) -> None:
+        """Keep arrays and a line beside them, unless others were kept a short while ago; then those before them go."""
+        if not hosts.exchange(always or time.monotonic() >= self._due)[0]:
+            return
+        start, before = time.monotonic(), self.line()
         ocp.save(self._at(number), arrays, overwrite=True)
         if hosts.is_first():
             self.kept.write(self.name, json.dumps({"number": number, **line}).encode())
         if before is not None and before["number"] != number and hosts.is_first():
             shutil.rmtree(self._at(before["number"]), ignore_errors=True)
+        self._due = time.monotonic() + progress.SHARE * (time.monotonic() - start)
 
     def line(self) -> dict[str, Any] | None:
         """What stands beside the newest state; None where there is none."""

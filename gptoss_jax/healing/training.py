@@ -86,13 +86,14 @@ def train(
         curve.losses.append(_finite(found.loss / max(found.weight, 1), f"step {step + 1}"))
         trained, moments = update(optimizer, found.gradients, max(found.weight, 1), arrays.moments, arrays.trained)
         arrays, step = arrays._replace(trained=trained, moments=moments), step + 1
-        if step % how.check_every == 0 or step == how.steps:
+        looks = step % how.check_every == 0 or step == how.steps
+        if looks:
             _check_range(trained)
             curve.steps.append(step)
             curve.held.append(_finite(held(trained), f"step {step}"))
             if curve.best == len(curve.held) - 1:
                 arrays = arrays._replace(best=trained)
-        states.save(step, arrays, vars(curve))
+        states.save(step, arrays, vars(curve), always=looks)
         advance(1, f"KL {curve.losses[-1]:.4f}, held out {curve.held[-1]:.4f}: ")
     return arrays, curve
 

@@ -46,6 +46,11 @@ class ExpertWeights(NamedTuple):
         """I."""
         return self.array.shape[1 if self.inputs_first else 2]
 
+    @property
+    def transposed(self) -> "ExpertWeights":
+        """The same array, for the product that leads back from outputs to inputs."""
+        return ExpertWeights(self.array, not self.inputs_first)
+
 
 class Kernel(NamedTuple):
     """How a platform multiplies grouped rows."""

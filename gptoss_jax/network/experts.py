@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..config import Config, Form
+from ..devices.mesh import path_of
 from ..devices.placement import Placement
 from ..kernels import grouped
 from ..kernels.mxfp4 import BLOCK, dequantise, dequantise_pairs
@@ -74,7 +75,8 @@ class Experts(nnx.Module):
             array = dequantise_pairs(blocks, exponents, dtype)
         else:
             stack = getattr(self, f"{name}_kernel")[...]
-            stack = stack.reshape(*self.down_bias.shape[:-1], -1, stack.shape[-1])
+            layers = () if layer is None else (len(stack),)
+            stack = stack.reshape(*layers, len(self.down_bias[...]), -1, stack.shape[-1])
             if expert is None and layer is not None:
                 # The stack of all layers as it is: a slice of it would be copied at each layer.
                 offset, at = layer * stack.shape[1], ()
@@ -94,25 +96,13 @@ class Experts(nnx.Module):
         kernel: grouped.Kernel,
         layer: Int[Array, ""] | None,
         expert: Int[Array, ""] | None = None,
-    ) -> Callable[[Array, Array], Array]:
-        """The layer's experts, or one of them, as a function: x [N, D], by tiles of rows, and the expert of each
-        tile → f(x) [N, D], float32. Where a tile's expert does not exist, its results are not defined."""
+    ) -> "_Floats":
+        """The layer's experts, or one of them, with weights of floats."""
         gate_up, offset = self.weights("gate_up", dtype, layer, expert)
         down, _ = self.weights("down", dtype, layer, expert)
-        gate_up_bias, down_bias = (b[...] if layer is None else b[layer] for b in (self.gate_up_bias, self.down_bias))
+        gate_up_bias, down_bias = self.gate_up_bias[...], self.down_bias[...]
         gate_up_bias = gate_up_bias.reshape(len(gate_up_bias), -1)
-
-        def run(x_ND: Array, experts: Array) -> Array:
-            def by_row(bias_EO: Array) -> Array:
-                # 0 where there is no expert: from NaN there, gradients of all kernels would be NaN.
-                bias = bias_EO.at[experts].get(mode="fill", fill_value=0).astype(jnp.float32)
-                return jnp.repeat(bias, kernel.tile, axis=0)
-
-            groups = jnp.where(experts < len(down_bias), experts + offset, len(gate_up.array))
-            hidden = kernel.product(x_ND, gate_up, groups) + by_row(gate_up_bias)
-            return kernel.product(self.activate(hidden).astype(dtype), down, groups) + by_row(down_bias)
-
-        return run
+        return _Floats(kernel, gate_up, down, gate_up_bias, down_bias, offset, self.activate)
 
     def __call__(
         self,
@@ -125,7 +115,7 @@ class Experts(nnx.Module):
     ) -> Mixture:
         """Apply to each token those of the experts here that it chose, once each; invalid tokens get zeros.
 
-        Where the weights are those of all layers, [L, E, …], `layer` says whose experts they are. With `runner_up_T`
+        Where the kernels are those of all layers, [L, E, …], `layer` says whose experts they are. With `runner_up_T`
         one more expert runs for each token, which adds nothing to the output, and what each expert gave is kept; an id
         that is no expert's runs none.
 
@@ -133,6 +123,9 @@ class Experts(nnx.Module):
         product takes one tile, one expert after the other has its weights made floats and its tiles run. Else some
         tiles at a time, a piece, pass the product. No pair is ever dropped: the number of pieces covers the
         worst split of T·k pairs over E experts, and pieces left over are skipped at run time.
+
+        Of the output x, the gates and the biases have gradients; kernels, norms and peaks have none. Where
+        `place.differentiable` all of them do. With a runner-up there are no gradients.
         """
         T, k = routing.experts_Tk.shape
         first_id, E = place.local(routing.logits_TE.shape[-1])
@@ -143,29 +136,143 @@ class Experts(nnx.Module):
             experts_Tr = jnp.concatenate([experts_Tr, runner_up_T[:, None]], axis=1)
         local_Tr = experts_Tr - first_id
         expert_Tr = jnp.where(valid_T[:, None] & (local_Tr >= 0) & (local_Tr < E), local_Tr, E)
-        pairs = _sort(x_TD, expert_Tr, routing.gates_Tk, E, kernel)
 
-        def one_expert(mixture: Mixture, expert: Array) -> tuple[Mixture, None]:
+        def run(experts: Experts, x_TD: Array, gates_Tk: Array, expert_Tr: Array, layer: Array | None) -> Mixture:
+            return experts.mix(_sort(x_TD, expert_Tr, gates_Tk, E, kernel), kernel, layer, runner_up_T is not None)
+
+        if place.differentiable or runner_up_T is not None:
+            return run(self, x_TD, routing.gates_Tk, expert_Tr, layer)
+
+        def backward(inputs: Any, change: Mixture) -> tuple[Any, ...]:
+            experts, x_TD, gates_Tk, expert_Tr, layer = inputs
+            pairs = _sort(x_TD, expert_Tr, gates_Tk, E, kernel)
+            found = experts.mix_backward(pairs, change.output_TD, kernel, layer)
+            of_experts = experts.cotangents(found.gate_up_bias, found.down_bias)
+            return of_experts, found.x_TD.astype(x_TD.dtype), found.gates_Tk, None, None
+
+        mixed = jax.custom_vjp(run)
+        mixed.defvjp(lambda *inputs: (run(*inputs), inputs), backward)
+        return mixed(self, x_TD, routing.gates_Tk, expert_Tr, layer)
+
+    def mix(self, pairs: "_Pairs", kernel: grouped.Kernel, layer: Array | None, keep: bool) -> Mixture:
+        """The mixture of all pairs; with `keep` their outputs too."""
+
+        def add(mixture: Mixture, floats: _Floats, piece: Array) -> Mixture:
+            return pairs.add(mixture, floats.run, piece)
+
+        return self._over_pieces(pairs, kernel, layer, pairs.nothing(keep), add)
+
+    def mix_backward(
+        self, pairs: "_Pairs", change_TD: Float[Array, "T D"], kernel: grouped.Kernel, layer: Array | None
+    ) -> "_Gradients":
+        """From the gradient by the mixture's output those by what it is made of."""
+        x_TD, gates_Tk = (jnp.zeros(x.shape, jnp.float32) for x in (pairs.x_TD, pairs.gates_Tk))
+        biases = (jnp.zeros(bias.shape, jnp.float32) for bias in (self.gate_up_bias, self.down_bias))
+
+        def add(gradients: _Gradients, floats: _Floats, piece: Array) -> _Gradients:
+            return pairs.add_gradients(gradients, floats, change_TD, piece)
+
+        return self._over_pieces(pairs, kernel, layer, _Gradients(x_TD, gates_Tk, *biases), add)
+
+    def cotangents(self, gate_up_bias: Array, down_bias: Array) -> "Experts":
+        """The experts with these gradients in the place of biases, and None, which is no gradient, in that of
+        kernels."""
+        found = {"gate_up_bias": gate_up_bias, "down_bias": down_bias}
+
+        def of(path: Any, x: Array) -> Array | None:
+            gradient = found.get(path_of(path))
+            return None if gradient is None else gradient.astype(x.dtype)
+
+        return jax.tree_util.tree_map_with_path(of, self)
+
+    def _over_pieces(
+        self,
+        pairs: "_Pairs",
+        kernel: grouped.Kernel,
+        layer: Array | None,
+        nothing: Any,
+        add: Callable[[Any, "_Floats", Array], Any],
+    ) -> Any:
+        """What `add` makes of `nothing` with one piece of pairs after the other."""
+        dtype, E = pairs.x_TD.dtype, len(pairs.tiles_E)
+
+        def one_expert(total: Any, expert: Array) -> tuple[Any, None]:
             stop = pairs.tiles_end_E[expert]
             start = stop - pairs.tiles_E[expert]
 
-            def runs() -> Mixture:
-                run = self.at(x_TD.dtype, kernel, layer, expert)
-                return lax.fori_loop(start, stop, lambda piece, mixture: pairs.add(mixture, run, piece), mixture)
+            def runs() -> Any:
+                floats = self.at(dtype, kernel, layer, expert)
+                return lax.fori_loop(start, stop, lambda piece, total: add(total, floats, piece), total)
 
             # Of an expert that no token chose the weights are not made floats.
-            return lax.cond(start < stop, runs, lambda: mixture), None
+            return lax.cond(start < stop, runs, lambda: total), None
 
-        mixture = pairs.nothing(keep=runner_up_T is not None)
         if kernel.by_expert:
-            return lax.scan(one_expert, mixture, jnp.arange(E))[0]
-        run = self.at(x_TD.dtype, kernel, layer)
+            return lax.scan(one_expert, nothing, jnp.arange(E))[0]
+        floats = self.at(dtype, kernel, layer)
 
-        def one_piece(mixture: Mixture, piece: Array) -> tuple[Mixture, None]:
+        def one_piece(total: Any, piece: Array) -> tuple[Any, None]:
             exists = pairs.experts[piece, 0] < E
-            return lax.cond(exists, lambda: pairs.add(mixture, run, piece), lambda: mixture), None
+            return lax.cond(exists, lambda: add(total, floats, piece), lambda: total), None
 
-        return lax.scan(one_piece, mixture, jnp.arange(len(pairs.experts)))[0]
+        return lax.scan(one_piece, nothing, jnp.arange(len(pairs.experts)))[0]
+
+
+class _Floats(NamedTuple):
+    """Experts whose weights are floats: all of a layer, or one. Where a tile's expert does not exist, its results are
+    not defined."""
+
+    kernel: grouped.Kernel
+    gate_up: grouped.ExpertWeights
+    down: grouped.ExpertWeights
+    gate_up_bias_EI: Float[Array, "E I"]
+    down_bias_ED: Float[Array, "E D"]
+    offset: Any
+    """What is added to an expert's id to find its weights."""
+    activate: Callable[[Array], Array]
+
+    def run(self, x_ND: Array, experts: Array) -> Array:
+        """x, by tiles of rows, and the expert of each tile → f(x), float32."""
+        hidden_NI, groups = self._hidden(x_ND, experts)
+        activated_NF = self.activate(hidden_NI).astype(x_ND.dtype)
+        return self.kernel.product(activated_NF, self.down, groups) + self._by_row(self.down_bias_ED, experts)
+
+    def run_backward(
+        self, x_ND: Array, gates_N: Array, change_ND: Array, experts: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        """From the gradient by the output of each row's token, which adds gate · f(x) to it, those by x, by the gate,
+        and by what the two biases gave, [N, D], [N], [N, I] and [N, D]; float32.
+
+        No product of the gradient by a kernel is made, and f(x) is not made again: change·f(x) is
+        (change·W₂)·activated + change·b₂.
+        """
+        dtype = x_ND.dtype
+        hidden_NI, groups = self._hidden(x_ND, experts)
+        activated_NF, activate_backward = jax.vjp(self.activate, hidden_NI)
+        back_NF = self.kernel.product(change_ND.astype(dtype), self.down.transposed, groups)
+        of_gate_N = (activated_NF * back_NF).sum(-1) + (self._by_row(self.down_bias_ED, experts) * change_ND).sum(-1)
+        (of_hidden_NI,) = activate_backward(gates_N[:, None] * back_NF)
+        of_x_ND = self.kernel.product(of_hidden_NI.astype(dtype), self.gate_up.transposed, groups)
+        return of_x_ND, of_gate_N, of_hidden_NI, gates_N[:, None] * change_ND
+
+    def _hidden(self, x_ND: Array, experts: Array) -> tuple[Array, Array]:
+        """Gate and up of each row, and the group of each tile."""
+        groups = jnp.where(experts < len(self.down_bias_ED), experts + self.offset, len(self.gate_up.array))
+        return self.kernel.product(x_ND, self.gate_up, groups) + self._by_row(self.gate_up_bias_EI, experts), groups
+
+    def _by_row(self, bias_EO: Array, experts: Array) -> Array:
+        # 0 where there is no expert: from NaN there, gradients of all kernels would be NaN.
+        bias = bias_EO.at[experts].get(mode="fill", fill_value=0).astype(jnp.float32)
+        return jnp.repeat(bias, self.kernel.tile, axis=0)
+
+
+class _Gradients(NamedTuple):
+    """By what a mixture is made of, float32."""
+
+    x_TD: Float[Array, "T D"]
+    gates_Tk: Float[Array, "T k"]
+    gate_up_bias: Float[Array, "E 2 F"]
+    down_bias: Float[Array, "E D"]
 
 
 class _Pairs(NamedTuple):
@@ -215,6 +322,27 @@ class _Pairs(NamedTuple):
             mixture.peaks_Tk.at[token, rank].set(jnp.abs(out).max(-1), mode="drop"),
             mixture.computed_Tk.at[token, rank].set(True, mode="drop"),
             outputs,
+        )
+
+    def add_gradients(
+        self, gradients: _Gradients, floats: _Floats, change_TD: Float[Array, "T D"], piece: Array
+    ) -> _Gradients:
+        """The gradients with those of one piece; rows without a pair have a gate and a change of 0."""
+        experts = self.experts[piece]
+        pair = self.order.at[self.rows[piece].reshape(-1)].get(mode="fill", fill_value=len(self.order))
+        token, rank = jnp.divmod(pair, self.gates_Tk.shape[1])
+        x_ND, change_ND = (x.at[token].get(mode="fill", fill_value=0) for x in (self.x_TD, change_TD))
+        gates_N = self.gates_Tk.at[token, rank].get(mode="fill", fill_value=0)
+        of_x_ND, of_gate_N, *of_biases = floats.run_backward(x_ND, gates_N, change_ND, experts)
+        gate_up_bias, down_bias = (
+            total.at[experts].add(rows.reshape(len(experts), -1, *total.shape[1:]).sum(1), mode="drop")
+            for total, rows in zip(gradients[2:], of_biases, strict=True)
+        )
+        return _Gradients(
+            gradients.x_TD.at[token].add(of_x_ND, mode="drop"),
+            gradients.gates_Tk.at[token, rank].set(of_gate_N, mode="drop"),
+            gate_up_bias,
+            down_bias,
         )
 
 

@@ -101,13 +101,44 @@ class Layer(nnx.Module):
         what it shows beside its output; `follows`, that several tokens see what stands in the cache."""
         if interventions.steering is not None:
             x_BSD = x_BSD + interventions.steering.astype(x_BSD.dtype)
-        normed_BSD = self.attention_norm(x_BSD)
-        attended_BSD, cache = self.attention(normed_BSD, rope_tables, tokens, sliding, place, cache, follows)
+        attended_BSD, cache = self.attend(x_BSD, tokens, rope_tables, sliding, place, cache, follows)
         x_BSD = x_BSD + attended_BSD
+<<<<<<< HEAD
         normed_BSD, valid_BS = self.moe_norm(x_BSD), tokens.segments > 0
         mixed = self.moe(normed_BSD, valid_BS, place, index, interventions.gates, interventions.kept, further)
         hidden = x_BSD + mixed.output_BSD
         return LayerOutput(hidden, mixed.routing, mixed.mixture, cache, mixed.changes_Tk, mixed.products_TP)
+=======
+        mixed_BSD, routing, mixture, changes_Tk = self.mix(x_BSD, tokens, place, index, interventions, swap_BS)
+        return LayerOutput(x_BSD + mixed_BSD, routing, mixture, cache, changes_Tk)
+>>>>>>> heal-core
+
+    def attend(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        tokens: Tokens,
+        rope_tables: tuple[Float[Array, "B S half"], Float[Array, "B S half"]],
+        sliding: Bool[Array, ""],
+        place: Placement,
+        cache: Cache | None = None,
+        follows: bool = False,
+    ) -> tuple[Float[Array, "B S D"], Cache | None]:
+        """What attention adds to the residual stream, and the cache behind it."""
+        return self.attention(self.attention_norm(x_BSD), rope_tables, tokens, sliding, place, cache, follows)
+
+    def mix(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        tokens: Tokens,
+        place: Placement,
+        index: Int[Array, ""] | None = None,
+        interventions: Interventions = NONE,
+        swap_BS: Bool[Array, "B S"] | None = None,
+    ) -> tuple[Float[Array, "B S D"], Routing, Mixture, Float[Array, "T k"] | None]:
+        """What the experts add to the residual stream behind attention, and how; see `MoE`."""
+        valid_BS = tokens.segments > 0
+        gates, kept = interventions.gates, interventions.kept
+        return self.moe(self.moe_norm(x_BSD), valid_BS, place, index, gates, kept, swap_BS)
 
 
 class GptOss(nnx.Module):
@@ -138,18 +169,18 @@ class GptOss(nnx.Module):
         # One compiled layer serves both kinds: the pattern is data.
         sliding_L = jnp.array([kind == SLIDING for kind in self.config.layer_types])
 
-        # A scan copies each layer's slice of what it scans. The experts are nearly all of the weights, and
-        # stay where they are: the layer picks from the whole stack the experts that its tokens chose.
-        # Where gradients are taken they are scanned: that of each layer would have the size of the stack.
-        graph, *states = nnx.split(self.layers, nnx.PathContains("experts"), ...)
-        in_place = 0 if place.differentiable else 1
-        held, scanned = states[:in_place], states[in_place:]
+        scanned, layer_of = self.by_layer(place)
 
         def one_layer(x_BSD: Array, slices: tuple[list[nnx.State], Array, Array, Interventions]) -> tuple[Array, Any]:
             states, sliding, index, in_layer = slices
+<<<<<<< HEAD
             layer = nnx.merge(graph, *held, *states)
             number = index if held else None
             output = layer(x_BSD, tokens, rope_tables, sliding, place, number, None, in_layer, further)
+=======
+            number = None if place.differentiable else index
+            output = layer_of(states)(x_BSD, tokens, rope_tables, sliding, place, number, None, in_layer, swap_BS)
+>>>>>>> heal-core
             return output.hidden, observe(output)
 
         indices_L = jnp.arange(self.config.num_layers)
@@ -158,6 +189,19 @@ class GptOss(nnx.Module):
         x_BSD, layers = lax.scan(one_layer, self.embed(tokens.ids, place), per_layer, unroll=place.differentiable)
         return Output(self.final_norm(x_BSD), layers)
 
+    def by_layer(self, place: Placement) -> tuple[list[nnx.State], Callable[[list[nnx.State]], Layer]]:
+        """What a scan over layers takes, stacked [L, …], and the layer that is made of a slice of it.
+
+        A scan copies each layer's slice of what it scans. The experts' kernels are nearly all of the weights, and
+        stay where they are: the layer picks from the whole stack the experts that its tokens chose, and is told its
+        index. Where gradients of kernels are taken these are scanned: that of each layer would have the size of the
+        stack.
+        """
+        graph, *states = nnx.split(self.layers, _is_kernel_of_experts, ...)
+        in_place = 0 if place.differentiable else 1
+        held, scanned = states[:in_place], states[in_place:]
+        return scanned, lambda states: nnx.merge(graph, *held, *states)
+
     def embed(self, token_ids_BS: Int[Array, "B S"], place: Placement) -> Float[Array, "B S D"]:
         """Rows of the embedding."""
         return embed(token_ids_BS, self.embedding[...], self.config.vocab_size, place)
@@ -165,6 +209,10 @@ class GptOss(nnx.Module):
     def logits(self, final: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
         """Unembed, in float32; where the vocabulary is split, the logits of the tokens here."""
         return unembed(final, self.unembedding[...])
+
+
+def _is_kernel_of_experts(path: tuple[Any, ...], _: Any) -> bool:
+    return "experts" in path and not str(path[-1]).endswith("_bias")
 
 
 def embed(

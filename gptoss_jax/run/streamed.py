@@ -1,6 +1,6 @@
 """The engine for models larger than memory: all rows pass one layer, then the next. Letters: see `config`."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +28,48 @@ def weights_form(source: Source) -> Form:
     return "mxfp4" if jax.default_backend() == "tpu" else source.four_bits
 
 
+class Layers:
+    """The weights of a source, of which a layer at a time is in memory, and the next one comes."""
+
+    def __init__(self, source: Source, dtype: Any):
+        self.source, self.config, self.dtype = source, source.config, jnp.dtype(dtype)
+        self.form = weights_form(source)
+
+    def each(self, indices: Sequence[int], meanwhile: Callable[[], None] = lambda: None) -> Iterator[tuple[int, Layer]]:
+        """The layers of these indices: each is read while the one before it is used, the first during `meanwhile`."""
+        if not indices:  # the run was stopped behind its last unit
+            return
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self._read, indices[0])
+            meanwhile()
+            for number, index in enumerate(indices, 1):
+                layer = coming.result()
+                if number < len(indices):
+                    coming = reader.submit(self._read, indices[number])
+                yield index, layer
+
+    def abstract(self) -> Layer:
+        """Any layer, with shapes and types in the place of arrays."""
+        part: Layer = abstract_part(self._make, self.dtype)
+        return part
+
+    def head(self) -> Head:
+        """What stands behind the layers."""
+        part: Head = load_part(self.source, lambda: Head(self.config, rngs=nnx.Rngs(0)), self.dtype)
+        return part
+
+    def embed(self, batch: Batch) -> np.ndarray:
+        """What stands before them, [B, S, D]."""
+        return self.source.rows("embedding", batch.tokens.ids).astype(self.dtype, copy=False)
+
+    def _make(self) -> Layer:
+        return Layer(self.config, self.form, rngs=nnx.Rngs(0))
+
+    def _read(self, index: int) -> Layer:
+        part: Layer = load_part(self.source, self._make, self.dtype, f"layers/{index}/")
+        return part
+
+
 class Streamed:
     """A layer is read while the one before it runs; a unit is one layer of one batch.
 
@@ -38,9 +80,8 @@ class Streamed:
     keeps_units = True
 
     def __init__(self, source: Source, dtype: Any, progress: Progress, activation_bytes: int):
-        self.source, self.config, self.dtype = source, source.config, jnp.dtype(dtype)
+        self.config, self.dtype, self.layers = source.config, jnp.dtype(dtype), Layers(source, dtype)
         self.clock, self.num_layers = Clock(), self.config.num_layers
-        self.form = weights_form(source)
         self.steps: dict[Asked, _Steps] = {}
         self.hidden = _Hidden(progress, self.dtype, self.config.hidden_size, activation_bytes)
 
@@ -55,13 +96,13 @@ class Streamed:
         def compile() -> None:
             shape = batches[done].shape
             x_BSD = jax.ShapeDtypeStruct((*shape, self.config.hidden_size), self.dtype)
-            step.prepare(shape, abstract_part(self._layer, self.dtype), x_BSD, batches[done], np.asarray(first))
+            step.prepare(shape, self.layers.abstract(), x_BSD, batches[done], np.asarray(first))
 
-        for index, layer in self._layers(first, meanwhile=compile):
-            head = self._load(self._head, "") if (asked.scores or asked.finals) and index == last else None
+        for index, layer in self.layers.each(range(first, self.num_layers), meanwhile=compile):
+            head = self.layers.head() if (asked.scores or asked.finals) and index == last else None
             for number, batch in list(enumerate(batches))[done if index == first else 0 :]:
                 shape = batch.shape
-                x_BSD = self.hidden.get(index, number, shape) if index else self._embed(batch)
+                x_BSD = self.hidden.get(index, number, shape) if index else self.layers.embed(batch)
                 x_BSD, results = step(shape, layer, x_BSD, batch, np.asarray(index))
                 if index < last:
                     self.hidden.put(index + 1, number, np.asarray(x_BSD))
@@ -94,31 +135,6 @@ class Streamed:
             finals=None if results.finals is None else np.asarray(results.finals),
             grams=jax.tree.map(np.asarray, grams),
         )
-
-    def _layers(self, first: int, meanwhile: Callable[[], None]) -> Iterator[tuple[int, Layer]]:
-        indices = range(first, self.config.num_layers)
-        if not indices:  # the run was stopped behind its last unit
-            return
-        with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self._load, self._layer, f"layers/{first}/")
-            meanwhile()
-            for index in indices:
-                layer = coming.result()
-                if index + 1 in indices:
-                    coming = reader.submit(self._load, self._layer, f"layers/{index + 1}/")
-                yield index, layer
-
-    def _layer(self) -> Layer:
-        return Layer(self.config, self.form, rngs=nnx.Rngs(0))
-
-    def _head(self) -> Head:
-        return Head(self.config, rngs=nnx.Rngs(0))
-
-    def _load(self, make: Callable[[], Any], prefix: str) -> Any:
-        return load_part(self.source, make, self.dtype, prefix)
-
-    def _embed(self, batch: Batch) -> np.ndarray:
-        return self.source.rows("embedding", batch.tokens.ids).astype(self.dtype, copy=False)
 
 
 class _Steps(NamedTuple):
