@@ -103,7 +103,7 @@ def prune(
         OutputError: The folder exists, cannot be written, or reads back otherwise than it was written.
         CheckpointError: A weight of the source cannot be read, or not be written in that form.
     """
-    num_kept = _checked(keep_sets, source.config, lower_top_k)
+    num_kept = checked(keep_sets, source.config, lower_top_k)
     domain = card.domain_for(keep_sets.origin, domain)
     name = card.model_name(source.config, num_kept, domain)
     out = out or Path(name)
@@ -140,7 +140,7 @@ def _verify(folder: Path, out: AnyPath, progress: Bar) -> None:
         raise OutputError(f"{out / changed[0]}: reads back otherwise than it was written: try another disk")
 
 
-def _checked(keep_sets: select.KeepSets, config: Config, lower_top_k: bool) -> int:
+def checked(keep_sets: select.KeepSets, config: Config, lower_top_k: bool) -> int:
     """How many experts every layer keeps; RankingError where the keep-sets cannot become a checkpoint."""
     keep_sets.check(config)
     sizes = [len(kept) for kept in keep_sets.layers]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .interface import fingerprint
     from .interface.checkpoints import convert, prune
     from .interface.choosing import rank, select
+    from .interface.healing import heal
     from .interface.jobs import generate, merge, plan, profile
     from .interface.judging import evaluate
     from .interface.model import Model, open
@@ -39,6 +40,7 @@ PUBLIC = {
     **dict.fromkeys(["rank", "select"], "interface.choosing"),
     "evaluate": "interface.judging",
     "fingerprint": "interface.fingerprint",
+    "heal": "interface.healing",
     "open": "interface.model",
     "Forward": "run.forward",
     "KeepSets": "selection.keep_sets",
@@ -58,6 +60,7 @@ __all__ = [
     "evaluate",
     "fingerprint",
     "generate",
+    "heal",
     "merge",
     "open",
     "plan",

@@ -109,7 +109,7 @@ def in_part(rows: Iterable[Row], part: str, remarks: Remarks) -> Iterator[Row]:
 
 
 def is_held_out(row: Row) -> bool:
-    """Whether the row is one of the fifth, by another hash than that of parts, that decides about what others taught."""
+    """Whether the row is of the fifth, by another hash than that of parts, that judges what the others taught."""
     return int.from_bytes(_hash("held out", row.id, row.text), "big") % FIFTHS == 0
 
 

@@ -71,7 +71,7 @@ def layer_backward(
         return into(layer, trained).attend(x_BSD, where.tokens, where.rope_tables, where.sliding, place)[0]
 
     def mixed(trained: Trained, x_BSD: Array) -> Array:
-        return into(layer, trained).mix(x_BSD, where.tokens, place, index, Interventions(kept=where.kept))[0]
+        return into(layer, trained).mix(x_BSD, where.tokens, place, index, Interventions(kept=where.kept)).output_BSD
 
     attended_BSD, attention_backward = jax.vjp(attended, trained, x_BSD)
     _, mixture_backward = jax.vjp(mixed, trained, x_BSD + attended_BSD)

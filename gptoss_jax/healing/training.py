@@ -98,9 +98,7 @@ def train(
     return arrays, curve
 
 
-def _update(
-    optimizer: Any, gradients: Trained, weight: Any, moments: Any, trained: Trained
-) -> tuple[Trained, Any]:
+def _update(optimizer: Any, gradients: Trained, weight: Any, moments: Any, trained: Trained) -> tuple[Trained, Any]:
     mean = jax.tree.map(lambda x: x / weight, gradients)
     updates, moments = optimizer.update(mean, moments, trained)
     return optax.apply_updates(trained, updates), moments

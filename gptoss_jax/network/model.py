@@ -15,7 +15,7 @@ from .attention import Attention
 from .batch import Tokens
 from .cache import Cache
 from .experts import Mixture
-from .moe import NOTHING, Further, MoE
+from .moe import NOTHING, Further, Mixed, MoE
 from .router import Routing
 
 
@@ -103,15 +103,9 @@ class Layer(nnx.Module):
             x_BSD = x_BSD + interventions.steering.astype(x_BSD.dtype)
         attended_BSD, cache = self.attend(x_BSD, tokens, rope_tables, sliding, place, cache, follows)
         x_BSD = x_BSD + attended_BSD
-<<<<<<< HEAD
-        normed_BSD, valid_BS = self.moe_norm(x_BSD), tokens.segments > 0
-        mixed = self.moe(normed_BSD, valid_BS, place, index, interventions.gates, interventions.kept, further)
+        mixed = self.mix(x_BSD, tokens, place, index, interventions, further)
         hidden = x_BSD + mixed.output_BSD
         return LayerOutput(hidden, mixed.routing, mixed.mixture, cache, mixed.changes_Tk, mixed.products_TP)
-=======
-        mixed_BSD, routing, mixture, changes_Tk = self.mix(x_BSD, tokens, place, index, interventions, swap_BS)
-        return LayerOutput(x_BSD + mixed_BSD, routing, mixture, cache, changes_Tk)
->>>>>>> heal-core
 
     def attend(
         self,
@@ -133,12 +127,12 @@ class Layer(nnx.Module):
         place: Placement,
         index: Int[Array, ""] | None = None,
         interventions: Interventions = NONE,
-        swap_BS: Bool[Array, "B S"] | None = None,
-    ) -> tuple[Float[Array, "B S D"], Routing, Mixture, Float[Array, "T k"] | None]:
+        further: Further = NOTHING,
+    ) -> Mixed:
         """What the experts add to the residual stream behind attention, and how; see `MoE`."""
         valid_BS = tokens.segments > 0
         gates, kept = interventions.gates, interventions.kept
-        return self.moe(self.moe_norm(x_BSD), valid_BS, place, index, gates, kept, swap_BS)
+        return self.moe(self.moe_norm(x_BSD), valid_BS, place, index, gates, kept, further)
 
 
 class GptOss(nnx.Module):
@@ -173,14 +167,8 @@ class GptOss(nnx.Module):
 
         def one_layer(x_BSD: Array, slices: tuple[list[nnx.State], Array, Array, Interventions]) -> tuple[Array, Any]:
             states, sliding, index, in_layer = slices
-<<<<<<< HEAD
-            layer = nnx.merge(graph, *held, *states)
-            number = index if held else None
-            output = layer(x_BSD, tokens, rope_tables, sliding, place, number, None, in_layer, further)
-=======
             number = None if place.differentiable else index
-            output = layer_of(states)(x_BSD, tokens, rope_tables, sliding, place, number, None, in_layer, swap_BS)
->>>>>>> heal-core
+            output = layer_of(states)(x_BSD, tokens, rope_tables, sliding, place, number, None, in_layer, further)
             return output.hidden, observe(output)
 
         indices_L = jnp.arange(self.config.num_layers)

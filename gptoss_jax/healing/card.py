@@ -1,0 +1,53 @@
+"""What a model card says of a healing."""
+
+from ..evaluation.intervals import LEVEL, Estimate
+from ..selection.origin import quoted
+from .deciding import Change
+from .job import Healing
+
+TRAINED = {
+    "router": "rows and biases of the routers",
+    "small": "rows and biases of the routers, norms, attention's biases and sinks, and experts' biases",
+}
+
+
+def section(healing: Healing) -> str:
+    """The section "Healing", in Markdown: what was trained, and what that changed on rows that were not learnt."""
+    how, curve = healing.request.distilling, healing.curve
+    done = f"{len(curve.losses)} of {how.steps} steps" if len(curve.losses) < how.steps else f"{how.steps} steps"
+    best = curve.steps[curve.best]
+    lines = [
+        f"The {TRAINED[how.train]} of the kept experts were trained to expect what the whole model expects: {done} of "
+        f"Adam at {how.rate:g}, which falls as a cosine, on {healing.tokens:,} tokens ({how.tokens}) of "
+        f"{healing.rows:,} rows. No other weight was changed. Of the states looked at, that after {best} steps did "
+        "best on rows that were held out.",
+    ]
+    if not healing.is_kept:
+        lines.append(
+            "It was not worth it: the interval of what changed on the rows that were held out does not exclude zero. "
+            "**The weights are those of the pruned model.**"
+        )
+    lines += [
+        "",
+        f"KL of the whole model from this one on rows that were held out, in nats a token; in parentheses {LEVEL:.0%} "
+        "intervals, paired and clustered by row. The state was chosen on the rows of what was healed for: there the "
+        "figures are slightly too good.",
+        "",
+        "| rows | held out | pruned | healed | difference |",
+        "|---|---:|---:|---:|---|",
+        _row("healed for" + _names(healing.healed_for), healing.overall),
+        *(_row(quoted(name), of) for name, of in healing.domains.items() if name not in healing.healed_for),
+    ]
+    return "\n".join(["## Healing", "", *lines])
+
+
+def _names(domains: tuple[str, ...]) -> str:
+    return f": {', '.join(map(quoted, domains))}" if any(domains) else ""
+
+
+def _row(name: str, of: Change) -> str:
+    return f"| {name} | {of.rows:,} | {of.pruned:.4g} | {of.healed:.4g} | {_estimate(of.difference)} |"
+
+
+def _estimate(of: Estimate | None) -> str:
+    return "one row alone" if of is None else f"{of.value:+.4g} ({of.low:+.4g} to {of.high:+.4g})"

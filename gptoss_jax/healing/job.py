@@ -1,0 +1,211 @@
+"""The job `heal`: the routers of what keep-sets leave learn to expect what the whole model expects.
+
+Letters: see `config`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.rows import prompts_hash
+from ..devices import hosts
+from ..devices import mesh as sharding
+from ..errors import DataError, OptionError
+from ..evaluation.compare import Top
+from ..files import atomic
+from ..files.paths import is_path, place
+from ..network.source import Source, load
+from ..run import choose
+from ..run.artifacts import peak_rss_bytes, versions
+from ..run.bar import bar
+from ..run.distilling import Distilling
+from ..run.job import keeping
+from ..run.options import Data, Placing, by_flag
+from ..run.progress import Progress
+from ..selection.keep_sets import KeepSets
+from .deciding import Change, change
+from .engine import Engine
+from .loss import Finals, Loss
+from .resident import Resident
+from .rows import Rows, make_rows
+from .states import States
+from .streamed import Streamed
+from .trained import Trained, read
+from .training import STATE, Curve, Taught, train
+
+TEACHERS = {"hidden": Finals, "top": Top}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the job."""
+
+    model: str
+    """The model's name, as the user gave it."""
+    keep_sets: KeepSets
+    data: Data
+    distilling: Distilling
+    placing: Placing
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.data.domain and not self.data.domain_column:
+            raise OptionError("--domain needs --domain-column: name the column that holds the domain")
+
+    def by_flag(self) -> dict[str, Any]:
+        """All options by the names that users know."""
+        values = by_flag(self.data, self.distilling, self.placing)
+        return values | {"--data": self.data.data if isinstance(self.data.data, str) else "records given in Python"}
+
+
+@dataclass(frozen=True)
+class Healing:
+    """What a healing found."""
+
+    values: Mapping[str, np.ndarray]
+    """What is trained, by its paths in the model; empty where it was not worth it."""
+    curve: Curve
+    domains: Mapping[str, Change]
+    """Of the rows that are held out, by domain; those that are healed for are under "" where no domain is named."""
+    healed_for: tuple[str, ...]
+    """The domains that are learnt."""
+    overall: Change
+    """Of all rows of these domains that are held out: what decides."""
+    tokens: int
+    """Tokens that are learnt."""
+    rows: int
+    request: Request
+    engine: str
+    peak_rss_bytes: int
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it did better than chance explains; else nothing that was trained is written."""
+        return self.overall.is_better
+
+    def to_json(self) -> str:
+        """The content of heal.json."""
+        said = {
+            "model": self.request.model,
+            "command": self.request.command,
+            "options": self.request.by_flag(),
+            "engine": self.engine,
+            "is_kept": self.is_kept,
+            "learnt_rows": self.rows,
+            "learnt_tokens": self.tokens,
+            "curve": vars(self.curve),
+            "overall": asdict(self.overall),
+            "domains": {name: asdict(of) for name, of in self.domains.items()},
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "versions": versions(),
+        }
+        return json.dumps(said, indent=2) + "\n"
+
+
+def run(
+    request: Request,
+    source: Source,
+    kept: Progress,
+    resume: bool = False,
+    tell: Callable[[str], Any] = lambda line: None,
+) -> Healing:
+    """Train, and say what it was worth; `kept` holds what is finished.
+
+    `tell` is given what a user should know, line by line, before the first step.
+    """
+    _check_apart(request, source, kept)
+    placing, how = request.placing, request.distilling
+    choice = choose.choose(source, placing)
+    is_streamed = choice.engine == "streamed"
+    if is_streamed:
+        choose.check_streamed(placing)
+    mesh = None if is_streamed else choose.resident_mesh(source, placing)
+    rows = make_rows(
+        request.data,
+        how.tokens,
+        source,
+        request.keep_sets.layers,
+        placing.batch_size,
+        1 if mesh is None else mesh.shape[sharding.DATA],
+    )
+    kept.begin(_settings(request, source, rows, choice.engine), resume)
+    told = f"{len(rows.learnt):,} rows are learnt, {rows.tokens:,} tokens of them; {len(rows.held):,} are held out"
+    for line in [*rows.remarks, f"{told}; engine {choice.engine}: {choice.reason}"]:
+        tell(line)
+    with keeping(kept):
+        kind = TEACHERS[how.teacher]
+        if mesh is None:
+            engine: Engine = Streamed(source, placing.dtype, kind)
+        else:
+            engine = Resident(load(source, placing.dtype, mesh, placing.weights), mesh, kind)
+        first = read(source, how.train, mesh)  # type: ignore[arg-type]
+        return _healed(request, engine, first, rows, kept, f"{choice.engine}: {choice.reason}")
+
+
+def _healed(request: Request, engine: Engine, first: Trained, rows: Rows, kept: Progress, ran: str) -> Healing:
+    """Teach, train, and look at every row that is held out."""
+    # Once, and again by a run that goes on, which takes about as long as a step does.
+    learnt, held = (Taught(of, engine.teach(of)) for of in (rows.batches, rows.held_batches))
+    is_ours = np.array([not request.data.domain or name in request.data.domain for name in rows.domains])
+
+    def looked_at(trained: Trained) -> Loss:
+        return _of_rows(engine.losses(trained, held.batches, held.teachers), rows)
+
+    def mean(trained: Trained) -> float:
+        found = looked_at(trained)
+        return float(found.kl[is_ours].sum() / found.weight[is_ours].sum())
+
+    states = States(kept, STATE)
+    with bar(request.distilling.steps, "steps", shown=hosts.is_first()) as advance:
+        arrays, curve = train(engine, first, learnt, mean, request.distilling, request.data.seed, states, advance)
+    pruned, healed = looked_at(first), looked_at(arrays.best)
+    overall = change(pruned, healed, is_ours)
+    named = np.array(rows.domains)
+    domains = {name: change(pruned, healed, named == name) for name in sorted({*rows.domains})}
+    return Healing(
+        {path: np.asarray(hosts.gather(x)) for path, x in arrays.best.items()} if overall.is_better else {},
+        curve,
+        domains,
+        tuple(sorted({row.domain for row in rows.learnt})),
+        overall,
+        rows.tokens,
+        len(rows.learnt),
+        request,
+        ran,
+        peak_rss_bytes(),
+    )
+
+
+def _of_rows(loss: Loss, rows: Rows) -> Loss:
+    """The losses in the order of the rows: batches have them by length, and padding behind."""
+    number = np.concatenate([batch.groups[:, 0] for batch in rows.held_batches])
+    is_row = np.concatenate([(batch.tokens.segments > 0).any(1) for batch in rows.held_batches])
+    kl, weight = np.zeros(len(rows.held)), np.zeros(len(rows.held))
+    kl[number[is_row]], weight[number[is_row]] = loss.kl[is_row], loss.weight[is_row]
+    return Loss(kl, weight)
+
+
+def _check_apart(request: Request, source: Source, kept: Progress) -> None:
+    """OutputError where an output is or holds an input. DataError where there are no rows."""
+    data = request.data.data
+    if is_path(data):
+        if not str(data):
+            raise DataError("--data is empty: name a file, a folder or a hub id")
+        atomic.check_apart(kept.folder, place(str(data)))
+    atomic.check_apart(kept.folder, source.folder, or_inside=True)
+
+
+def _settings(request: Request, source: Source, rows: Rows, engine: str) -> dict[str, Any]:
+    """All that decides what a run computes, by the names that users know."""
+    free = ("--data", "--split", "--subset", "--engine", "--memory-gib", "--command")
+    return {
+        "the model's fingerprint": source.fingerprint(),
+        "the keep-sets": request.keep_sets.layers,
+        "the rows' hash": prompts_hash(rows.learnt + rows.held),
+        "the versions": {name: versions()[name] for name in ("gptoss-jax", "jax")},
+        **{flag: value for flag, value in request.by_flag().items() if flag not in free},
+        "--engine": engine,
+    }
