@@ -40,7 +40,11 @@ def material(request: Request, sides: Sides) -> Material:
         raise OptionError(f"--seq-len {too_long[0]} is above the model's context of {source.config.max_position}")
     tokenizer, remarks, known = reading.tokenizer_of(source), Remarks(), _calibration(request.keep_sets)
     apart = _Apart(frozenset() if known is None else frozenset(known.tolist()))
-    wanted = apart.wanted if judging.exclude_calibrated else None
+    checks = [*([request.wanted] if request.wanted else []), *([apart.wanted] if judging.exclude_calibrated else [])]
+
+    def wanted(row: Row) -> bool:
+        return all(may_be_taken(row) for may_be_taken in checks)
+
     rows, lines = reading.read(data, tokenizer, remarks, judging.answer_column, wanted), remarks.lines()
     if apart.left_out:
         lines.append(f"{apart.left_out:,} rows are left out: keep-sets were chosen by them")

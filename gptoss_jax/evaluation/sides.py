@@ -11,6 +11,7 @@ from ..files.paths import AnyPath
 from ..network.source import Source
 from ..run.judging import Judging
 from ..run.options import Data, Placing
+from ..run.reading import Wanted
 from ..selection.keep_sets import KeepSets
 from .baseline import StoredBaseline
 from .passes import Variants
@@ -34,6 +35,8 @@ class Request:
     write_baseline: AnyPath | None = None
     """The file for what comparisons need of the model, which is then compared with nothing."""
     command: str = ""
+    wanted: Wanted | None = None
+    """Says of each row whether it may be taken; by default all may."""
 
     def __post_init__(self) -> None:
         if self.write_baseline is None and not self.keep_sets and self.baseline is None:

@@ -141,6 +141,8 @@ def select(
     blend: str = "weights",
     floor: Mapping[str, float | int] | None = None,
     protect_outliers: int = 0,
+    max_kl: float | int | None = None,
+    min_match: float | int | None = None,
     rule: str = "score",
     out: str | AnyPath | None = None,
     overwrite: bool = False,
@@ -161,6 +163,8 @@ def select(
         blend: "weights", or "maxmin" for the sets whose worst domain keeps the most.
         floor: the least share of what its own best experts would hold that each of these domains keeps.
         protect_outliers: how many experts of the whole model, with the largest activations, stay whatever they score.
+        max_kl, min_match: in the place of `keep`, with `pick`, as few as keep the KL in nats a token, or the share of
+            right answers, within these bounds: the ends of their intervals.
         rule: "greedy" takes the expert away, again and again, whose absence changes the layer's output least, over the
             rows of `data`; the numbers that `keep` names are sets of one such elimination.
         out: the file for the keep-sets; those of several numbers stand beside it, as keep-16.json. With the rule
@@ -168,7 +172,8 @@ def select(
         overwrite: replaces existing files.
         resume: goes on with the unfinished elimination beside `out`, if there is one.
         **options: with the rule "greedy" those of the command `select` that name rows and devices, as data="rows.jsonl"
-            or tokens="reply".
+            or tokens="reply"; with pick=("greedy", "reap", "mine.json") these are judged, on a fifth of the rows, and
+            the best is taken.
 
     RankingError where there are no such sets, which says the nearest that there are.
 
@@ -185,9 +190,13 @@ def select(
         'greedy'
     """
     ranked = Ranked(criterion=criterion, domain=domain, seed=seed, min_count=min_count)
-    keeping = Keeping(keep, budget_gib, coverage, blend, floor, protect_outliers, context, rows)
-    if Searching(rule=rule).rule == GREEDY:
-        from .searching import eliminate  # with it comes JAX
+    keeping = Keeping(keep, budget_gib, coverage, blend, floor, protect_outliers, context, rows, max_kl, min_match)
+    if options.get("pick"):
+        from .searching import pick  # with it comes JAX
+
+        found = pick(chosen_from, ranked, keeping, format, out, overwrite, resume, **options)
+    elif Searching(rule=rule).rule == GREEDY:
+        from .searching import eliminate
 
         found = eliminate(chosen_from, ranked, keeping, format, out, overwrite, resume, **options)
     elif options or resume:

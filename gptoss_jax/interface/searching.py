@@ -9,19 +9,27 @@ from typing import Any
 import numpy as np
 
 from ..devices import hosts
-from ..errors import OptionError
+from ..errors import OptionError, RankingError
+from ..evaluation.intervals import Estimate
 from ..files import atomic
 from ..files.paths import AnyPath, is_path, place
-from ..run.choosing import OF_DATA, OF_PLACING, Keeping, Ranked, Searching
+from ..run import job as runs
+from ..run.choosing import OF_DATA, OF_JUDGING, OF_PLACING, Keeping, Ranked, Searching
 from ..run.job import join
-from ..run.options import Counting, Data, Options, Placing, flag_of, taken
+from ..run.judging import Judging
+from ..run.options import Counting, Data, Options, Placing, declared_options, flag_of, taken
 from ..run.progress import Progress
 from ..search import greedy
+from ..search import pick as picking
+from ..search.pick import LONGEST
+from ..selection.keep_sets import KeepSets
 from ..selection.mixes import weights_of
 from ..selection.ranking import Ranking
 from ..selection.serving import serving_limits
 from .choosing import Selected, affordable, check_files, numbers, written
 from .model import Model, as_model
+
+WORK, WORKED = "pick", "work"  # what says that a run has begun, and the folder of its candidates
 
 
 def eliminate(
@@ -37,14 +45,8 @@ def eliminate(
 ) -> list[Selected]:
     """What `select --rule greedy` runs; `tell` is given what a user should know before the first step."""
     opened = as_model(model)
-    if isinstance(model, Model):
-        options = {"dtype": opened.dtype, "weights": opened.weights} | options
-    request = _request(opened.name, ranked, keeping, options)
-    counts, why = [], tuple[str, ...]()
-    if keeping.budget_gib is None:
-        counts = numbers(keeping.keep, opened.config.num_experts)
-    else:
-        counts, why = affordable(keeping, opened.config, opened.source.quantized, format)
+    request = _request(opened, model, ranked, keeping, options)
+    counts, why = _counts(opened, keeping, format)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "keep.json" if out is None else place(out)
         join(request.placing, {"MODEL": opened.name, "--out": str(target), **request.by_flag()})
@@ -62,27 +64,128 @@ def eliminate(
     return found
 
 
-def _request(model: str, ranked: Ranked, keeping: Keeping, options: dict[str, Any]) -> greedy.Request:
+def pick(
+    model: Any,
+    ranked: Ranked,
+    keeping: Keeping,
+    format: str = "same",
+    out: str | AnyPath | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    tell: Callable[[str], Any] = lambda line: None,
+    **options: Any,
+) -> list[Selected]:
+    """What `select --pick` runs; `tell` is given what a user should know before each step."""
+    opened = as_model(model)
+    _refuse(ranked, {"domain", "seed"}, "--pick")
+    _refuse(keeping, {"keep", "budget_gib", "context", "rows", "max_kl", "min_match"}, "--pick")
+    data, searching, placing = _asked(opened, model, ranked, options, OF_JUDGING)
+    if placing.coordinator:
+        raise OptionError("--pick is one process: leave out --coordinator")
+    length = min(LONGEST, data.max_seq_length)
+    judging = taken(Judging, {"seq_len": (length,), "keep": searching.scored, **options})
+    if keeping.min_match is not None and not judging.replies:
+        raise OptionError("--min-match needs --replies: say how many rows are answered")
+    request = picking.Request(opened.name, data, searching, judging, placing, ranked.domain, ranked.seed)
+    counts, why = _counts(opened, keeping, format)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "keep.json" if out is None else place(out)
+        check_files(counts or [0], target, overwrite)
+        kept = Progress(target)
+        kept.begin({**request.by_flag(), "the model's fingerprint": opened.source.fingerprint()}, resume)
+        kept.write(WORK, b"what candidates are made of, and how they were judged")
+        with runs.keeping(kept):
+            found = _picked(request, keeping, counts, why, opened, kept, tell)
+        found = written(found, [len(one.keep_sets.layers[0]) for one in found], target, overwrite)
+        kept.remove()
+    return found
+
+
+def _picked(
+    request: picking.Request,
+    keeping: Keeping,
+    counts: list[int],
+    why: tuple[str, ...],
+    model: Model,
+    kept: Progress,
+    tell: Callable[[str], Any],
+) -> list[Selected]:
+    """The best candidate of each number; of the fewest that keep a bound, where one is given."""
+    work, source, tried = kept.folder / WORKED, model.source, list[picking.Trial]()
+    candidates = picking.Candidates(request, source, work, tell)
+    rows = picking.rows_of(request, source)
+
+    def best(count: int) -> picking.Trial:
+        trials = picking.judge(candidates.of(count), request, source, work / f"eval-{count}", tell)
+        tried.extend(trials)
+        return picking.best(trials)
+
+    if keeping.bounds:
+        held: dict[int, picking.Trial] = {}
+
+        def holds(count: int) -> bool:
+            held[count] = best(count)
+            return held[count].holds(keeping.max_kl, keeping.min_match)
+
+        fewest = picking.smallest(range(model.config.top_k, model.config.num_experts), holds)
+        if fewest is None:
+            raise RankingError(picking.beyond(held, keeping.max_kl, keeping.min_match))
+        chosen = {fewest: held[fewest]}
+    else:
+        chosen = {count: best(count) for count in counts}
+    return [_worth(picking.picked(one, tried, rows), one, why, model.config.top_k) for one in chosen.values()]
+
+
+def _worth(keep_sets: KeepSets, trial: picking.Trial, why: tuple[str, ...], top_k: int) -> Selected:
+    match = "" if trial.match is None else f", right answers {_shown(trial.match)}"
+    told = f"{trial.name} was picked: KL {_shown(trial.kl)}{match}"
+    return Selected(keep_sets, {}, (*why, *serving_limits(trial.keep, top_k), told))
+
+
+def _shown(of: Estimate) -> str:
+    return f"{of.value:.4g} ({of.low:.4g} to {of.high:.4g})"
+
+
+def _counts(model: Model, keeping: Keeping, format: str) -> tuple[list[int], tuple[str, ...]]:
+    """How many experts are to stay, and why so many; none where a bound decides."""
+    if keeping.bounds:
+        return [], ()
+    if keeping.budget_gib is not None:
+        return affordable(keeping, model.config, model.source.quantized, format)
+    return numbers(keeping.keep, model.config.num_experts), ()
+
+
+def _request(opened: Model, model: Any, ranked: Ranked, keeping: Keeping, options: dict[str, Any]) -> greedy.Request:
     """OptionError where something is asked for that the rule does not know."""
-    _refuse(ranked, {"domain", "seed"})
-    _refuse(keeping, {"keep", "budget_gib", "context", "rows", "blend"})
-    known = ["data", *OF_DATA, "tokens", *OF_PLACING]
+    _refuse(ranked, {"domain", "seed"}, "--rule greedy")
+    _refuse(keeping, {"keep", "budget_gib", "context", "rows", "blend"}, "--rule greedy")
+    data, searching, placing = _asked(opened, model, ranked, options)
+    counting = Counting(keep=searching.tokens)
+    return greedy.Request(opened.name, data, counting, placing, ranked.domain, keeping.blend)
+
+
+def _asked(
+    opened: Model, model: Any, ranked: Ranked, options: dict[str, Any], more: Collection[str] = ()
+) -> tuple[Data, Searching, Placing]:
+    """What is taken out of the options of a search, of which it may have `more`. OptionError where one is unknown."""
+    own = [name for name in declared_options(Searching) if name != "rule"]
+    known = [*own, *OF_DATA, *OF_PLACING, *more]
     if unknown := sorted({*options} - {*known}):
-        raise OptionError(f"there is no option {unknown[0]!r} of the rule greedy: there are {', '.join(known)}")
+        raise OptionError(f"there is no option {unknown[0]!r} of a search: there are {', '.join(known)}")
     searching = taken(Searching, options)
     if is_path(searching.data) and not str(searching.data):
-        raise OptionError("--rule greedy runs MODEL over rows: name them with --data")
+        raise OptionError("a search runs MODEL over rows: name them with --data")
     rows = str(searching.data) if is_path(searching.data) else searching.data
-    own = {"data": rows, "domain": tuple(weights_of(ranked.domain)), "seed": ranked.seed}
-    data = taken(Data, own | {name: options.pop(name) for name in OF_DATA if name in options})
-    counting = Counting(keep=searching.tokens)
-    return greedy.Request(model, data, counting, taken(Placing, options), ranked.domain, keeping.blend)
+    asked = {"data": rows, "domain": tuple(weights_of(ranked.domain)), "seed": ranked.seed}
+    data = taken(Data, asked | {name: options.pop(name) for name in OF_DATA if name in options})
+    of_model = {"dtype": opened.dtype, "weights": opened.weights} if isinstance(model, Model) else {}
+    return data, searching, taken(Placing, of_model | {n: options.pop(n) for n in OF_PLACING if n in options})
 
 
-def _refuse(given: Options, known: Collection[str]) -> None:
+def _refuse(given: Options, known: Collection[str], rule: str) -> None:
     for field in fields(given):
         if field.name not in known and getattr(given, field.name) != field.default:
-            raise OptionError(f"{flag_of(type(given), field.name)} means nothing to --rule greedy: leave it out")
+            raise OptionError(f"{flag_of(type(given), field.name)} means nothing to {rule}: leave it out")
 
 
 def _selected(ranking: Ranking, count: int, why: tuple[str, ...], top_k: int) -> Selected:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import OptionError
 from ..selection.criteria import CRITERIA, LETTERS
-from .kinds import COUNTED, DOMAINS, KEEPS, ROWS, SHARES, one_of, real, whole
+from .kinds import COUNTED, DOMAINS, KEEPS, ROWS, SHARES, TEXT, one_of, real, whole
 from .options import Options, option
 
 
@@ -45,6 +45,7 @@ OF_DATA = (
     *("split", "subset", "text_column", "id_column", "domain_column", "keep_thinking", "skip_bad_rows"),
     *("part", "num_rows", "max_seq_length", "truncate"),
 )
+OF_JUDGING = ("replies", "answer_column", "answer_kind", "max_new_tokens")  # with --pick
 OF_PLACING = (
     *("batch_size", "engine", "memory_gib", "activation_gib", "mesh", "weights", "dtype"),
     *("coordinator", "num_processes", "process_id"),
@@ -63,6 +64,14 @@ class Searching(Options):
     )
     data: Any = option("", ROWS, "With --rule greedy, the rows by which experts are chosen, as profile takes them.")
     tokens: str = option("all", COUNTED, "With --rule greedy, which tokens count, as --keep of profile says.")
+    pick: tuple[str, ...] = option(
+        (),
+        TEXT,
+        "Judges candidates on a fifth of the rows of --data, and takes the one with which MODEL's expectations move "
+        "least: greedy, a criterion, or a keep.json; may be given several times.",
+        several=0,
+    )
+    scored: str = option("assistant", COUNTED, "With --pick, which tokens judge.")
 
 
 @dataclass(frozen=True)
@@ -106,11 +115,28 @@ class Keeping(Options):
         None, whole(1), "With --budget-gib, counts the KV cache of rows of so many tokens, in bfloat16."
     )
     rows: int | None = option(None, whole(1), "With --context, of so many rows.", otherwise="1")
+    max_kl: float | int | None = option(
+        None,
+        real(above=0.0),
+        "With --pick, keeps the fewest experts with which the KL of all of MODEL, in nats a token, is at most this: "
+        "the upper end of its interval.",
+    )
+    min_match: float | int | None = option(
+        None,
+        real(above=0.0, most=1.0),
+        "With --pick and --replies, keeps the fewest experts with which at least this share of the answers is right: "
+        "the lower end of its interval.",
+    )
+
+    @property
+    def bounds(self) -> bool:
+        """Whether what is measured decides how many stay."""
+        return self.max_kl is not None or self.min_match is not None
 
     def check(self) -> None:
-        given = [self.keep, self.budget_gib, self.coverage]
+        given = [self.keep, self.budget_gib, self.coverage, True if self.bounds else None]
         if sum(value is not None for value in given) != 1:
-            raise OptionError("select takes one of --keep, --budget-gib and --coverage")
+            raise OptionError("select takes one of --keep, --budget-gib, --coverage, and --max-kl or --min-match")
         if self.context is not None and self.budget_gib is None:
             raise OptionError("--context goes with --budget-gib: it counts the KV cache in")
         if self.rows is not None and self.context is None:

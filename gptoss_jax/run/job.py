@@ -29,7 +29,7 @@ from .measure import measure
 from .options import Counting, Data, Options, Placing, as_dict, check_together, declared_options, flag_of
 from .profile import Profile
 from .progress import Progress
-from .reading import make_dataset, tokenizer_of
+from .reading import Wanted, make_dataset, tokenizer_of
 from .steps import Asked
 from .tracing import Traced, Tracing
 
@@ -49,6 +49,8 @@ class Request:
     """What makes the profile again."""
     trace: AnyPath | None = None
     """The folder for a trace of what each token chose, where one is asked for."""
+    wanted: Wanted | None = None
+    """Says of each row whether it may be taken; by default all may."""
 
     def __post_init__(self) -> None:
         check_together(self.data, self.counting)
@@ -138,7 +140,9 @@ def run(
     )
     request = replace(request, placing=given.placing)
     tokenizer = tokenizer_of(source)
-    dataset = make_dataset(request.data, request.counting, source.config, tokenizer, choice.engine, given)
+    dataset = make_dataset(
+        request.data, request.counting, source.config, tokenizer, choice.engine, given, request.wanted
+    )
     if writes:
         for remark in dataset.remarks:
             tell(remark)

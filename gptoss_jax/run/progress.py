@@ -145,9 +145,7 @@ class Progress:
     def remove(self) -> None:
         """The output is complete. The settings go last: where they are missing, nothing is of a run."""
         with suppress(Exception):  # what is left is in nobody's way
-            files: list[Any] = [*self.folder.iterdir()]
-            for file in sorted(files, key=lambda file: file.name == RUN):
-                file.unlink()
+            _empty(self.folder)
             self.folder.rmdir()
 
     def exists(self) -> bool:
@@ -171,6 +169,16 @@ class Progress:
     def _foreign(self) -> ResumeError:
         what = "another version of this program keeps an unfinished run there"
         return ResumeError(f"{self.folder}: {what}: go on with that one, or remove that folder to begin anew")
+
+
+def _empty(folder: Any) -> None:
+    """Remove what is in a folder; the settings of a run after all else."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == RUN):
+        if path.is_dir():
+            _empty(path)
+            path.rmdir()
+        else:
+            path.unlink()
 
 
 @dataclass

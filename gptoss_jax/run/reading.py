@@ -19,6 +19,9 @@ from . import stable
 from .choose import Place
 from .options import Counting, Data
 
+Wanted = Callable[[Row], bool]
+"""Says of a row whether it may be taken."""
+
 
 def tokenizer_of(source: Source) -> Any:
     """The checkpoint's own tokenizer."""
@@ -31,7 +34,7 @@ def read(
     tokenizer: Any,
     remarks: Remarks,
     answer_column: str | None = None,
-    wanted: Callable[[Row], bool] | None = None,
+    wanted: Wanted | None = None,
     domains: tuple[str, ...] = (),
     effort: str = "medium",
 ) -> list[Row]:
@@ -57,14 +60,22 @@ def eos_of(tokenizer: Any, config: Config, what: str) -> int:
     return int(eos)
 
 
-def make_dataset(data: Data, counting: Counting, config: Config, tokenizer: Any, engine: str, given: Place) -> Dataset:
-    """All rows, and the batches of this process' share of them."""
+def make_dataset(
+    data: Data,
+    counting: Counting,
+    config: Config,
+    tokenizer: Any,
+    engine: str,
+    given: Place,
+    wanted: Wanted | None = None,
+) -> Dataset:
+    """All rows that may be taken, and the batches of this process' share of them."""
     share = given.share
     if data.max_seq_length > config.max_position:
         raise OptionError(f"--max-seq-length is above the model's context of {config.max_position}")
     stable.number(data.until_stable, config.num_experts)  # refused before rows are read
     remarks = Remarks()
-    rows = read(data, tokenizer, remarks)
+    rows = read(data, tokenizer, remarks, wanted=wanted)
     domains = domains_of(rows, data.domain_column)
     groups = Groups(domains, folds_of(len(domains)))
     eos = eos_of(tokenizer, config, "--pack") if data.pack else 0

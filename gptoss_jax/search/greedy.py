@@ -21,7 +21,7 @@ from ..run.bar import bar
 from ..run.job import keeping
 from ..run.options import Counting, Data, Placing, by_flag
 from ..run.progress import Progress
-from ..run.reading import make_dataset, tokenizer_of
+from ..run.reading import Wanted, make_dataset, tokenizer_of
 from ..selection.greedy import Aim, Elimination
 from ..selection.mixes import Mix, weights_of
 from ..selection.origin import GREEDY, Origin, rows_as_text
@@ -46,6 +46,8 @@ class Request:
     domain: Mix = None
     blend: str = "weights"
     """As the option of `select` has it."""
+    wanted: Wanted | None = None
+    """Says of each row whether it may be taken; by default all may."""
 
     def __post_init__(self) -> None:
         if self.domain is not None and not self.data.domain_column:
@@ -78,7 +80,8 @@ def run(
     atomic.check_apart(kept.folder, source.folder, or_inside=True)
     choice = choose.choose(source, request.placing)
     given = choose.place(source, choice.engine, request.placing, request.data.max_seq_length, ASKED)
-    dataset = make_dataset(request.data, request.counting, source.config, tokenizer_of(source), choice.engine, given)
+    tokenizer, counting = tokenizer_of(source), request.counting
+    dataset = make_dataset(request.data, counting, source.config, tokenizer, choice.engine, given, request.wanted)
     aim = _aim(request, dataset, source.config.num_experts)
     _check_room(request.placing, dataset, source)
     if hosts.is_first():

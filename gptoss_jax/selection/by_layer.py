@@ -60,7 +60,16 @@ class ByLayer:
         beside: dict[str, Any] = {"counts": self.counts, "reasons": self.reasons}
         if self.losses is not None:  # which older programs do not know either
             beside["losses"] = self.losses
-        return json.dumps({**head, **origin, **beside}) + "\n"
+        return json.dumps({**head, **origin, **beside, **self.more()}) + "\n"
+
+    def more(self) -> dict[str, Any]:
+        """What the file has beside these, which a kind of its own knows."""
+        return {}
+
+    @classmethod
+    def with_more(cls: type[Kind], found: Kind, said: dict[str, Any], where: str) -> Kind:
+        """The lists with what `more` gave."""
+        return found
 
     def write(self, file: str | AnyPath, overwrite: bool = False) -> None:
         """Write the file, whole or not at all; OutputError where it exists or cannot be written."""
@@ -99,7 +108,7 @@ class ByLayer:
         losses = _beside(said, "losses", layers, _is_loss, "a number of at least 0 or null", where)
         found = cls(layers, _origin(said, where), counts, reasons, losses)
         found.check(config, where)
-        return found
+        return cls.with_more(found, said, where)
 
 
 def check_experts(layers: Sequence[Sequence[Any]], config: Config, where: str) -> None:

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from ..config import Config
 from ..errors import RankingError
@@ -12,7 +12,14 @@ from .by_layer import ByLayer
 
 @dataclass(frozen=True)
 class KeepSets(ByLayer):
-    """Keep-sets hold the experts of each layer that stay, in order of id; layers may keep different numbers."""
+    """Keep-sets hold the experts of each layer that stay, in order of id; layers may keep different numbers.
+
+    Args:
+        tried: What they were picked of, and what each was worth: objects with a name, a number of experts, and the KL,
+            and the share of right answers where there is one, each with the ends of its interval.
+    """
+
+    tried: list[dict[str, Any]] | None = None
 
     kind: ClassVar[str] = "keep_sets"
 
@@ -22,6 +29,19 @@ class KeepSets(ByLayer):
             if (lists := getattr(self, name)) is not None:
                 ordered = [[one[i] for i in order] for one, order in zip(lists, orders, strict=True)]
                 object.__setattr__(self, name, ordered)
+
+    def more(self) -> dict[str, Any]:
+        """What the file has beside what rankings have."""
+        return {} if self.tried is None else {"tried": self.tried}
+
+    @classmethod
+    def with_more(cls, found: "KeepSets", said: dict[str, Any], where: str) -> "KeepSets":
+        """The keep-sets with what `more` gave; RankingError where it cannot be read."""
+        tried = said.get("tried")
+        is_list = isinstance(tried, list) and all(isinstance(one, dict) for one in tried)
+        if tried is not None and not (is_list and all(_is_trial(one) for one in tried)):
+            raise RankingError(f"{where}: its 'tried' is no list of what was tried: mend it or leave it out")
+        return replace(found, tried=tried)
 
     @property
     def layers_hash(self) -> str:
@@ -42,3 +62,11 @@ class KeepSets(ByLayer):
                 f"keeping {fewest} experts is below the {config.top_k} that each token uses: the model would use "
                 f"{fewest} a token (num_experts_per_tok {config.top_k} → {fewest}); ask for it with --lower-top-k"
             )
+
+
+def _is_trial(one: dict[str, Any]) -> bool:
+    quantities = [one.get("kl"), *([one["match"]] if "match" in one else [])]
+    are_intervals = all(
+        isinstance(of, list) and len(of) == 3 and all(isinstance(x, int | float) for x in of) for of in quantities
+    )
+    return are_intervals and isinstance(one.get("name"), str) and isinstance(one.get("keep"), int)
