@@ -21,8 +21,10 @@ Refused = Callable[..., str]
 
 
 def without_told(error: str) -> str:
-    """Standard error without the line that `profile` and `fingerprint record` say before their first step."""
-    return re.sub(r"^gptoss-jax: [\d,]+ (rows: |questions, of which ).*\n", "", error, flags=re.MULTILINE)
+    """Standard error without the line that commands that run a model say before their first step."""
+    return re.sub(
+        r"^gptoss-jax: [\d,]+ (rows: |rows are learnt, |questions, of which ).*\n", "", error, flags=re.MULTILINE
+    )
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

@@ -12,7 +12,7 @@ from .options import Data, Options, Placing, declared_options, option, taken
 class Distilling(Options):
     """How what is left of a model learns to expect what the whole model expects."""
 
-    steps: int = option(60, whole(0), "Steps of Adam, whose rate falls to zero as a cosine.")
+    steps: int = option(60, whole(1), "Steps of Adam, whose rate falls to zero as a cosine.")
     rate: float | int = option(3e-3, real(above=0.0), "The rate of learning of the first step.")
     train: str = option(
         "router",
