@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gptoss_jax.config import FULL, HUB_ID, Config
 from gptoss_jax.errors import UserError
@@ -74,6 +75,7 @@ def card(
         "your task before you rely on it.",
         _architecture(config, n, title, _precision(kernels, others), _precision(["MXFP4" if quantized else "BF16"])),
         _method(config, n, keep_sets.origin, warnings, _rounded(kernels, others, quantized), healed),
+        *([_tried(keep_sets.tried)] if keep_sets.tried else []),
         *([healed] if healed else []),
         _numbers(pruned_before),
         *([quality] if quality else []),
@@ -168,6 +170,27 @@ Of the {config.num_experts} experts of each layer {n} were kept, and the rest re
 router, which now chooses among the kept experts. {effect}
 
 {_choice(origin)}{"".join(f" {warning}." for warning in warnings)}"""
+
+
+def _tried(tried: Sequence[Mapping[str, Any]]) -> str:
+    """What the keep-sets were picked of."""
+
+    def share(of: Sequence[float]) -> str:
+        return f"{100 * of[0]:.1f} % ({100 * of[1]:.1f} to {100 * of[2]:.1f})"
+
+    def nats(of: Sequence[float]) -> str:
+        return f"{of[0]:.4g} ({of[1]:.4g} to {of[2]:.4g})"
+
+    rows = []
+    for one in tried:
+        match = share(one["match"]) if "match" in one else ""
+        rows.append(f"| {quoted(one['name'])} | {one['keep']} | {nats(one['kl'])} | {match} |")
+    head = ["| candidate | experts | KL | right answers |", "|---|---:|---|---|"]
+    told = (
+        "What was tried, on rows by which no candidate was made: the KL of the whole model from it, in nats a token, "
+        "with 95 % intervals."
+    )
+    return "\n".join([told, "", *head, *rows])
 
 
 def _numbers(pruned_before: bool) -> str:

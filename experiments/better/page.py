@@ -56,10 +56,10 @@ def _head(work: Path, families: Sequence[str], keeps: Sequence[int]) -> str:
         f"`python -m experiments.better WORK` makes this page. {len(families)} families of tasks × keep "
         f"{', '.join(map(str, keeps))} of 16 experts a layer. Choices and healings of a family see the same "
         f"calibration questions; measured is on {count} evaluation questions of it that nothing saw, and that no "
-        "variant of the method was looked at with. Exact match is of greedy replies; KL is that of the full model from the pruned one "
-        "over the contents of the right replies, in nats a token. Intervals hold 95 %, paired and clustered by "
-        "question. `random` is a mean of five seeds; what is healed one of three, with what the product rolled back "
-        "counted as it was written: as the pruned model."
+        "variant of the method was looked at with. Exact match is of greedy replies; KL is that of the full model from "
+        "the pruned one over the contents of the right replies, in nats a token. Intervals hold 95 %, paired and "
+        "clustered by question. `random` is a mean of five seeds; what is healed one of three, with what the product "
+        "rolled back counted as it was written: as the pruned model."
     )
 
 

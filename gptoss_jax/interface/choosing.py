@@ -218,6 +218,9 @@ def choose(
 ) -> list[Selected]:
     """What `select` runs, for whoever wants to see what each choice costs."""
     format = Writing(format=format).format
+    if keeping.bounds:
+        flag = "--max-kl" if keeping.max_kl is not None else "--min-match"
+        raise OptionError(f"{flag} goes with --pick: it is of what candidates do when the model runs")
     if keeping.budget_gib is None and (format != "same" or model is not None):
         raise OptionError("--format and --model go with --budget-gib: they say what a checkpoint takes")
     if isinstance(chosen_from, Ranking):

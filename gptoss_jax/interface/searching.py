@@ -88,6 +88,13 @@ def pick(
         raise OptionError("--min-match needs --replies: say how many rows are answered")
     request = picking.Request(opened.name, data, searching, judging, placing, ranked.domain, ranked.seed)
     counts, why = _counts(opened, keeping, format)
+    if counts and min(counts) < opened.config.top_k:
+        raise RankingError(
+            f"--keep {min(counts)}: each token uses {opened.config.top_k} experts, and candidates run as soft prunes: "
+            "keep at least as many"
+        )
+    picking.files_of(request, opened.source)
+    rows = picking.rows_of(request, opened.source)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "keep.json" if out is None else place(out)
         check_files(counts or [0], target, overwrite)
@@ -95,7 +102,7 @@ def pick(
         kept.begin({**request.by_flag(), "the model's fingerprint": opened.source.fingerprint()}, resume)
         kept.write(WORK, b"what candidates are made of, and how they were judged")
         with runs.keeping(kept):
-            found = _picked(request, keeping, counts, why, opened, kept, tell)
+            found = _picked(request, keeping, counts, why, opened, rows, kept, tell)
         found = written(found, [len(one.keep_sets.layers[0]) for one in found], target, overwrite)
         kept.remove()
     return found
@@ -107,13 +114,13 @@ def _picked(
     counts: list[int],
     why: tuple[str, ...],
     model: Model,
+    rows: np.ndarray,
     kept: Progress,
     tell: Callable[[str], Any],
 ) -> list[Selected]:
     """The best candidate of each number; of the fewest that keep a bound, where one is given."""
     work, source, tried = kept.folder / WORKED, model.source, list[picking.Trial]()
     candidates = picking.Candidates(request, source, work, tell)
-    rows = picking.rows_of(request, source)
 
     def best(count: int) -> picking.Trial:
         trials = picking.judge(candidates.of(count), request, source, work / f"eval-{count}", tell)

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..data.remarks import Remarks
 from ..data.rows import Row, is_held_out, row_hashes
-from ..errors import OptionError, RankingError
+from ..errors import DataError, OptionError, RankingError
 from ..evaluation import job as evaluation
+from ..evaluation import stored
 from ..evaluation.intervals import Estimate
 from ..evaluation.sides import Request as Judged
 from ..files.paths import AnyPath
@@ -33,6 +34,7 @@ from ..selection.origin import GREEDY, rows_as_text
 from ..selection.ranking import Ranking
 from . import greedy
 
+FEWEST = 2  # rows that judge: an interval needs as many
 NEAR = 2  # within so many times the least divergence, what elimination chose is taken
 LONGEST = 1024  # tokens of the blocks that are judged by
 
@@ -97,20 +99,24 @@ def fitted(row: Row) -> bool:
     return not is_held_out(row)
 
 
+def files_of(request: Request, source: Source) -> dict[str, KeepSets]:
+    """The keep-sets that are files, by their names. RankingError where one cannot be used."""
+    files = [name for name in request.searching.pick if name != GREEDY and name not in CRITERIA]
+    return {name: KeepSets.read(name, source.config) for name in files}
+
+
 class Candidates:
     """Rankings and keep-sets by their names; each ranking is made once, and kept in the folder of the work."""
 
     def __init__(self, request: Request, source: Source, work: AnyPath, tell: Callable[[str], Any]):
         self.request, self.source, self.work, self.tell = request, source, work, tell
         self.rankings: dict[str, Ranking] = {}
-        self.files: dict[str, KeepSets] = {}
+        self.files = files_of(request, source)
         for name in request.searching.pick:
             if name == GREEDY:
                 self.rankings[name] = self._greedy()
             elif name in CRITERIA:
                 self.rankings[name] = self._profile().rank(name, request.domain, request.seed)
-            else:
-                self.files[name] = KeepSets.read(name, source.config)
 
     def of(self, count: int) -> dict[str, KeepSets]:
         """Those that keep so many experts of each layer."""
@@ -146,7 +152,10 @@ def judge(
     if not candidates:
         raise RankingError("no candidate keeps so many experts: name a rule or a criterion with --pick, or other files")
     asked = Judged(request.model, candidates, request.data, request.judging, request.placing, wanted=is_held_out)
-    summary = evaluation.run(asked, lambda _: source, folder, resume=True, tell=tell).summary
+    if folder.exists():  # of a run that went on from there
+        summary = stored.read(folder)
+    else:
+        summary = evaluation.run(asked, lambda _: source, folder, resume=True, tell=tell).summary
     trials = []
     for entry in summary.entries:
         kl = next(iter(entry.quality.values())).estimates["kl"]
@@ -173,15 +182,24 @@ def picked(trial: Trial, tried: Sequence[Trial], decided_by: np.ndarray) -> Keep
 
 
 def rows_of(request: Request, source: Source) -> np.ndarray:
-    """The hashes of all rows that are fitted or judge, uint64 [rows], sorted."""
-    return row_hashes(read(request.data, tokenizer_of(source), Remarks()))
+    """The hashes of all rows, those that are fitted and those that judge, uint64 [rows], sorted. DataError where one of
+    both has too few."""
+    rows = read(request.data, tokenizer_of(source), Remarks())
+    judging = sum(map(is_held_out, rows))
+    if judging < FEWEST or judging == len(rows):
+        raise DataError(
+            f"{len(rows) - judging} rows make candidates and {judging} judge them, too few to decide by: give more "
+            "rows, of which a fifth judges"
+        )
+    return row_hashes(rows)
 
 
 def beyond(held: Mapping[int, Trial], max_kl: float | int | None, min_match: float | int | None) -> str:
     """What to say where no number of experts keeps a bound: the nearest that was found."""
     most = held[max(held)]
     match = "" if most.match is None else f", and of the answers {most.match.low:.3f} to {most.match.high:.3f} right"
-    bounds = [f"--max-kl {max_kl:g}"] * (max_kl is not None) + [f"--min-match {min_match:g}"] * (min_match is not None)
+    asked = {"--max-kl": max_kl, "--min-match": min_match}
+    bounds = [f"{flag} {bound:g}" for flag, bound in asked.items() if bound is not None]
     return (
         f"no number of experts keeps {' and '.join(bounds)}: with {most.keep} the KL is {most.kl.low:.4g} to "
         f"{most.kl.high:.4g}{match}: allow more, or give more rows, by which intervals become narrower"
