@@ -176,7 +176,7 @@ def test_the_loss_is_that_of_a_loop_and_its_gradient_that_of_the_loop(
     """In blocks, of which the last is not full."""
     from gptoss_jax.healing import loss as module
 
-    monkeypatch.setattr(module, "UNEMBED_BLOCK", 7)
+    monkeypatch.setattr(module, "BLOCK", 7)
     batch, rng = documents(how), np.random.default_rng(2)
     final, other = (rng.normal(size=(*batch.shape, D)).astype(np.float32) for _ in range(2))
     head = (rng.normal(size=(V, D)) * 0.3).astype(np.float32)

@@ -129,7 +129,8 @@ class Experts(nnx.Module):
         """
         T, k = routing.experts_Tk.shape
         first_id, E = place.local(routing.logits_TE.shape[-1])
-        kernel = grouped.choose(place, -(-T * k // routing.logits_TE.shape[-1]), E, self.form != "bf16")
+        load = place, -(-T * k // routing.logits_TE.shape[-1]), E, self.form != "bf16"
+        kernel = grouped.choose(*load)
         # Invalid tokens, and experts of other devices, go to an expert E that does not exist, behind all others.
         experts_Tr = routing.experts_Tk
         if runner_up_T is not None:
@@ -145,6 +146,7 @@ class Experts(nnx.Module):
 
         def backward(inputs: Any, change: Mixture) -> tuple[Any, ...]:
             experts, x_TD, gates_Tk, expert_Tr, layer = inputs
+            kernel = grouped.choose(*load, backward=True)
             pairs = _sort(x_TD, expert_Tr, gates_Tk, E, kernel)
             found = experts.mix_backward(pairs, change.output_TD, kernel, layer)
             of_experts = experts.cotangents(found.gate_up_bias, found.down_bias)
