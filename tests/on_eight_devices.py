@@ -205,7 +205,7 @@ def generated(checkpoint: Checkpoint, sizes: tuple[int, int], form: str = "bf16"
 
 
 def healed(checkpoint: Checkpoint, sizes: tuple[int, int], kind: Any) -> dict[str, Any]:
-    """The loss of distillation by rows and its gradients by all that is small, with experts that rows may not choose."""
+    """The loss of distillation by rows, and its gradients by all that is small; rows may not choose all experts."""
     devices = mesh.make(EIGHT, *sizes, jax.devices()[: sizes[0] * sizes[1]])
     engine = healing.Resident(load(checkpoint, "float32", devices), devices, kind)
     kept = np.array([np.isin(np.arange(EIGHT.num_experts), experts_) for experts_ in KEPT])
@@ -216,7 +216,10 @@ def healed(checkpoint: Checkpoint, sizes: tuple[int, int], kind: Any) -> dict[st
     teachers = engine.teach(batches)
     found = engine.gradients(given, batches, teachers)
     by_row = engine.losses(given, batches, teachers)
-    return {"gradients": found.gradients, "loss": {"kl": by_row.kl, "weight": by_row.weight, "sum": np.array(found.loss)}}
+    return {
+        "gradients": found.gradients,
+        "loss": {"kl": by_row.kl, "weight": by_row.weight, "sum": np.array(found.loss)},
+    }
 
 
 def record_reads() -> list[int]:
