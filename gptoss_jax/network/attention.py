@@ -176,7 +176,7 @@ def attend_backward(
     """
     blocks = _Blocks.of(q_BSHh, k_BSKh, v_BSKh, sinks_H, segment_ids_BS, window, place)
     change = _Blocks.of(change_BSHh, k_BSKh, v_BSKh, sinks_H, segment_ids_BS, window, place)
-    dtype, scale = q_BSHh.dtype, q_BSHh.shape[-1] ** -0.5
+    dtype = q_BSHh.dtype
 
     def one_block(totals: tuple[Array, ...], index: Array) -> tuple[tuple[Array, ...], Array]:
         rows, query = jnp.divmod(index, blocks.per_row)
@@ -191,13 +191,8 @@ def attend_backward(
             k_RKNh, v_RKNh = blocks.k[rows, :, key], blocks.v[rows, :, key]
             scores = _scores(q_RKXh, k_RKNh, blocks.visible(rows, query, key), top.shape)
             weights = jnp.exp(scores - log_total[..., None])
-            of_weights = jnp.einsum("RKXh,RKNh->RKXN", change_RKXh, v_RKNh, preferred_element_type=jnp.float32)
-            of_scores = weights * (of_weights.reshape(weights.shape) - mean[..., None]) * scale
-            weights_RKXN, of_scores_RKXN = (x.astype(dtype).reshape(of_weights.shape) for x in (weights, of_scores))
-            of_q_RKXh += jnp.einsum("RKXN,RKNh->RKXh", of_scores_RKXN, k_RKNh, preferred_element_type=jnp.float32)
-            of_k_RKNh = jnp.einsum("RKXN,RKXh->RKNh", of_scores_RKXN, q_RKXh, preferred_element_type=jnp.float32)
-            of_v_RKNh = jnp.einsum("RKXN,RKXh->RKNh", weights_RKXN, change_RKXh, preferred_element_type=jnp.float32)
-            return of_q_RKXh, of_k.at[rows, :, key].add(of_k_RKNh), of_v.at[rows, :, key].add(of_v_RKNh)
+            more_RKXh, of_k_RKNh, of_v_RKNh = _of_keys(weights, mean, change_RKXh, q_RKXh, k_RKNh, v_RKNh)
+            return of_q_RKXh + more_RKXh, of_k.at[rows, :, key].add(of_k_RKNh), of_v.at[rows, :, key].add(of_v_RKNh)
 
         of_k, of_v, of_sinks = totals
         nothing = jnp.zeros(q_RKXh.shape, jnp.float32)
@@ -212,6 +207,27 @@ def attend_backward(
     (of_k, of_v, of_sinks), of_q = lax.scan(one_block, nothing, jnp.arange(len(blocks.q) * blocks.per_row))
     of_k, of_v = (blocks.tokens_first(x).astype(dtype) for x in (of_k, of_v))
     return blocks.joined(of_q, q_BSHh.shape), of_k, of_v, of_sinks.reshape(-1).astype(sinks_H.dtype)
+
+
+def _of_keys(
+    weights: Float[Array, "R K q M N"],
+    mean: Float[Array, "R K q M"],
+    change_RKXh: Float[Array, "R K X h"],
+    q_RKXh: Float[Array, "R K X h"],
+    k_RKNh: Float[Array, "R K N h"],
+    v_RKNh: Float[Array, "R K N h"],
+) -> tuple[Float[Array, "R K X h"], Float[Array, "R K N h"], Float[Array, "R K N h"]]:
+    """What a block of queries with a block of keys adds to the gradients by queries, keys and values, float32, where
+    keys have these weights."""
+    dtype, scale = q_RKXh.dtype, q_RKXh.shape[-1] ** -0.5
+    of_weights = jnp.einsum("RKXh,RKNh->RKXN", change_RKXh, v_RKNh, preferred_element_type=jnp.float32)
+    of_scores = weights * (of_weights.reshape(weights.shape) - mean[..., None]) * scale
+    weights_RKXN, of_scores_RKXN = (x.astype(dtype).reshape(of_weights.shape) for x in (weights, of_scores))
+    return (
+        jnp.einsum("RKXN,RKNh->RKXh", of_scores_RKXN, k_RKNh, preferred_element_type=jnp.float32),
+        jnp.einsum("RKXN,RKXh->RKNh", of_scores_RKXN, q_RKXh, preferred_element_type=jnp.float32),
+        jnp.einsum("RKXN,RKXh->RKNh", weights_RKXN, change_RKXh, preferred_element_type=jnp.float32),
+    )
 
 
 class _Blocks(NamedTuple):
