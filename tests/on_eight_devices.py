@@ -32,10 +32,13 @@ from gptoss_jax.devices import hosts, mesh
 from gptoss_jax.devices.placement import Placement, over
 from gptoss_jax.evaluation import passes
 from gptoss_jax.evaluation.blocks import Blocks
-from gptoss_jax.evaluation.compare import Other
+from gptoss_jax.evaluation.compare import Other, Top
 from gptoss_jax.generation import resident
 from gptoss_jax.generation.continuous import Growing, generate, prompts_of
 from gptoss_jax.generation.steps import How
+from gptoss_jax.healing import resident as healing
+from gptoss_jax.healing import trained
+from gptoss_jax.healing.loss import Finals
 from gptoss_jax.network import experts, model
 from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.source import Masked, abstract, load
@@ -49,6 +52,7 @@ from gptoss_jax.statistics.sums import DECLARED
 # As TINY, but eight devices can share experts and heads; only H is a multiple of another size.
 EIGHT = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
 MESHES = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x8": (1, 8)}
+HEALED = ("2x4",)  # meshes over which models are distilled
 GENERATED = ("8x1", "2x4", "1x8")  # meshes over which text is generated
 SCORED = Asked(scores=True, routing=True, swap=True)
 ON_ONE_DEVICE = (0, 1, 2)  # experts of the first of eight
@@ -200,6 +204,24 @@ def generated(checkpoint: Checkpoint, sizes: tuple[int, int], form: str = "bf16"
     }
 
 
+def healed(checkpoint: Checkpoint, sizes: tuple[int, int], kind: Any) -> dict[str, Any]:
+    """The loss of distillation by rows, and its gradients by all that is small; rows may not choose all experts."""
+    devices = mesh.make(EIGHT, *sizes, jax.devices()[: sizes[0] * sizes[1]])
+    engine = healing.Resident(load(checkpoint, "float32", devices), devices, kind)
+    kept = np.array([np.isin(np.arange(EIGHT.num_experts), experts_) for experts_ in KEPT])
+    batches = [replace(batch(), kept=np.tile(kept, (len(LENGTHS), 1, 1)))]
+    given = trained.read(checkpoint, "small", devices)
+    # Small random weights expect next to nothing.
+    given["final_norm/scale"] *= 16
+    teachers = engine.teach(batches)
+    found = engine.gradients(given, batches, teachers)
+    by_row = engine.losses(given, batches, teachers)
+    return {
+        "gradients": found.gradients,
+        "loss": {"kl": by_row.kl, "weight": by_row.weight, "sum": np.array(found.loss)},
+    }
+
+
 def record_reads() -> list[int]:
     """A list that grows by the bytes of each read of a checkpoint."""
     reads, fill = [], Stored._fill
@@ -297,6 +319,9 @@ def main(*argv: str) -> None:
     for name in ("one", *GENERATED):
         compared[f"generated {name}"] = {"said": generated(Checkpoint(checkpoint), runs[name])}
     compared["generated 2x4 mxfp4"] = {"said": generated(Checkpoint(checkpoint), MESHES["2x4"], "mxfp4")}
+    for name in ("one", *HEALED):
+        for kind in (Finals, Top):
+            compared[f"healed {name} {kind.__name__}"] = healed(Checkpoint(checkpoint), runs[name], kind)
     results, facts = measure(Checkpoint(checkpoint))
     results |= compared
     results |= masked

@@ -24,7 +24,7 @@ from gptoss_jax.network.source import abstract
 from gptoss_jax.network.swap import AT_ONCE
 from gptoss_jax.run.scores import TOP_LOGITS, UNEMBED_BLOCK
 from gptoss_jax.statistics.sums import DECLARED
-from tests.on_eight_devices import EIGHT, GENERATED, GOLDEN, LENGTHS, MESHES, ON_ONE_DEVICE, REFUSED, named
+from tests.on_eight_devices import EIGHT, GENERATED, GOLDEN, HEALED, LENGTHS, MESHES, ON_ONE_DEVICE, REFUSED, named
 
 from .bad_input import SHORT, Refused, case
 
@@ -113,6 +113,18 @@ def test_replies_over_meshes(run: str, eight: Eight) -> None:
     np.testing.assert_array_equal(ours["tokens"], one["tokens"])
     np.testing.assert_array_equal(ours["experts"], one["experts"])
     np.testing.assert_allclose(ours["gates"], one["gates"], rtol=2**-10)
+
+
+@pytest.mark.parametrize("teacher", ["Finals", "Top"])
+@pytest.mark.parametrize("run", HEALED)
+def test_distillation_over_meshes(run: str, teacher: str, eight: Eight) -> None:
+    """Losses and gradients are those of one device, whether a parameter is split or each device has it."""
+    for kind in ("loss", "gradients"):
+        one, ours = (eight.of(f"healed {name} {teacher}", kind) for name in ("one", run))
+        assert ours.keys() == one.keys()
+        for name, theirs in one.items():
+            assert np.any(theirs), name
+            np.testing.assert_allclose(ours[name], theirs, rtol=0, atol=1e-5 * np.abs(theirs).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("run", ["masked 2x4", "masked 1x8"])

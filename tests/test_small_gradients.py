@@ -87,7 +87,7 @@ def test_of_experts(form: Form, by_expert: bool, monkeypatch: pytest.MonkeyPatch
     """One expert after the other, or pieces of two tiles of any."""
     if not by_expert:
         several = grouped.Kernel(8, 2, grouped._each_with_its_own)
-        monkeypatch.setattr(grouped, "choose", lambda *_: several)
+        monkeypatch.setattr(grouped, "choose", lambda *_, **__: several)
     ours = gradients(experts_of(form), HERE)
     monkeypatch.undo()
     for name, theirs in by_plain_operations(form).items():

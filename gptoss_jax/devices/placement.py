@@ -23,7 +23,8 @@ class Placement:
     interpret: bool = False
     """Run the kernels of `platform` in Pallas' interpreter, on any device."""
     differentiable: bool = False
-    """Whether gradients are taken: loops then run for the worst case, as those that end by data have none."""
+    """Whether gradients by all weights are taken: loops then run for the worst case, as those that end by data have
+    none. Without it the kernels of experts and of attention have none, and all else has gradients made by hand."""
 
     def sum_experts(self, x: jax.Array, dtype: Any = None) -> jax.Array:
         """The sum of what the devices of the `expert` axis have, handed over as `dtype`."""

@@ -1,7 +1,7 @@
 """The steps of both engines: a layer, and what stands behind the last one, forward and backward. Letters: see `config`.
 
-Gradients between layers are float32, in whatever type the network computes: each layer adds to them, and in bfloat16
-they would be rounded twice a layer, which for a batch saves no more memory than a few hidden states.
+Gradients between layers are float32, in whatever type the network computes: each layer adds to them twice, and in
+bfloat16 each sum would be rounded. It costs half a hidden state more in memory, beside those of all layers.
 """
 
 from typing import Any, NamedTuple

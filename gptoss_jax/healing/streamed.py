@@ -31,7 +31,7 @@ class Streamed:
     def __init__(self, source: Source, dtype: Any, kind: type[Finals] | type[Top] = Finals):
         """`kind` is that of the teachers."""
         self.layers, self.config = Layers(source, dtype), source.config
-        self.forward, self.head, self.backward = Clock(), Clock(), Clock()
+        self.kind, self.forward, self.head, self.backward = kind, Clock(), Clock(), Clock()
         one, place = partial(partial, config=self.config, place=here()), here()
 
         def timed(step: Any, clock: Clock) -> Timed:

@@ -58,9 +58,9 @@ class Attention(nnx.Module):
         With a cache, keys and values go into it too. One token alone sees what stands there, and so do several that
         are said to follow it; others are the first of their rows.
         """
-        q_BSHh = rotate(project(x_BSD, self.q_kernel[...], self.q_bias[...]), *rope)
-        k_BSKh = rotate(project(x_BSD, self.k_kernel[...], self.k_bias[...]), *rope)
-        v_BSKh = project(x_BSD, self.v_kernel[...], self.v_bias[...])
+        q_BSHh = rotate(project(x_BSD, self.q_kernel[...], self.q_bias[...], place), *rope)
+        k_BSKh = rotate(project(x_BSD, self.k_kernel[...], self.k_bias[...], place), *rope)
+        v_BSKh = project(x_BSD, self.v_kernel[...], self.v_bias[...], place)
         sequences = q_BSHh, k_BSKh, v_BSKh, self.sinks[...], tokens.segments
         if cache is not None:
             cache = cache.store(k_BSKh, v_BSKh, tokens.positions, tokens.segments)
@@ -70,7 +70,8 @@ class Attention(nnx.Module):
         else:
             mixed_BSHh = self._attend(sequences, sliding, place)
         o_kernel_DI = self.o_kernel[...].reshape(x_BSD.shape[-1], -1)
-        return project(mixed_BSHh.reshape(*x_BSD.shape[:2], -1), o_kernel_DI, self.o_bias[...], place), cache
+        mixed_BSI = mixed_BSHh.reshape(*x_BSD.shape[:2], -1)
+        return project(mixed_BSI, o_kernel_DI, self.o_bias[...], place, split=True), cache
 
     def _attend(self, sequences: tuple[Array, ...], sliding: Bool[Array, ""], place: Placement) -> Array:
         """Attention of rows from their first tokens on. Its gradients are made by blocks from what it takes, whichever
@@ -101,20 +102,36 @@ def project(
     x_BSI: Float[Array, "B S I"],
     kernel: Float[Array, "*out I"],
     bias: Float[Array, "*out"],
-    split: Placement | None = None,
+    place: Placement,
+    split: bool = False,
 ) -> Float[Array, "B S *out"]:
-    """x·Wᵀ + b, [B, S, *out], summed in float32 and returned in x's dtype; `split` says over what I is split.
+    """x·Wᵀ + b, [B, S, *out], summed in float32 and returned in x's dtype; `split` says that I is split over devices.
 
     Flat matrices and a float32 result: XLA's CPU backend transposes kernels of more axes at each call, and
     rounds bfloat16 results one by one, at a quarter of the speed; on TPU rows become a convolution's window.
     """
     flat_TI = x_BSI.reshape(-1, x_BSI.shape[-1])
     flat_OI = kernel.reshape(-1, kernel.shape[-1])
-    out_TO = jnp.einsum("TI,OI->TO", flat_TI, flat_OI, preferred_element_type=jnp.float32)
-    if split is not None:
-        out_TO = split.sum_experts(out_TO, x_BSI.dtype)
+    out_TO = (_product if place.differentiable else _product_for_x)(flat_TI, flat_OI)
+    if split:
+        out_TO = place.sum_experts(out_TO, x_BSI.dtype)
     out_TO = (out_TO + bias.reshape(1, -1)).astype(x_BSI.dtype)
     return out_TO.reshape(*x_BSI.shape[:2], *bias.shape)
+
+
+def _product(x_TI: Float[Array, "T I"], kernel_OI: Float[Array, "O I"]) -> Float[Array, "T O"]:
+    return jnp.einsum("TI,OI->TO", x_TI, kernel_OI, preferred_element_type=jnp.float32)
+
+
+def _product_backward(kernel_OI: Array, change_TO: Array) -> tuple[Array, None]:
+    # Of float32 with bfloat16 XLA's CPU backend makes a product of float32, at a third of the speed.
+    change_TO = change_TO.astype(kernel_OI.dtype)
+    of_x_TI = jnp.einsum("TO,OI->TI", change_TO, kernel_OI, preferred_element_type=jnp.float32)
+    return of_x_TI.astype(kernel_OI.dtype), None
+
+
+_product_for_x = jax.custom_vjp(_product)  # x alone has a gradient
+_product_for_x.defvjp(lambda x_TI, kernel_OI: (_product(x_TI, kernel_OI), kernel_OI), _product_backward)
 
 
 def attend(
@@ -159,7 +176,7 @@ def attend_backward(
     """
     blocks = _Blocks.of(q_BSHh, k_BSKh, v_BSKh, sinks_H, segment_ids_BS, window, place)
     change = _Blocks.of(change_BSHh, k_BSKh, v_BSKh, sinks_H, segment_ids_BS, window, place)
-    dtype, scale = q_BSHh.dtype, q_BSHh.shape[-1] ** -0.5
+    dtype = q_BSHh.dtype
 
     def one_block(totals: tuple[Array, ...], index: Array) -> tuple[tuple[Array, ...], Array]:
         rows, query = jnp.divmod(index, blocks.per_row)
@@ -174,13 +191,8 @@ def attend_backward(
             k_RKNh, v_RKNh = blocks.k[rows, :, key], blocks.v[rows, :, key]
             scores = _scores(q_RKXh, k_RKNh, blocks.visible(rows, query, key), top.shape)
             weights = jnp.exp(scores - log_total[..., None])
-            of_weights = jnp.einsum("RKXh,RKNh->RKXN", change_RKXh, v_RKNh, preferred_element_type=jnp.float32)
-            of_scores = weights * (of_weights.reshape(weights.shape) - mean[..., None]) * scale
-            weights_RKXN, of_scores_RKXN = (x.astype(dtype).reshape(of_weights.shape) for x in (weights, of_scores))
-            of_q_RKXh += jnp.einsum("RKXN,RKNh->RKXh", of_scores_RKXN, k_RKNh, preferred_element_type=jnp.float32)
-            of_k_RKNh = jnp.einsum("RKXN,RKXh->RKNh", of_scores_RKXN, q_RKXh, preferred_element_type=jnp.float32)
-            of_v_RKNh = jnp.einsum("RKXN,RKXh->RKNh", weights_RKXN, change_RKXh, preferred_element_type=jnp.float32)
-            return of_q_RKXh, of_k.at[rows, :, key].add(of_k_RKNh), of_v.at[rows, :, key].add(of_v_RKNh)
+            more_RKXh, of_k_RKNh, of_v_RKNh = _of_keys(weights, mean, change_RKXh, q_RKXh, k_RKNh, v_RKNh)
+            return of_q_RKXh + more_RKXh, of_k.at[rows, :, key].add(of_k_RKNh), of_v.at[rows, :, key].add(of_v_RKNh)
 
         of_k, of_v, of_sinks = totals
         nothing = jnp.zeros(q_RKXh.shape, jnp.float32)
@@ -195,6 +207,27 @@ def attend_backward(
     (of_k, of_v, of_sinks), of_q = lax.scan(one_block, nothing, jnp.arange(len(blocks.q) * blocks.per_row))
     of_k, of_v = (blocks.tokens_first(x).astype(dtype) for x in (of_k, of_v))
     return blocks.joined(of_q, q_BSHh.shape), of_k, of_v, of_sinks.reshape(-1).astype(sinks_H.dtype)
+
+
+def _of_keys(
+    weights: Float[Array, "R K q M N"],
+    mean: Float[Array, "R K q M"],
+    change_RKXh: Float[Array, "R K X h"],
+    q_RKXh: Float[Array, "R K X h"],
+    k_RKNh: Float[Array, "R K N h"],
+    v_RKNh: Float[Array, "R K N h"],
+) -> tuple[Float[Array, "R K X h"], Float[Array, "R K N h"], Float[Array, "R K N h"]]:
+    """What a block of queries with a block of keys adds to the gradients by queries, keys and values, float32, where
+    keys have these weights."""
+    dtype, scale = q_RKXh.dtype, q_RKXh.shape[-1] ** -0.5
+    of_weights = jnp.einsum("RKXh,RKNh->RKXN", change_RKXh, v_RKNh, preferred_element_type=jnp.float32)
+    of_scores = weights * (of_weights.reshape(weights.shape) - mean[..., None]) * scale
+    weights_RKXN, of_scores_RKXN = (x.astype(dtype).reshape(of_weights.shape) for x in (weights, of_scores))
+    return (
+        jnp.einsum("RKXN,RKNh->RKXh", of_scores_RKXN, k_RKNh, preferred_element_type=jnp.float32),
+        jnp.einsum("RKXN,RKXh->RKNh", of_scores_RKXN, q_RKXh, preferred_element_type=jnp.float32),
+        jnp.einsum("RKXN,RKXh->RKNh", weights_RKXN, change_RKXh, preferred_element_type=jnp.float32),
+    )
 
 
 class _Blocks(NamedTuple):

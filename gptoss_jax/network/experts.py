@@ -129,7 +129,8 @@ class Experts(nnx.Module):
         """
         T, k = routing.experts_Tk.shape
         first_id, E = place.local(routing.logits_TE.shape[-1])
-        kernel = grouped.choose(place, -(-T * k // routing.logits_TE.shape[-1]), E, self.form != "bf16")
+        load = place, -(-T * k // routing.logits_TE.shape[-1]), E, self.form != "bf16"
+        kernel = grouped.choose(*load)
         # Invalid tokens, and experts of other devices, go to an expert E that does not exist, behind all others.
         experts_Tr = routing.experts_Tk
         if runner_up_T is not None:
@@ -137,30 +138,53 @@ class Experts(nnx.Module):
         local_Tr = experts_Tr - first_id
         expert_Tr = jnp.where(valid_T[:, None] & (local_Tr >= 0) & (local_Tr < E), local_Tr, E)
 
-        def run(experts: Experts, x_TD: Array, gates_Tk: Array, expert_Tr: Array, layer: Array | None) -> Mixture:
-            return experts.mix(_sort(x_TD, expert_Tr, gates_Tk, E, kernel), kernel, layer, runner_up_T is not None)
+        gates_Tk, keep = routing.gates_Tk, runner_up_T is not None
+        if place.differentiable or keep:
+            return self.mix(x_TD, gates_Tk, expert_Tr, layer, kernel, keep)
+        backward_kernel = grouped.choose(*load, backward=True)
+        return self._mix_with_gradients(x_TD, gates_Tk, expert_Tr, layer, kernel, backward_kernel)
 
-        if place.differentiable or runner_up_T is not None:
-            return run(self, x_TD, routing.gates_Tk, expert_Tr, layer)
-
-        def backward(inputs: Any, change: Mixture) -> tuple[Any, ...]:
-            experts, x_TD, gates_Tk, expert_Tr, layer = inputs
-            pairs = _sort(x_TD, expert_Tr, gates_Tk, E, kernel)
-            found = experts.mix_backward(pairs, change.output_TD, kernel, layer)
-            of_experts = experts.cotangents(found.gate_up_bias, found.down_bias)
-            return of_experts, found.x_TD.astype(x_TD.dtype), found.gates_Tk, None, None
-
-        mixed = jax.custom_vjp(run)
-        mixed.defvjp(lambda *inputs: (run(*inputs), inputs), backward)
-        return mixed(self, x_TD, routing.gates_Tk, expert_Tr, layer)
-
-    def mix(self, pairs: "_Pairs", kernel: grouped.Kernel, layer: Array | None, keep: bool) -> Mixture:
-        """The mixture of all pairs; with `keep` their outputs too."""
+    def mix(
+        self,
+        x_TD: Array,
+        gates_Tk: Array,
+        expert_Tr: Array,
+        layer: Array | None,
+        kernel: grouped.Kernel,
+        keep: bool = False,
+    ) -> Mixture:
+        """The mixture of all pairs, E being the expert of those that are none; with `keep` their outputs too."""
+        pairs = _sort(x_TD, expert_Tr, gates_Tk, len(self.down_bias[...]), kernel)
 
         def add(mixture: Mixture, floats: _Floats, piece: Array) -> Mixture:
             return pairs.add(mixture, floats.run, piece)
 
         return self._over_pieces(pairs, kernel, layer, pairs.nothing(keep), add)
+
+    def _mix_with_gradients(
+        self,
+        x_TD: Array,
+        gates_Tk: Array,
+        expert_Tk: Array,
+        layer: Array | None,
+        kernel: grouped.Kernel,
+        backward_kernel: grouped.Kernel,
+    ) -> Mixture:
+        """The mixture, whose gradients are made from what it is made of: nothing is kept for them."""
+
+        def run(experts: Experts, x_TD: Array, gates_Tk: Array, expert_Tk: Array, layer: Array | None) -> Mixture:
+            return experts.mix(x_TD, gates_Tk, expert_Tk, layer, kernel)
+
+        def backward(inputs: Any, change: Mixture) -> tuple[Any, ...]:
+            experts, x_TD, gates_Tk, expert_Tk, layer = inputs
+            pairs = _sort(x_TD, expert_Tk, gates_Tk, len(experts.down_bias[...]), backward_kernel)
+            found = experts.mix_backward(pairs, change.output_TD, backward_kernel, layer)
+            of_experts = experts.cotangents(found.gate_up_bias, found.down_bias)
+            return of_experts, found.x_TD.astype(x_TD.dtype), found.gates_Tk, None, None
+
+        mixed = jax.custom_vjp(run)
+        mixed.defvjp(lambda *inputs: (run(*inputs), inputs), backward)
+        return mixed(self, x_TD, gates_Tk, expert_Tk, layer)
 
     def mix_backward(
         self, pairs: "_Pairs", change_TD: Float[Array, "T D"], kernel: grouped.Kernel, layer: Array | None
