@@ -54,7 +54,7 @@ EIGHT = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
 MESHES = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x8": (1, 8)}
 HEALED = ("2x4",)  # meshes over which models are distilled
 GENERATED = ("8x1", "2x4", "1x8")  # meshes over which text is generated
-SCORED = Asked(scores=True, routing=True, swap=True)
+SCORED = Asked(scores=True, routing=True, swap=True, grams=True)
 ON_ONE_DEVICE = (0, 1, 2)  # experts of the first of eight
 # Eight experts of each layer, which four devices can share too when they alone are left.
 KEPT = [sorted(np.random.default_rng(i).permutation(EIGHT.num_experts)[:8].tolist()) for i in range(EIGHT.num_layers)]

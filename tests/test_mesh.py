@@ -21,6 +21,7 @@ from gptoss_jax.devices.mesh import DATA, EXPERT, RULES
 from gptoss_jax.errors import MeshError
 from gptoss_jax.network import model
 from gptoss_jax.network.source import abstract
+from gptoss_jax.network.products import MULTIPLIED, pairs
 from gptoss_jax.network.swap import AT_ONCE
 from gptoss_jax.run.scores import TOP_LOGITS, UNEMBED_BLOCK
 from gptoss_jax.statistics.sums import DECLARED
@@ -84,6 +85,15 @@ def test_routing_is_that_of_one_device(run: str, eight: Eight) -> None:
     valid = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
     np.testing.assert_array_equal(ours["experts"][:, valid], one["experts"][:, valid])
     assert_close(ours["gates"][:, valid], one["gates"][:, valid], "gates")
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_grams_are_those_of_one_device(run: str, eight: Eight) -> None:
+    """What choosing experts together needs; pmap has the devices as a further axis."""
+    valid = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
+    for name, theirs in eight.of("one", "grams").items():
+        ours = eight.of(run, "grams")[name].reshape(theirs.shape)
+        assert_close(ours[:, valid], theirs[:, valid], name)
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -207,15 +217,19 @@ def moved(lines: list[str]) -> set[tuple[str, str]]:
 def test_nothing_but_router_logits_is_gathered(eight: Eight) -> None:
     """Sums aside, that is all that moves between devices in the compiled program: no weight does.
 
-    Where it is asked what dropping an expert changes, each device has all outputs of some tokens, and no more.
+    Where it is asked what dropping an expert changes, or for products of experts' outputs, each device has all outputs
+    of some tokens, and no more.
     """
     tokens = len(LENGTHS) * max(LENGTHS)
     router_logits, largest = f"f32[{tokens},{EIGHT.num_experts}]", f"f32[{UNEMBED_BLOCK},{8 * TOP_LOGITS}]"
     assert moved(eight.facts["moves"]["1x8"]) == {("all-gather", router_logits)}
     outputs = f"f32[{AT_ONCE // 8},{EIGHT.top_k + 1},{EIGHT.hidden_size}]"
+    of_all = f"f32[{MULTIPLIED // 8},{EIGHT.num_experts},{EIGHT.hidden_size}]"
+    products = f"f32[{MULTIPLIED},{len(pairs(EIGHT.num_experts)[0])}]"
     assert moved(eight.facts["moves"]["scored 1x8"]) == {
-        *(("all-gather", shape) for shape in (router_logits, largest, f"f32[{AT_ONCE},{EIGHT.top_k}]")),
+        *(("all-gather", shape) for shape in (router_logits, largest, f"f32[{AT_ONCE},{EIGHT.top_k}]", products)),
         ("reduce-scatter", outputs),
+        ("reduce-scatter", of_all),
     }
 
 
