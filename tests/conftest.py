@@ -241,6 +241,7 @@ def activations(tmp_path: Path, published_files: Path) -> Path:
     return tmp_path / "activations"
 
 
+ONE_STEP = ("--max-seq-length", "64", "--batch-size", "4", "--steps", "1")
 SHORTLY = ("--num-rows", "1", "--max-new-tokens", "6")  # enough for a first token of nano's thoughts
 
 
@@ -248,6 +249,14 @@ def questions(folder: Path) -> Path:
     """Two questions, in the folder."""
     asked = [{"text": f"What is {n} + 7?", "benchmark": "quiz", "category": "sums"} for n in (12, 9)]
     return dump(folder / "questions.json", asked)
+
+
+def many_rows(folder: Path) -> Path:
+    """So many that some are held out."""
+    texts = [conversation(i % 7).replace("plus", f"plus {i},") for i in range(30)]
+    lines = [json.dumps({"id": f"r{i}", "text": text}) + "\n" for i, text in enumerate(texts)]
+    (folder / "many.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder / "many.jsonl"
 
 
 @pytest.fixture
@@ -271,6 +280,7 @@ def argv(
         "prune": lambda: ["prune", model, "--ranking", ranking, "--keep", 4],
         "rank": lambda: ["rank", profile],
         "select": lambda: ["select", profile, "--keep", 4],
+        "heal": lambda: ["heal", model, "--keep-sets", keep_sets, "--data", many_rows(tmp_path), *ONE_STEP],
         "convert": lambda: ["convert", model, "--to", "hf", "--format", "bf16"],
         "generate": lambda: ["generate", model, "--prompt", "1 + 1", "--max-new-tokens", 4],
         "plan": lambda: ["plan", model, "--topology", "v5e:2x4"],

@@ -64,7 +64,7 @@ def healed(model: Path, out: Path, rows: Any = ROWS, **options: Any) -> Any:
     return gj.heal(str(model), KEPT, rows, out=out, **(OPTIONS | options))
 
 
-def test_routers_alone_change_and_expect_what_the_whole_model_expects(tiny_mxfp4: Path, tmp_path: Path) -> None:
+def test_routers_alone_change_and_learn(tiny_mxfp4: Path, tmp_path: Path) -> None:
     found = healed(tiny_mxfp4, tmp_path / "out", steps=20).healing
     assert found.is_kept and found.overall.healed < 0.9 * found.overall.pruned
     assert found.curve.held[0] == pytest.approx(found.overall.pruned, rel=1e-5)
@@ -125,6 +125,39 @@ def test_small_parameters_are_trained_when_asked(tiny_mxfp4: Path, tmp_path: Pat
     for name in ("model.layers.1.self_attn.sinks", "model.norm.weight"):
         assert not np.array_equal(ours.tensors[name].read(), whole.tensors[name].read())
     assert "sinks" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+WAYS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
+    "text_column": (("--text-column", "other"), {"text_column": "other"}),
+    "id_column": (("--id-column", "key"), {"id_column": "key"}),
+    "part": (("--part", "calibration"), {"part": "calibration"}),
+    "num_rows": (("--num-rows", 25), {"num_rows": 25}),
+    "seed": (("--seed", 3), {"seed": 3}),
+    "max_seq_length": (("--max-seq-length", 48), {"max_seq_length": 48}),
+    "truncate": (("--max-seq-length", 48, "--truncate", "right"), {"max_seq_length": 48, "truncate": "right"}),
+    "tokens": (("--tokens", "all"), {"tokens": "all"}),
+    "batch_size": (("--batch-size", 2), {"batch_size": 2}),
+    "dtype": (("--dtype", "bfloat16"), {"dtype": "bfloat16"}),
+    "weights": (("--weights", "mxfp4"), {"weights": "mxfp4"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WAYS)
+def test_an_option_of_heal_is_that_of_python(
+    name: str, program: Program, tiny_mxfp4: Path, kept: Path, tmp_path: Path
+) -> None:
+    words, options = WAYS[name]
+    other = [row | {"other": row["text"].replace("Adding", "Summing"), "key": f"k{row['id']}"} for row in ROWS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other), encoding="utf-8")
+    assert program(*line(tiny_mxfp4, tmp_path / "rows.jsonl", *words))[0] == 0
+    said = json.loads(Path("out/heal.json").read_text(encoding="utf-8"))["curve"]
+    usual = {"steps": 6, "check_every": 3}
+    theirs = healed(tiny_mxfp4, tmp_path / "theirs", other, **usual | options).healing.curve
+    assert said == vars(theirs)
+    if name != "weights":  # which give the same numbers
+        fewer = dict([*options.items()][:-1])
+        assert said != vars(healed(tiny_mxfp4, tmp_path / "fewer", other, **usual | fewer).healing.curve)
 
 
 # Rows.
@@ -263,6 +296,7 @@ BAD = [
     case("nothing to learn", ["--text-column", "id"], "--tokens all"),
     case("a rate of none", ["--rate", 0], "--rate is 0"),
     case("no step", ["--steps", 0], "--steps is 0"),
+    case("little memory", ["--memory-gib", 0.01, "--engine", "resident"], "--memory-gib 0.01 is too little"),
     case("an unknown teacher", ["--teacher", "best"], "--teacher is 'best'", "hidden, top"),
     case("a domain without its column", ["--domain", "a"], "--domain needs --domain-column"),
     case("no such domain", ["--domain-column", "topic", "--domain", "c"], "no row is of domain c"),

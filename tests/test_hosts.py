@@ -196,6 +196,22 @@ def test_generates_as_one_process(model: Path, run: Run, tmp_path: Path) -> None
         assert "--seed" in process.refused()
 
 
+def test_eliminates_as_one_process(model: Path, run: Run, tmp_path: Path) -> None:
+    """Rows and experts of two processes; process 0 writes."""
+    lines = [json.dumps({"id": str(i), "text": conversation(i)}) + "\n" for i in range(8)]
+    (tmp_path / "some.jsonl").write_text("".join(lines), encoding="utf-8")
+    asked = ["select", model, "--rule", "greedy", "--data", tmp_path / "some.jsonl", "--keep", 8, "--batch-size", 8]
+    asked += ["--max-seq-length", 64, "--dtype", "float32"]
+    alone = CliRunner().invoke(cli, [*map(str, asked), "--out", str(tmp_path / "alone.json")], catch_exceptions=False)
+    assert alone.exit_code == 0, alone.stderr
+    processes = run(*asked, "--mesh", "data=2,expert=2", "--out", tmp_path / "there.json", devices=2)
+    assert all(process.done() for process in processes)
+    ours, theirs = (json.loads((tmp_path / f"{name}-ranking.json").read_text()) for name in ("there", "alone"))
+    assert ours["layers"] == theirs["layers"]
+    for one, other in zip(ours["losses"], theirs["losses"], strict=True):
+        np.testing.assert_allclose(one[1:], other[1:], rtol=1e-4)
+
+
 def assert_equal_profiles(ours: Path, one: Path) -> None:
     """Counts are equal, sums to 1e-6, squares to twice that; signed sums of EAFT as parts of the largest."""
     names = sorted(file.name for file in one.iterdir())

@@ -21,6 +21,7 @@ from gptoss_jax.data.spellings import harmony_of
 from gptoss_jax.data.template import Template
 from gptoss_jax.data.tokens import token_ids
 from gptoss_jax.errors import DataError, InputError, OptionError, OutputError, ProfileError, RankingError
+from gptoss_jax.run.choosing import OF_DATA, OF_JUDGING, OF_PLACING, Searching
 from gptoss_jax.run.options import Answering, Options, Sampling, Slice, Writing, declared_options
 
 from . import oracle
@@ -276,6 +277,7 @@ def test_prune_and_generate(tiny_mxfp4: Path, tmp_path: Path) -> None:
     assert all(0 < len(reply.token_ids) <= 8 for reply in ours)
 
 
+OF_SEARCH = {*OF_DATA, *OF_JUDGING, *OF_PLACING, *declared_options(Searching)} - {"rule"}
 NAMES = sorted({*COMMANDS} - {"generate", "plan"})  # these two hand on the options of their option types
 OWN = {
     "model",
@@ -300,8 +302,11 @@ def test_names_and_defaults_are_those_of_the_command_line(name: str) -> None:
         "profile",
         "eval",
         "fingerprint record",
+        "heal",
     ):  # their options are the option types', which the command line is made of
         options = {n: p for n, p in options.items() if n in ("overwrite", "resume", "baseline", "write_baseline")}
+    if name == "select":  # what a search takes of options of other types
+        options = {n: p for n, p in options.items() if n not in OF_SEARCH}
     for option, parameter in options.items():
         assert parameters[str(option)].default == parameter.to_info_dict()["default"], option
 
@@ -339,6 +344,7 @@ def test_every_public_function_has_an_example() -> None:
         "interface.judging",
         "interface.choosing",
         "interface.checkpoints",
+        "interface.healing",
         "interface.fingerprint",
         "run.profile",
         "routing.traces",

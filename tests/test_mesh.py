@@ -20,8 +20,8 @@ from gptoss_jax.devices import mesh
 from gptoss_jax.devices.mesh import DATA, EXPERT, RULES
 from gptoss_jax.errors import MeshError
 from gptoss_jax.network import model
-from gptoss_jax.network.source import abstract
 from gptoss_jax.network.products import MULTIPLIED, pairs
+from gptoss_jax.network.source import abstract
 from gptoss_jax.network.swap import AT_ONCE
 from gptoss_jax.run.scores import TOP_LOGITS, UNEMBED_BLOCK
 from gptoss_jax.statistics.sums import DECLARED

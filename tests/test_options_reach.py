@@ -455,7 +455,7 @@ def test_forms_of_a_converted_checkpoint(program: Program, tiny_mxfp4: Path, tmp
 
 @pytest.mark.parametrize(
     "command",
-    ["profile", "eval", "merge", "prune", "rank", "select", "convert", *FINGERPRINTS],
+    ["profile", "eval", "merge", "prune", "heal", "rank", "select", "convert", *FINGERPRINTS],
 )
 @pytest.mark.slow
 def test_an_output_is_where_it_is_asked_for_and_replaces_when_asked(
@@ -543,6 +543,15 @@ EVAL = "test_eval_command.py::"
 OF_ANSWERS = "test_fingerprints.py::"
 OF_TRACE = "test_generate_trace.py::"
 RECORD = "test_fingerprint_record.py::"
+SEARCH, PICK, HEAL = "test_search.py::", "test_pick.py::", "test_heal.py::"
+SEARCHED = (
+    *("data", "text_column", "id_column", "domain_column", "part", "num_rows", "max_seq_length", "truncate"),
+    *("tokens", "dtype"),
+)
+HEALED = (
+    *("text_column", "id_column", "part", "num_rows", "seed", "max_seq_length", "truncate", "tokens", "batch_size"),
+    "dtype",
+)
 HOSTS = "test_hosts.py::test_equals_one_process"
 
 SEEN: dict[str, dict[str, str]] = {
@@ -572,6 +581,45 @@ SEEN: dict[str, dict[str, str]] = {
         **dict.fromkeys(CHOICES, "test_an_option_of_select_is_that_of_python"),
         **dict.fromkeys(["profile", "model"], "test_an_option_of_select_is_that_of_python"),
         **dict.fromkeys(["out", "overwrite"], OUT),
+        **dict.fromkeys(SEARCHED, SEARCH + "test_an_option_of_a_search_is_that_of_python"),
+        **dict.fromkeys(["split", "subset", "keep_thinking", "skip_bad_rows"], PROFILE),  # read by the same function
+        "rule": SEARCH + "test_who_goes_first_is_whose_absence_changes_the_layer_least",
+        "engine": SEARCH + "test_engines_agree",
+        "memory_gib": SEARCH + "test_bad_input",
+        "resume": SEARCH + "test_from_wherever_it_is_killed",
+        # The same engines run as for a profile.
+        "batch_size": "test_the_batch_size_is_that_of_steps",
+        "activation_gib": "test_stream.py::test_hidden_states_in_files_change_no_bit",
+        "weights": "test_mesh.py::test_four_bits_in_memory_change_no_bit_of_the_results",
+        "mesh": "test_mesh.py::test_grams_are_those_of_one_device",
+        **dict.fromkeys(
+            ["coordinator", "num_processes", "process_id"], "test_hosts.py::test_eliminates_as_one_process"
+        ),
+        "pick": PICK + "test_rows_that_judge_are_none_that_candidates_are_made_of",
+        "scored": PICK + "test_other_tokens_judge_otherwise",
+        "max_kl": PICK + "test_a_bound_is_kept_by_the_fewest",
+        "min_match": PICK + "test_bounds_are_kept_by_the_ends_of_intervals",
+        **dict.fromkeys(
+            ["replies", "answer_column", "answer_kind", "max_new_tokens"], PICK + "test_right_answers_stand_beside"
+        ),
+    },
+    "heal": {
+        "model": HEAL + "test_what_is_written_is_what_was_judged",
+        **dict.fromkeys(["keep_sets", "steps", "rate"], HEAL + "test_routers_alone_change_and_learn"),
+        "data": HEAL + "test_a_fifth_is_held_out_by_hash_and_learnt_by_nobody",
+        **dict.fromkeys(["domain", "domain_column"], HEAL + "test_rows_of_other_domains_are_only_looked_at"),
+        **dict.fromkeys(["split", "subset", "keep_thinking", "skip_bad_rows"], PROFILE),  # read by the same function
+        **dict.fromkeys(HEALED, HEAL + "test_an_option_of_heal_is_that_of_python"),
+        "train": HEAL + "test_small_parameters_are_trained_when_asked",
+        "teacher": HEAL + "test_the_most_probable_tokens_teach_as_well",
+        "check_every": HEAL + "test_a_training_ends_where_looks_do_not_become_better",
+        "engine": HEAL + "test_engines_find_the_same",
+        "memory_gib": HEAL + "test_bad_input",
+        "mesh": "test_mesh.py::test_distillation_over_meshes",
+        "weights": HEAL + "test_an_option_of_heal_is_that_of_python",
+        **dict.fromkeys(["format", "max_shard_size"], PRUNED),  # written by the same function
+        **dict.fromkeys(["out", "overwrite"], OUT),
+        "resume": HEAL + "test_from_wherever_it_is_killed",
     },
     "prune": {
         **dict.fromkeys(["model", "ranking", "keep", "keep_sets"], STAY),

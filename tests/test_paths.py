@@ -19,6 +19,7 @@ from gptoss_jax.run.kinds import ROWS, TEXT
 from . import published
 from .bad_input import Program, Refused, dump, tree
 from .commands import COMMANDS
+from .conftest import ONE_STEP, many_rows
 from .simulated import summary
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -28,6 +29,7 @@ TEXTS = {
     "prompts",
     "category",
     "answer_column",
+    "pick",  # a rule, a criterion, or a file that is read as keep-sets are
     "domain",
     "split",
     "subset",
@@ -95,6 +97,9 @@ def words(command: str, argv: list[Any], parameter: click.Parameter, tmp_path: P
         argv = [*argv, "--write-baseline", tmp_path / "baseline"]
     if parameter.name == "model" and argv[0] == "select":
         argv = [*argv[:2], "--budget-gib", 1, "--model", tmp_path / "model"]
+    if parameter.name == "data" and argv[0] == "select":
+        searched = ["--rule", "greedy", "--data", many_rows(tmp_path), *ONE_STEP[:4], "--overwrite"]
+        argv = ["select", tmp_path / "model", "--keep", 4, *searched]
     if parameter.name == "domains":
         argv = [*argv, "--domains", dump(tmp_path / "domains.json", published.DOMAINS)]
     if parameter.name == "messages":

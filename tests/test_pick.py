@@ -193,6 +193,22 @@ def test_a_bound_is_kept_by_the_fewest(tiny_mxfp4: Path, rows: Path) -> None:  #
     assert len(found.layers[0]) == smallest(sorted(highs), lambda keep: highs[keep] <= bound)
 
 
+def test_other_tokens_judge_otherwise(tiny_mxfp4: Path, rows: Path) -> None:  # noqa: F811
+    one, other = (kept_with(tiny_mxfp4, rows, keep=4, scored=scored) for scored in ("assistant", "all"))
+    assert [of["name"] for of in one.tried] == [of["name"] for of in other.tried]
+    assert one.tried[0]["kl"] != other.tried[0]["kl"]
+
+
+@pytest.mark.slow
+def test_right_answers_stand_beside(tiny_mxfp4: Path, tmp_path: Path) -> None:
+    """Of as many rows as are asked for, read in the way and from the column that are named."""
+    asked = [row | {"right": str(2 * (i % 7))} for i, row in enumerate(ROWS)]
+    options = {"replies": 4, "answer_column": "right", "answer_kind": "number", "max_new_tokens": 8}
+    options |= {"pick": ("frequency",), "keep": 4, "max_seq_length": 64, "dtype": "float32"}
+    (one,) = gj.select(str(tiny_mxfp4), data=asked, **options).tried
+    assert one["match"][0] in (0, 0.25, 0.5, 0.75, 1) and one["match"][2] > one["match"][0] - 1e-9
+
+
 def _is(found: gj.KeepSets, one: dict[str, Any]) -> bool:
     return bool(one["name"] == found.origin.criterion)
 

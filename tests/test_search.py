@@ -1,6 +1,7 @@
 """`select --rule greedy`: every layer's experts are eliminated by what their going changes when the layer runs."""
 
 import functools
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -125,6 +126,35 @@ def test_what_is_written_can_be_pruned_and_refuses_its_own_rows(
     assert "by `greedy`" in Path("cut/README.md").read_text(encoding="utf-8")
     judged = ["eval", tiny_mxfp4, "--data", rows_jsonl, "--keep-sets", "keep.json", "--seq-len", 64]
     refused(*judged, says=("keep-sets were chosen by",))
+
+
+# Options.
+
+OTHER = [row | {"other": row["text"].replace("Adding", "Summing"), "key": f"k{row['id']}"} for row in ROWS]
+WAYS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
+    "data": ((), {}),
+    "text_column": (("--text-column", "other"), {"text_column": "other"}),
+    "id_column": (("--part", "calibration", "--id-column", "key"), {"part": "calibration", "id_column": "key"}),
+    "domain_column": (("--domain", "a"), {"domain": "a"}),
+    "part": (("--part", "calibration"), {"part": "calibration"}),
+    "num_rows": (("--num-rows", 4), {"num_rows": 4}),
+    "max_seq_length": (("--max-seq-length", 40), {"max_seq_length": 40}),
+    "truncate": (("--max-seq-length", 40, "--truncate", "right"), {"max_seq_length": 40, "truncate": "right"}),
+    "tokens": (("--tokens", "reply"), {"tokens": "reply"}),
+    "dtype": (("--dtype", "bfloat16"), {"dtype": "bfloat16"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WAYS)
+def test_an_option_of_a_search_is_that_of_python(name: str, program: Program, tiny_mxfp4: Path, tmp_path: Path) -> None:
+    words, options = WAYS[name]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in OTHER), encoding="utf-8")
+    assert program(*line(tiny_mxfp4, tmp_path / "rows.jsonl", *words))[0] == 0
+    ours = gj.KeepSets.read("keep.json", Checkpoint(tiny_mxfp4).config)
+    assert ours == found(tiny_mxfp4, OTHER, **options)
+    fewer = dict([*options.items()][:-1])
+    assert ours.losses != found(tiny_mxfp4, ROWS[:3] if name == "data" else OTHER, **fewer).losses
 
 
 # Runs that are stopped.

@@ -9,7 +9,7 @@ from ..errors import OptionError
 from ..run.choosing import OF_DATA, OF_JUDGING, OF_PLACING, Keeping, Ranked, Searching
 from ..run.judging import Judging
 from ..run.options import Data, Placing, Writing, taken
-from ..selection.origin import GREEDY
+from ..selection.criteria import GREEDY
 from . import terminal
 from .options import MODEL, PATH, option_of, options_of, some_of
 

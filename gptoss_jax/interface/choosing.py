@@ -3,7 +3,7 @@
 They import no JAX where they read a saliency table: a ranking takes less time than that would."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..config import Config
@@ -12,18 +12,18 @@ from ..files import atomic
 from ..files.paths import AnyPath, is_path, place, storage_errors
 from ..run.choosing import Keeping, Ranked, Searching
 from ..run.options import Writing
-from ..selection import budgets, choice
+from ..selection import choice
 from ..selection import ranking as rankings
 from ..selection.coverage import domain_coverages, fewest_experts
-from ..selection.criteria import CRITERIA, Criterion, masses, named
+from ..selection.criteria import CRITERIA, GREEDY, Criterion, masses, named
 from ..selection.evidence import Evidence, read_evidence
 from ..selection.intervals import unsettled
-from ..selection.keep_sets import KeepSets
 from ..selection.mixes import Mix
-from ..selection.origin import GREEDY, Origin
-from ..selection.ranking import Ranking, checked_number, most_protected
+from ..selection.origin import Origin
+from ..selection.ranking import Ranking, most_protected
 from ..selection.serving import serving_limits
 from ..statistics.tables import SALIENCY, check_domains
+from .selected import Selected, affordable, check_files, numbers, written
 
 
 def rank(
@@ -108,20 +108,6 @@ def _is_model(given: Any) -> bool:
     path = place(given)
     with storage_errors(path):
         return bool((path / "config.json").exists() or str(given) == NANO)
-
-
-@dataclass(frozen=True)
-class Selected:
-    """Keep-sets, and what their choice costs."""
-
-    keep_sets: KeepSets
-    coverage: Mapping[str, float]
-    """Of each domain the mean over layers of the mass that is kept of it, over what its own best experts, as many,
-    would keep; worst first."""
-    remarks: tuple[str, ...]
-    """Lines that a user should read."""
-    file: AnyPath | None = None
-    """Where they are written."""
 
 
 def select(
@@ -304,14 +290,6 @@ def _counts(case: _Case, format: str, model: Any) -> tuple[list[int], tuple[str,
     return numbers(keeping.keep, E), ()
 
 
-def numbers(keep: Any, num_experts: int) -> list[int]:
-    """The numbers that are meant by one or several values."""
-    counts = [checked_number(one, num_experts) for one in (keep if isinstance(keep, list | tuple) else [keep])]
-    if len({*counts}) < len(counts):
-        raise OptionError(f"--keep: of {num_experts} experts two of the numbers are the same: give each once")
-    return counts
-
-
 def _affordable(case: _Case, format: str, model: Any) -> tuple[list[int], tuple[str, ...]]:
     """The most experts that the budget has room for in the model that was profiled."""
     shape = len(case.ranking.layers), len(case.ranking.layers[0])
@@ -322,17 +300,6 @@ def _affordable(case: _Case, format: str, model: Any) -> tuple[list[int], tuple[
             f"{shape[1]}: name the model that was profiled"
         )
     return affordable(case.keeping, config, quantized, format)
-
-
-def affordable(keeping: Keeping, config: Config, quantized: bool, format: str) -> tuple[list[int], tuple[str, ...]]:
-    """The most experts that the budget has room for, and what that takes."""
-    quantize = quantized if format == "same" else format == "mxfp4"
-    beside = budgets.cache_bytes(config, keeping.context, keeping.rows or 1) if keeping.context else 0
-    assert keeping.budget_gib is not None
-    most = budgets.most_experts(config, keeping.budget_gib, quantize, beside)
-    taken = budgets.weight_bytes(config, most, quantize)
-    cache = f" and {beside / budgets.GIB:.4f} GiB of KV cache" if beside else ""
-    return [most], (f"{most} experts a layer take {taken / budgets.GIB:.4f} GiB of weights{cache}",)
 
 
 def _sizes_of(model: Any) -> tuple[Config, bool]:
@@ -355,32 +322,6 @@ def _of_ranking(
         check_files(counts, place(out), overwrite)
     found = [Selected(ranking.keep(count), {}, tuple(serving_limits(count, None))) for count in counts]
     return written(found, counts, out, overwrite)
-
-
-def written(
-    found: Sequence[Selected], counts: Sequence[int], out: str | AnyPath | None, overwrite: bool
-) -> list[Selected]:
-    """The keep-sets in the order of `counts`, each in its file where one is named."""
-    of_count = {len(one.keep_sets.layers[0]): one for one in found}
-    ordered = [of_count[count] for count in counts]
-    if out is None:
-        return ordered
-    files = files_of(counts, place(out))
-    for one, file in zip(ordered, files, strict=True):
-        one.keep_sets.write(file, overwrite)
-    return [replace(one, file=file) for one, file in zip(ordered, files, strict=True)]
-
-
-def files_of(counts: Sequence[int], out: AnyPath) -> list[AnyPath]:
-    """The file itself for one number; for several those beside it with the number in their name."""
-    if len(counts) == 1:
-        return [out]
-    return [out.with_name(f"{out.stem}-{count}{out.suffix}") for count in counts]
-
-
-def check_files(counts: Sequence[int], out: AnyPath, overwrite: bool) -> None:
-    for file in files_of(counts, out):
-        atomic.check_free(file, overwrite)
 
 
 def _check_out(out: AnyPath, profile: Any, overwrite: bool) -> None:

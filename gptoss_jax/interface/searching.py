@@ -26,8 +26,8 @@ from ..selection.keep_sets import KeepSets
 from ..selection.mixes import weights_of
 from ..selection.ranking import Ranking
 from ..selection.serving import serving_limits
-from .choosing import Selected, affordable, check_files, numbers, written
 from .model import Model, as_model
+from .selected import Selected, affordable, check_files, numbers, written
 
 WORK, WORKED = "pick", "work"  # what says that a run has begun, and the folder of its candidates
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import OptionError
-from ..selection.criteria import CRITERIA, LETTERS
+from ..selection.criteria import CRITERIA, GREEDY, LETTERS
 from .kinds import COUNTED, DOMAINS, KEEPS, ROWS, SHARES, TEXT, one_of, real, whole
 from .options import Options, option
 
@@ -39,7 +39,7 @@ class Ranked(Options):
     )
 
 
-RULES = ("score", "greedy")
+RULES = ("score", GREEDY)
 # What a search takes of other options; --domain and --seed are those of `Ranked`.
 OF_DATA = (
     *("split", "subset", "text_column", "id_column", "domain_column", "keep_thinking", "skip_bad_rows"),

@@ -22,9 +22,10 @@ from ..run.job import keeping
 from ..run.options import Counting, Data, Placing, by_flag
 from ..run.progress import Progress
 from ..run.reading import Wanted, make_dataset, tokenizer_of
+from ..selection.criteria import GREEDY
 from ..selection.greedy import Aim, Elimination
 from ..selection.mixes import Mix, weights_of
-from ..selection.origin import GREEDY, Origin, rows_as_text
+from ..selection.origin import Origin, rows_as_text
 from ..selection.ranking import Ranking
 from .elimination import ASKED, State, search
 

@@ -27,10 +27,10 @@ from ..run.options import Counting, Data, Placing, by_flag
 from ..run.profile import Profile
 from ..run.progress import Progress
 from ..run.reading import read, tokenizer_of
-from ..selection.criteria import CRITERIA
+from ..selection.criteria import CRITERIA, GREEDY
 from ..selection.keep_sets import KeepSets
 from ..selection.mixes import Mix
-from ..selection.origin import GREEDY, rows_as_text
+from ..selection.origin import rows_as_text
 from ..selection.ranking import Ranking
 from . import greedy
 

@@ -93,6 +93,7 @@ _DECLARED = (
     ),
     Criterion("random", _random, (), "drawn with --seed, for comparison", mass=""),
 )
+GREEDY = "greedy"  # the criterion of rankings that follow from `greedy.eliminate`, which has no profile
 CRITERIA = {criterion.name: criterion for criterion in _DECLARED}
 LETTERS = (
     "g is the gate of a chosen expert, n the norm of its output, w the weight that EAFT gives the token, Δ the change "

@@ -12,11 +12,10 @@ from ..errors import ProfileError, reason
 from ..files.paths import AnyPath, storage_errors
 from ..statistics.counted import STORE, counted_rows
 from ..statistics.tables import SALIENCY
-from .criteria import CRITERIA
+from .criteria import CRITERIA, GREEDY
 from .mixes import Mix, weights_of
 
 INFO = "profile.json"
-GREEDY = "greedy"  # the criterion of rankings that follow from `greedy.eliminate`, which has no profile
 
 
 @dataclass(frozen=True)
