@@ -66,9 +66,9 @@ def healed(model: Path, out: Path, rows: Any = ROWS, **options: Any) -> Any:
 
 def test_routers_alone_change_and_learn(tiny_mxfp4: Path, tmp_path: Path) -> None:
     found = healed(tiny_mxfp4, tmp_path / "out", steps=20).healing
-    assert found.is_kept and found.overall.healed < 0.9 * found.overall.pruned
-    assert found.curve.held[0] == pytest.approx(found.overall.pruned, rel=1e-5)
-    assert found.curve.held[found.curve.best] == pytest.approx(found.overall.healed, rel=1e-5)
+    assert found.is_kept and found.overall.healed.value < 0.9 * found.overall.pruned.value
+    assert found.curve.held[0] == pytest.approx(found.overall.pruned.value, rel=1e-5)
+    assert found.curve.held[found.curve.best] == pytest.approx(found.overall.healed.value, rel=1e-5)
     ours = Checkpoint(tmp_path / "out")
     plain = Checkpoint(gj.prune(str(tiny_mxfp4), KEPT, out=tmp_path / "plain").folder)
     assert ours.config == plain.config and ours.tensors.keys() == plain.tensors.keys()
@@ -115,7 +115,7 @@ def test_the_most_probable_tokens_teach_as_well(tiny_mxfp4: Path, tmp_path: Path
     """What moves among the others is not seen: the divergence is at most the whole one."""
     hidden, top = (healed(tiny_mxfp4, tmp_path / kind, steps=20, teacher=kind).healing for kind in ("hidden", "top"))
     assert 0 < top.curve.losses[0] <= hidden.curve.losses[0]
-    assert top.is_kept and top.overall.healed < 0.9 * top.overall.pruned
+    assert top.is_kept and top.overall.healed.value < 0.9 * top.overall.pruned.value
 
 
 def test_small_parameters_are_trained_when_asked(tiny_mxfp4: Path, tmp_path: Path) -> None:
@@ -192,11 +192,30 @@ def test_a_change_is_paired_by_row() -> None:
     weight, kl = rng.integers(1, 9, 40).astype(float), rng.exponential(size=40)
     everything = np.ones(40, bool)
     found = change(Loss(kl * weight, weight), Loss(0.9 * kl * weight, weight), everything)
-    assert found.is_better and found.difference is not None
+    assert found.is_better and found.written == found.healed
     assert found.difference.value == pytest.approx(-0.1 * (kl * weight).sum() / weight.sum())
     noise = rng.normal(size=40)
-    assert not change(Loss(kl * weight, weight), Loss((kl + noise) * weight, weight), everything).is_better
-    assert change(Loss(kl, weight), Loss(kl / 2, weight), np.arange(40) < 1).difference is None
+    worse = change(Loss(kl * weight, weight), Loss((kl + noise) * weight, weight), everything)
+    assert not worse.is_better and worse.written == worse.pruned
+    assert worse.pruned.value == pytest.approx((kl * weight).sum() / weight.sum())
+    assert not change(Loss(kl, weight), Loss(kl / 2, weight), np.arange(40) < 1).is_better  # one row alone
+
+
+def test_of_several_keep_sets_the_one_is_written_that_heals_best(tiny_mxfp4: Path, tmp_path: Path) -> None:
+    other = [[1, 2, 4, 5, 6], [0, 1, 3, 4, 5], [1, 2, 3, 4, 5], [0, 1, 3, 5, 6]]
+    alone = {
+        name: gj.heal(str(tiny_mxfp4), sets, ROWS, out=tmp_path / name, steps=4, **OPTIONS).healing.overall
+        for name, sets in (("one", KEPT), ("other", other))
+    }
+    both = {"one": gj.KeepSets(KEPT), "other": gj.KeepSets(other)}
+    found = gj.heal(str(tiny_mxfp4), both, ROWS, out=tmp_path / "out", steps=4, **OPTIONS)
+    assert [one["kl"][0] for one in found.tried] == [of.written.value for of in alone.values()]
+    best = min(alone, key=lambda name: alone[name].written.value)
+    ours, theirs = (Checkpoint(tmp_path / name).tensors for name in ("out", best))
+    assert all(np.array_equal(tensor.read(), theirs[name].read()) for name, tensor in ours.items())
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| `one, healed` | 5 |" in card and "| `other, healed` | 5 |" in card
+    assert not (tmp_path / "out.progress").exists()
 
 
 # Values in the place of a checkpoint's.

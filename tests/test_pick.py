@@ -43,17 +43,9 @@ def trial(name: str, kl: float, match: float | None = None, keep: int = 4) -> Tr
     return Trial(name, sets, of(kl), None if match is None else of(match))
 
 
-@pytest.mark.parametrize(
-    ("kls", "expected"),
-    [
-        ({"greedy": 0.2, "reap": 0.3, "swap": 0.4}, "greedy"),
-        ({"greedy": 0.2, "reap": 0.11}, "greedy"),  # near enough
-        ({"greedy": 0.2, "reap": 0.09}, "reap"),
-        ({"reap": 0.2, "mine": 0.1}, "mine"),
-    ],
-)
-def test_the_least_divergence_is_taken_or_elimination_near_it(kls: dict[str, float], expected: str) -> None:
-    assert best([trial(name, kl) for name, kl in kls.items()]).name == expected
+def test_the_least_divergence_is_taken() -> None:
+    assert best([trial("greedy", 0.2), trial("reap", 0.19), trial("mine", 0.3)]).name == "reap"
+    assert best([trial("mine", 0.2), trial("reap", 0.2)]).name == "mine"
 
 
 @given(st.integers(0, 12), st.integers(0, 12))
@@ -114,8 +106,7 @@ def test_rows_that_judge_are_none_that_candidates_are_made_of(
     assert "picked of greedy, reap, swap" in str(kept.origin.rule)
     for one in kept.tried:
         assert one["kl"][1] <= one["kl"][0] <= one["kl"][2] and one["keep"] == 4
-    if kept.tried[0]["kl"][0] <= 2 * least["kl"][0]:
-        assert kept.origin.criterion == "greedy"
+    assert kept.origin.criterion == ("unknown" if least["name"] == str(mine) else least["name"])
     assert not Path("keep.json.progress").exists()
 
 

@@ -34,6 +34,7 @@ FULL = "full"
 @click.option("--family", type=click.Choice([*FAMILIES]), multiple=True, help="[default: all]")
 @click.option("--questions", "count", default=200, show_default=True, help="Of each family, to answer.")
 @click.option("--calibration", default=200, show_default=True, help="Of each family.")
+@click.option("--seeds", default=3, show_default=True, help="Of each healing.")
 @click.option("--after", default=LOOKED_AT, show_default=True, help="So many evaluation questions are left out.")
 @click.option("--report", type=click.Path(path_type=Path), help="The file of the report.  [default: WORK/better.md]")
 def main(
@@ -44,6 +45,7 @@ def main(
     family: tuple[str, ...],
     count: int,
     calibration: int,
+    seeds: int,
     after: int,
     report: Path | None,
 ) -> None:
@@ -60,7 +62,7 @@ def main(
             choices, judge = Choices(folder, asked, work), None
             results = work / "results" / name
             results.mkdir(parents=True, exist_ok=True)
-            for candidate in (None, *choices.all(number)):
+            for candidate in (None, *choices.all(number, seeds)):
                 file = results / f"{candidate.name if candidate else FULL}.npy"
                 if file.exists():
                     continue
@@ -71,7 +73,7 @@ def main(
                 np.save(results / "partial.npy", found)
                 (results / "partial.npy").rename(file)
                 click.echo(f"{name}: {file.stem}: {100 * found[:, 0].mean():.1f} % right")
-    page.write(work, families, keep, report or work / "better.md")
+    page.write(page.Found(work, families, seeds), keep, report or work / "better.md")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from .measure import Values
 
 CRITERIA = ("reap", "swap", "frequency")
 SEEDS = range(5)  # of `random`
-HEALED = ("reap", "greedy", "picked")
-KD_SEEDS = range(3)
+HEALED = ("reap", "swap", "greedy")
 PICKED_OF = ("greedy", "reap", "swap")
 HOW = {"dtype": "float32", "batch_size": 32, "max_seq_length": 256}
 # A step takes 7 rows of 256 tokens, in which replies of several conversations stand side by side.
@@ -50,13 +49,13 @@ class Choices:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config = Checkpoint(model).config
 
-    def all(self, keep: int) -> Iterator[Candidate]:
-        """Those of so many experts; of what is healed as many as there are seeds."""
+    def all(self, keep: int, seeds: int) -> Iterator[Candidate]:
+        """Those of so many experts; what is healed with so many seeds."""
         sets = self.sets(keep)
         for rule, kept in sets.items():
             yield Candidate(rule, keep, kept.layers)
         for rule in HEALED:
-            for seed in KD_SEEDS:
+            for seed in range(seeds):
                 yield Candidate(rule, keep, sets[rule].layers, seed)
 
     def sets(self, keep: int) -> dict[str, gj.KeepSets]:

@@ -10,7 +10,7 @@ from ..nano.corpus import prompt_and_reply
 from ..nano.families import Instance, pick
 
 # Questions that tell of variants while they are made; the figures are of those behind them.
-LOOKED_AT = 400
+LOOKED_AT = 600
 
 
 class Questions(NamedTuple):

@@ -1,6 +1,8 @@
 """The report: tables, curves, and where it lost."""
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,65 +11,93 @@ from gptoss_jax.evaluation.intervals import Estimate, holm
 from gptoss_jax.evaluation.markdown import table
 
 from ..families import results
-from .candidates import CRITERIA, HEALED, KD_SEEDS, SEEDS
+from .candidates import CRITERIA, HEALED, SEEDS
 
-RULES = (*CRITERIA, "greedy", "picked", *(f"{rule}, healed" for rule in HEALED), "random")
+PICKED_HEALED = "picked, healed"
+RULES = (*CRITERIA, "greedy", "picked", *(f"{rule}, healed" for rule in HEALED), PICKED_HEALED, "random")
 REFERENCE, FULL = "reap", "full"
 
 
-def answers(work: Path, family: str, rule: str, keep: int) -> np.ndarray:
-    """[questions, 3] of a rule; of several seeds the mean."""
-    folder = work / "results" / family
+@dataclass(frozen=True)
+class Found:
+    """What was measured, in the folder of the work."""
 
-    def of(name: str) -> np.ndarray:
-        found: np.ndarray = np.load(folder / f"{name}.npy")
+    work: Path
+    families: Sequence[str]
+    seeds: int
+
+    def of(self, family: str, rule: str, keep: int = 0) -> np.ndarray:
+        """[questions, 3] of a rule; of several seeds the mean."""
+        if rule == FULL:
+            return self._read(family, FULL)
+        if rule == "random":
+            return results.mean([self._read(family, f"random {seed}-{keep}") for seed in SEEDS])
+        if rule.endswith(", healed"):
+            return results.mean([self.healed(family, rule, keep, seed) for seed in range(self.seeds)])
+        return self._read(family, f"{rule}-{keep}")
+
+    def healed(self, family: str, rule: str, keep: int, seed: int) -> np.ndarray:
+        """With one seed; what is picked had the least divergence on the calibration rows that were held out."""
+        base = rule.removesuffix(", healed")
+        if rule == PICKED_HEALED:
+            base = min(HEALED, key=lambda one: self._held_out(family, one, keep, seed))
+        return self._read(family, f"{base}-{keep}-healed-{seed}")
+
+    def every(self, rule: str, keep: int) -> list[np.ndarray]:
+        """Of all families."""
+        return [self.of(family, rule, keep) for family in self.families]
+
+    def ids(self) -> list[np.ndarray]:
+        """A name for each question of each family."""
+        counts = [len(one) for one in self.every(FULL, 0)]
+        return [np.array([f"{f}/{n}" for n in range(c)]) for f, c in zip(self.families, counts, strict=True)]
+
+    def _read(self, family: str, name: str) -> np.ndarray:
+        found: np.ndarray = np.load(self.work / "results" / family / f"{name}.npy")
         return found
 
-    if rule == FULL:
-        return of(FULL)
-    if rule == "random":
-        return results.mean([of(f"random {seed}-{keep}") for seed in SEEDS])
-    if rule.endswith(", healed"):
-        return results.mean([of(f"{rule.removesuffix(', healed')}-{keep}-healed-{seed}") for seed in KD_SEEDS])
-    return of(f"{rule}-{keep}")
+    def _held_out(self, family: str, rule: str, keep: int, seed: int) -> float:
+        file = self.work / "choices" / family / f"{rule}-{keep}-healed-{seed}.json"
+        said = json.loads(file.read_text(encoding="utf-8"))
+        value: float = said["overall"]["healed" if said["is_kept"] else "pruned"]["value"]
+        return value
 
 
-def write(work: Path, families: Sequence[str], keeps: Sequence[int], report: Path) -> None:
+def write(found: Found, keeps: Sequence[int], report: Path) -> None:
     """Write the report, and its picture beside it."""
     report.parent.mkdir(parents=True, exist_ok=True)
     picture = report.parent / f"{report.stem}.png"
     keeps = sorted(keeps, reverse=True)
-    curves(work, families, keeps, picture)
+    curves(found, keeps, picture)
     sections = [
         "# Choosing together, and healing",
-        _head(work, families, keeps),
-        f"![exact match and divergence against experts kept]({picture.name})",
-        *(_compared(work, families, keep) for keep in keeps),
-        *_seeds(work, families, keeps),
-        _lost(work, families, keeps),
-        *(_by_family(work, families, keep) for keep in keeps),
+        _head(found, keeps),
+        f"![exact match against experts kept]({picture.name})",
+        *(_compared(found, keep) for keep in keeps),
+        *_seeds(found, keeps),
+        _lost(found, keeps),
+        *(_by_family(found, keep) for keep in keeps),
     ]
     report.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
-def _head(work: Path, families: Sequence[str], keeps: Sequence[int]) -> str:
-    count = len(answers(work, families[0], FULL, 0))
+def _head(found: Found, keeps: Sequence[int]) -> str:
+    count = len(found.of(found.families[0], FULL))
     return (
-        f"`python -m experiments.better WORK` makes this page. {len(families)} families of tasks × keep "
+        f"`python -m experiments.better WORK` makes this page. {len(found.families)} families of tasks × keep "
         f"{', '.join(map(str, keeps))} of 16 experts a layer. Choices and healings of a family see the same "
         f"calibration questions; measured is on {count} evaluation questions of it that nothing saw, and that no "
         "variant of the method was looked at with. Exact match is of greedy replies; KL is that of the full model from "
         "the pruned one over the contents of the right replies, in nats a token. Intervals hold 95 %, paired and "
-        "clustered by question. `random` is a mean of five seeds; what is healed one of three, with what the product "
-        "rolled back counted as it was written: as the pruned model."
+        f"clustered by question. `random` is a mean of five seeds; what is healed one of {found.seeds}, with what was "
+        f"rolled back counted as it was written: as the pruned model. `picked` and `{PICKED_HEALED}` are those of "
+        "`reap`, `swap` and `greedy` with the least KL on calibration questions that were held out."
     )
 
 
-def _compared(work: Path, families: Sequence[str], keep: int) -> str:
+def _compared(found: Found, keep: int) -> str:
     """Each rule beside REAP and beside the whole model, over all families."""
-    of = {rule: [answers(work, family, rule, keep) for family in families] for rule in RULES}
-    whole = [answers(work, family, FULL, keep) for family in families]
-    ids = [np.array([f"{family}/{n}" for n in range(len(one))]) for family, one in zip(families, whole, strict=True)]
+    of, whole, ids = {rule: found.every(rule, keep) for rule in RULES}, found.every(FULL, keep), found.ids()
     more = {rule: results.exact_difference(of[rule], of[REFERENCE], ids) for rule in RULES if rule != REFERENCE}
     corrected = dict(zip(more, holm([one.p_value for one in more.values()]), strict=True))
     rows = [["all experts", f"{100 * _mean(whole):.1f}", "", "", "", ""]]
@@ -80,41 +110,36 @@ def _compared(work: Path, families: Sequence[str], keep: int) -> str:
     return "\n".join([f"## Keep {keep}", "", *table(head, rows)])
 
 
-def _seeds(work: Path, families: Sequence[str], keeps: Sequence[int]) -> Iterator[str]:
+def _seeds(found: Found, keeps: Sequence[int]) -> Iterator[str]:
     """How much the order of the steps decides."""
     rows = []
     for keep in keeps:
-        for rule in HEALED:
-            shares = [
-                np.mean(
-                    [np.load(work / "results" / f / f"{rule}-{keep}-healed-{s}.npy")[:, 0].mean() for f in families]
-                )
-                for s in KD_SEEDS
-            ]
-            rows.append([f"keep {keep}, `{rule}, healed`", *(f"{100 * share:.1f}" for share in shares)])
+        for rule in (rule for rule in RULES if rule.endswith(", healed")):
+            every = [[found.healed(f, rule, keep, seed) for f in found.families] for seed in range(found.seeds)]
+            rows.append([f"keep {keep}, `{rule}`", *(f"{100 * _mean(of_seed):.1f}" for of_seed in every)])
     yield "## Seeds of healing"
-    yield "\n".join(table(["mean exact match, %", *(f"seed {seed}" for seed in KD_SEEDS)], rows))
+    yield "\n".join(table(["mean exact match, %", *(f"seed {seed}" for seed in range(found.seeds))], rows))
 
 
-def _lost(work: Path, families: Sequence[str], keeps: Sequence[int]) -> str:
+def _lost(found: Found, keeps: Sequence[int]) -> str:
     """Every family in which a rule does worse than REAP, by more than chance explains."""
     lines = []
     for keep in keeps:
-        for rule in RULES:
-            for family in families:
-                ours, theirs = (answers(work, family, name, keep) for name in (rule, REFERENCE))
+        for rule in (rule for rule in RULES if rule not in (REFERENCE, "random", "frequency")):
+            for family in found.families:
+                ours, theirs = (found.of(family, name, keep) for name in (rule, REFERENCE))
                 of = results.exact_difference([ours], [theirs], [np.arange(len(ours))])
-                if rule not in (REFERENCE, "random", "frequency") and of.high < 0:
+                if of.high < 0:
                     lines.append(f"- keep {keep}, {family}: `{rule}` {_points(of)} points beside `{REFERENCE}`")
     told = lines or ["In no family and at no number of experts is any of these rules significantly worse than `reap`."]
     return "\n".join(["## Where it lost", "", *told])
 
 
-def _by_family(work: Path, families: Sequence[str], keep: int) -> str:
-    rows = []
-    for family in families:
-        whole = answers(work, family, FULL, keep)
-        rows.append([family, _cell(whole), *(_cell(answers(work, family, rule, keep)) for rule in RULES)])
+def _by_family(found: Found, keep: int) -> str:
+    rows = [
+        [family, _cell(found.of(family, FULL)), *(_cell(found.of(family, rule, keep)) for rule in RULES)]
+        for family in found.families
+    ]
     said = "Exact match in per cent with its interval, and KL."
     head = ["", "all experts", *(f"`{rule}`" for rule in RULES)]
     return "\n".join([f"## By family, keep {keep}", "", said, "", *table(head, rows)])
@@ -134,20 +159,20 @@ def _cell(of: np.ndarray) -> str:
     return f"{100 * share.value:.0f} ({100 * max(share.low, 0):.0f} to {100 * min(share.high, 1):.0f}){kl}"
 
 
-def curves(work: Path, families: Sequence[str], keeps: Sequence[int], file: Path) -> None:
+def curves(found: Found, keeps: Sequence[int], file: Path) -> None:
     """Exact match against experts kept: all families together, and each by itself."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 7), layout="constrained")
     panels = figure.subplots(2, 5, sharex=True).flat
-    some = {"all families": list(families)} | {name: [name] for name in families}
-    for axes, (name, those) in zip(panels, some.items(), strict=False):
+    some = {"all families": list(found.families)} | {name: [name] for name in found.families}
+    for axes, (title, those) in zip(panels, some.items(), strict=False):
         for number, rule in enumerate(RULES):
-            shares = [100 * _mean([answers(work, one, rule, keep) for one in those]) for keep in keeps]
+            shares = [100 * _mean([found.of(name, rule, keep) for name in those]) for keep in keeps]
             style = {"color": "0.6", "linestyle": "--"} if rule == "random" else {"color": f"C{number}"}
             axes.plot(keeps, shares, label=rule, marker="o", markersize=3, **style)
-        axes.axhline(100 * _mean([answers(work, one, FULL, 0) for one in those]), color="0.3", linewidth=0.8)
-        axes.set(title=name, ylim=(0, 101), xticks=keeps)
+        axes.axhline(100 * _mean([found.of(name, FULL) for name in those]), color="0.3", linewidth=0.8)
+        axes.set(title=title, ylim=(0, 101), xticks=keeps)
     figure.axes[0].legend(fontsize=7)
     figure.supxlabel("experts kept of 16")
     figure.supylabel("exact match, %")

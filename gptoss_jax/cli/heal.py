@@ -12,7 +12,14 @@ from .options import MODEL, PATH, options_of, some_of
 
 @click.command()
 @click.argument("model", type=MODEL)
-@click.option("--keep-sets", type=PATH, required=True, help="A keep.json: the experts of MODEL that stay.")
+@click.option(
+    "--keep-sets",
+    type=PATH,
+    required=True,
+    multiple=True,
+    help="A keep.json: the experts of MODEL that stay; given several times, all are healed, and the one with the least "
+    "KL on rows that are held out is written.",
+)
 @some_of(Data, *OF_DATA)
 @options_of(Distilling)
 @some_of(Placing, *OF_PLACING)
@@ -36,7 +43,7 @@ def heal(model: str, keep_sets: Any, out: Any, overwrite: bool, resume: bool, **
     with resumable(out):
         healed = healing.heal(
             model,
-            keep_sets,
+            [*keep_sets],
             options.pop("data"),
             out=out,
             overwrite=overwrite,
@@ -47,11 +54,13 @@ def heal(model: str, keep_sets: Any, out: Any, overwrite: bool, resume: bool, **
         )
     for warning in healed.pruned.warnings:
         terminal.complain(f"warning: {warning}")
+    for one in healed.tried if len(healed.tried) > 1 else ():
+        terminal.report(f"{one['name']}: KL {one['kl'][0]:.4f} ({one['kl'][1]:.4f} to {one['kl'][2]:.4f}) healed")
     found = healed.healing
     for name, of in [("", found.overall), *found.domains.items()]:
         if name in found.healed_for and name:
             continue
         where = f"domain {name}" if name else "held out"
-        terminal.report(f"{where}: KL {of.pruned:.4f} pruned, {of.healed:.4f} healed, {of.rows:,} rows")
+        terminal.report(f"{where}: KL {of.pruned.value:.4f} pruned, {of.healed.value:.4f} healed, {of.rows:,} rows")
     what = "healed" if found.is_kept else "rolled back to the pruned model, since the interval does not exclude zero"
     terminal.report(f"{healed.pruned.name}: {what}: {healed.folder}")

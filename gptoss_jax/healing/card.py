@@ -1,6 +1,6 @@
 """What a model card says of a healing."""
 
-from ..evaluation.intervals import LEVEL, Estimate
+from ..evaluation.intervals import LEVEL
 from ..selection.origin import quoted
 from .deciding import Change
 from .job import Healing
@@ -46,8 +46,7 @@ def _names(domains: tuple[str, ...]) -> str:
 
 
 def _row(name: str, of: Change) -> str:
-    return f"| {name} | {of.rows:,} | {of.pruned:.4g} | {of.healed:.4g} | {_estimate(of.difference)} |"
-
-
-def _estimate(of: Estimate | None) -> str:
-    return "one row alone" if of is None else f"{of.value:+.4g} ({of.low:+.4g} to {of.high:+.4g})"
+    cells = f"{of.pruned.value:.4g} | {of.healed.value:.4g}"
+    by = of.difference
+    difference = f"{by.value:+.4g} ({by.low:+.4g} to {by.high:+.4g})" if of.rows > 1 else "one row alone"
+    return f"| {name} | {of.rows:,} | {cells} | {difference} |"

@@ -14,24 +14,33 @@ class Change:
 
     rows: int
     tokens: float
-    pruned: float
-    healed: float
-    difference: Estimate | None
-    """healed less pruned, paired, with an interval over rows; None of a single row."""
+    pruned: Estimate
+    healed: Estimate
+    difference: Estimate
+    """healed less pruned, paired by row."""
 
     @property
     def is_better(self) -> bool:
         """Whether chance alone does not explain that it is less."""
-        return self.difference is not None and self.difference.high < 0
+        return self.rows > 1 and self.difference.high < 0
+
+    @property
+    def written(self) -> Estimate:
+        """Of what is written: where it is not better, the pruned model."""
+        return self.healed if self.is_better else self.pruned
 
 
 def change(pruned: Loss, healed: Loss, of: np.ndarray) -> Change:
     """Of the rows for which `of`, bool [rows], is true; rows in which nothing counts are left out."""
     counts = of & (pruned.weight > 0)
-    weight = pruned.weight[counts].astype(np.float64)
-    before, after = pruned.kl[counts].astype(np.float64), healed.kl[counts].astype(np.float64)
-    total = max(float(weight.sum()), 1)
-    difference = None
-    if counts.sum() > 1:
-        (difference,) = estimates(Clusters((after - before)[:, None], weight), [lambda means: means[..., 0]])
-    return Change(int(counts.sum()), float(weight.sum()), before.sum() / total, after.sum() / total, difference)
+    weight_D = pruned.weight[counts].astype(np.float64)
+    before_D, after_D = pruned.kl[counts].astype(np.float64), healed.kl[counts].astype(np.float64)
+    columns_D3 = np.stack([before_D, after_D, after_D - before_D], axis=1)
+    if counts.sum() < 2:  # one row says nothing of how far others are
+        of_one = [float(value) for value in columns_D3.sum(0) / max(weight_D.sum(), 1)]
+        return Change(int(counts.sum()), float(weight_D.sum()), *(Estimate(x, x, x, 0.0, 1.0) for x in of_one))
+    # By percentiles of draws: of a few rows, of which one may have most of the divergence, a studentised interval has
+    # hardly an end.
+    quantities = [lambda means, at=at: means[..., at] for at in range(3)]
+    found = estimates(Clusters(columns_D3, weight_D), quantities, studentised=False)
+    return Change(int(counts.sum()), float(weight_D.sum()), *found)

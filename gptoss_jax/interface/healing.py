@@ -1,13 +1,12 @@
 """The job that heals what pruning leaves, as a function with the names and defaults of the command line."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from convert import cut
 from convert.cut import Bar, Pruned, silent
 
-from ..errors import OptionError
 from ..files import atomic
 from ..files.paths import AnyPath, is_path, place
 from ..healing import job
@@ -17,10 +16,11 @@ from ..run.distilling import distilled
 from ..run.options import Writing, taken
 from ..run.progress import Progress
 from ..selection.keep_sets import KeepSets
-from .checkpoints import as_keep_sets, checkpoint_of
+from .checkpoints import checkpoint_of
+from .judging import named_keep_sets
 from .model import Model, as_model
 
-FILE = "heal.json"
+FILE, SEVERAL = "heal.json", "set"
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Healed:
 
     pruned: Pruned
     healing: Healing
+    tried: tuple[dict[str, Any], ...] = ()
+    """Of each of the keep-sets that were healed its name, its number of experts, and the KL with its interval."""
 
     @property
     def folder(self) -> AnyPath:
@@ -55,7 +57,9 @@ def heal(
 
     Args:
         model: an open model, or the name of one: the whole model.
-        keep_sets: what `select` gives, its file, or for each layer the experts that stay.
+        keep_sets: what `select` gives, its file, or for each layer the experts that stay; or a list of these, or
+            {name: keep-sets}, which are all healed, and of which the one with the least KL on rows that are held out
+            is written.
         data: a path or hub id as --data takes it, or a list of records: dictionaries of columns. A fifth of the rows
             is held out, and decides whether what was trained is kept.
         out: the folder for the checkpoint, whose heal.json has what was found.
@@ -82,17 +86,26 @@ def heal(
     writing = taken(Writing, options)
     chosen = distilled(data=str(data) if is_path(data) else data, **options)
     source, target = checkpoint_of(opened), place(out)
-    kept_sets = KeepSets.read(keep_sets, opened.config) if is_path(keep_sets) else as_keep_sets(keep_sets)
-    if chosen[2].coordinator:
-        raise OptionError("heal is one process: leave out --coordinator")
-    cut.checked(kept_sets, source.config, lower_top_k=False)
+    sets = named_keep_sets(keep_sets, opened)
+    for name, one in sets.items():
+        one.check(source.config, name)
+        cut.checked(one, source.config, lower_top_k=False)
     atomic.try_folder(target, overwrite)
-    kept = Progress(target)
-    request = Request(opened.name, kept_sets, *chosen, f"gptoss_jax.heal({opened.name!r}, …)")
-    healing = job.run(request, source, kept, resume, tell)
+    kept, command = Progress(target), f"gptoss_jax.heal({opened.name!r}, …)"
+    if len(sets) > 1:
+        kept.begin({"the keep-sets": {name: one.layers for name, one in sets.items()}}, resume)
+        kept.write(SEVERAL, b"each has a folder of its own")
+    found = {}
+    for number, (name, one) in enumerate(sets.items()):
+        own = kept if len(sets) == 1 else Progress(kept.folder / f"{SEVERAL}-{number}")
+        request = Request(opened.name, one, *chosen, command)
+        found[name] = job.run(request, source, own, resume if len(sets) == 1 else own.exists(), tell)
+    best = min(found, key=lambda name: found[name].overall.written.value)
+    tried = [_line(name, sets[name], found[name]) for name in sets]
+    healing = found[best]
     pruned = cut.prune(
         source,
-        kept_sets,
+        replace(sets[best], tried=tried if len(sets) > 1 else sets[best].tried),
         target,
         model=opened.name,
         format=writing.format,  # type: ignore[arg-type]
@@ -102,4 +115,10 @@ def heal(
         progress=progress,
     )
     kept.remove()
-    return Healed(pruned, healing)
+    return Healed(pruned, healing, tuple(tried))
+
+
+def _line(name: str, keep_sets: KeepSets, healing: Healing) -> dict[str, Any]:
+    """What the card says of keep-sets that were healed."""
+    of = healing.overall.written
+    return {"name": f"{name}, healed", "keep": len(keep_sets.layers[0]), "kl": [of.value, of.low, of.high]}

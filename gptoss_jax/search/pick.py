@@ -35,7 +35,6 @@ from ..selection.ranking import Ranking
 from . import greedy
 
 FEWEST = 2  # rows that judge: an interval needs as many
-NEAR = 2  # within so many times the least divergence, what elimination chose is taken
 LONGEST = 1024  # tokens of the blocks that are judged by
 
 
@@ -165,10 +164,8 @@ def judge(
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The one with the least divergence, or what elimination chose where that is near it."""
-    least = min(trials, key=lambda trial: trial.kl.value)
-    near = [one for one in trials if one.name == GREEDY and one.kl.value <= NEAR * least.kl.value]
-    return near[0] if near else least
+    """The one with the least divergence; of equal ones the first that was named."""
+    return min(trials, key=lambda trial: trial.kl.value)
 
 
 def picked(trial: Trial, tried: Sequence[Trial], decided_by: np.ndarray) -> KeepSets:
