@@ -316,6 +316,7 @@ BAD = [
     case("a rate of none", ["--rate", 0], "--rate is 0"),
     case("no step", ["--steps", 0], "--steps is 0"),
     case("little memory", ["--memory-gib", 0.01, "--engine", "resident"], "--memory-gib 0.01 is too little"),
+    case("little memory, streamed", ["--memory-gib", 0.5, "--engine", "streamed"], "a step of 256 tokens need"),
     case("an unknown teacher", ["--teacher", "best"], "--teacher is 'best'", "hidden, top"),
     case("a domain without its column", ["--domain", "a"], "--domain needs --domain-column"),
     case("no such domain", ["--domain-column", "topic", "--domain", "c"], "no row is of domain c"),

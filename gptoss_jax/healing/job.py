@@ -8,23 +8,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ..data.rows import prompts_hash
 from ..devices import hosts
 from ..devices import mesh as sharding
-from ..errors import DataError, OptionError
+from ..errors import DataError, MemoryLimitError, OptionError
 from ..evaluation.compare import Top
 from ..files import atomic
 from ..files.paths import is_path, place
+from ..network.model import Layer
 from ..network.source import Source, load
 from ..run import choose
 from ..run.artifacts import peak_rss_bytes, versions
 from ..run.bar import bar
 from ..run.distilling import Distilling
 from ..run.job import keeping
+from ..run.memory import GIB, PROCESS_BYTES, STATES_A_TOKEN, weight_bytes
 from ..run.options import Data, Placing, by_flag
 from ..run.progress import Progress
+from ..run.streamed import weights_form
 from ..selection.keep_sets import KeepSets
 from .deciding import Change, change
 from .engine import Engine
@@ -131,6 +135,8 @@ def run(
         placing.batch_size,
         1 if mesh is None else mesh.shape[sharding.DATA],
     )
+    if is_streamed:
+        _check_room(placing, source, rows)
     kept.begin(_settings(request, source, rows, choice.engine), resume)
     told = f"{len(rows.learnt):,} rows are learnt, {rows.tokens:,} tokens of them; {len(rows.held):,} are held out"
     for line in [*rows.remarks, f"{told}; engine {choice.engine}: {choice.reason}"]:
@@ -177,6 +183,25 @@ def _healed(request: Request, engine: Engine, first: Trained, rows: Rows, kept: 
         ran,
         peak_rss_bytes(),
     )
+
+
+def _check_room(placing: Placing, source: Source, rows: Rows) -> None:
+    """MemoryLimitError where a step of the streamed engine takes more than the run may."""
+    if placing.memory_gib is None:
+        return
+    config, dtype = source.config, np.dtype(jnp.dtype(placing.dtype))
+    step = max(int(np.prod(batch.shape)) for batch in rows.batches)
+    held = sum(int(np.prod(batch.shape)) for batch in rows.held_batches)
+    # Each layer's input of a step, or the hidden states of all that is held out, and what a layer makes on its way.
+    states = max(step * (config.num_layers + 2 * STATES_A_TOKEN), held + step * STATES_A_TOKEN)
+    weights = 2 * weight_bytes(Layer, config, weights_form(source), dtype)
+    weights += config.vocab_size * config.hidden_size * dtype.itemsize
+    needed = (PROCESS_BYTES + weights + states * config.hidden_size * dtype.itemsize) / GIB
+    if needed > placing.memory_gib:
+        raise MemoryLimitError(
+            f"--memory-gib {placing.memory_gib:.3g} is too little: two layers, the unembedding and a step of {step:,} "
+            f"tokens need {needed:.2f}: give more, or a smaller --batch-size or --max-seq-length"
+        )
 
 
 def _of_rows(loss: Loss, rows: Rows) -> Loss:
