@@ -503,8 +503,12 @@ def test_counts_that_kernels_refuse(num_kept: int, top_k: int | None, rules: int
 # What cannot be done
 
 OPTIONS = [
-    case("nothing", [], "one of --keep, --budget-gib and --coverage"),
-    case("two ways", ["--keep", 2, "--coverage", 0.5], "one of --keep, --budget-gib and --coverage"),
+    case("nothing", [], "one of --keep, --budget-gib, --coverage, and --max-kl or --min-match"),
+    case(
+        "two ways",
+        ["--keep", 2, "--coverage", 0.5],
+        "one of --keep, --budget-gib, --coverage, and --max-kl or --min-match",
+    ),
     case("context alone", ["--keep", 2, "--context", 100], "--context goes with --budget-gib"),
     case("rows alone", ["--budget-gib", 1, "--rows", 2], "--rows goes with --context"),
     case("format alone", ["--keep", 2, "--format", "bf16"], "--format and --model go with --budget-gib"),
