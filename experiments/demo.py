@@ -55,22 +55,21 @@ def main(out: Path, family: str, keep: str) -> None:
         models[f"half, {name}"] = Path(str(pruned.folder))
         click.echo(f"{pruned.folder}: {half} experts of each layer {kept.origin}")
     learnt = of_family | {"domain": (family,), "max_seq_length": LENGTH, "batch_size": 4, "dtype": "float32"}
-    candidates = {name: sets[name] for name in ("greedy", "reap")}
-    healed = gj.heal(model, candidates, rows, out=out / "healed", overwrite=True, **learnt)
-    tried = ", ".join(f"{one['name']} {one['kl'][0]:.4f}" for one in healed.tried)
-    click.echo(f"{healed.folder}: KL of what was tried: {tried}")
-    models["half, healed"] = Path(str(healed.folder))
+    healed = gj.heal(model, sets["greedy"], rows, out=out / "healed", overwrite=True, **learnt)
+    of = healed.healing.overall
+    click.echo(f"{healed.folder}: KL {of.pruned.value:.4f} before, {of.healed.value:.4f} after")
+    models["half, greedy, healed"] = Path(str(healed.folder))
 
     questions = read(QUESTIONS / "evaluation.jsonl")
-    click.echo(f"\n{'':20}{'exact match':>24}{'perplexity':>24}{'MB':>8}")
-    click.echo(f"{'':20}{family:>14}{'others':>14}{family:>12}{'others':>12}")
+    click.echo(f"\n{'':22}{'exact match':>24}{'perplexity':>24}{'MB':>8}")
+    click.echo(f"{'':22}{family:>14}{'others':>14}{family:>12}{'others':>12}")
     for name, folder in models.items():
         scores = evaluate.score(folder, questions)
         parts = scores.pop(family), evaluate.total(scores.values())
         exact = "".join(f"{part.accuracy:7.0%} of {part.asked:3}" for part in parts)
         perplexity = "".join(f"{part.perplexity:12.3f}" for part in parts)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
-        click.echo(f"{name:20}{exact}{perplexity}{size:8.2f}")
+        click.echo(f"{name:22}{exact}{perplexity}{size:8.2f}")
     click.echo(f"\nReport: {out / 'profile' / 'report.md'}")
     click.echo(f"Checkpoint: {healed.folder}, its card: {out / 'healed' / 'README.md'}")
 

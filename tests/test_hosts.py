@@ -204,12 +204,13 @@ def test_eliminates_as_one_process(model: Path, run: Run, tmp_path: Path) -> Non
     asked += ["--max-seq-length", 64, "--dtype", "float32"]
     alone = CliRunner().invoke(cli, [*map(str, asked), "--out", str(tmp_path / "alone.json")], catch_exceptions=False)
     assert alone.exit_code == 0, alone.stderr
-    processes = run(*asked, "--mesh", "data=2,expert=2", "--out", tmp_path / "there.json", devices=2)
-    assert all(process.done() for process in processes)
+    first, second = run(*asked, "--mesh", "data=2,expert=2", "--out", tmp_path / "there.json", devices=2)
+    assert first.end()[0] == 0 and "layers' outputs move by" in first.err.read_text()
+    assert second.done()
     ours, theirs = (json.loads((tmp_path / f"{name}-ranking.json").read_text()) for name in ("there", "alone"))
     assert ours["layers"] == theirs["layers"]
     for one, other in zip(ours["losses"], theirs["losses"], strict=True):
-        np.testing.assert_allclose(one[1:], other[1:], rtol=1e-4)
+        np.testing.assert_allclose(one[1:], other[1:], rtol=1e-4, atol=1e-6 * other[1])  # the first to go cost little
 
 
 def assert_equal_profiles(ours: Path, one: Path) -> None:

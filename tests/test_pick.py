@@ -194,7 +194,7 @@ def test_other_tokens_judge_otherwise(tiny_mxfp4: Path, rows: Path) -> None:  # 
 def test_right_answers_stand_beside(tiny_mxfp4: Path, tmp_path: Path) -> None:
     """Of as many rows as are asked for, read in the way and from the column that are named."""
     asked = [row | {"right": str(2 * (i % 7))} for i, row in enumerate(ROWS)]
-    options = {"replies": 4, "answer_column": "right", "answer_kind": "number", "max_new_tokens": 8}
+    options = {"replies": 4, "answer_column": "right", "answer_kind": "last-number", "max_new_tokens": 8}
     options |= {"pick": ("frequency",), "keep": 4, "max_seq_length": 64, "dtype": "float32"}
     (one,) = gj.select(str(tiny_mxfp4), data=asked, **options).tried
     assert one["match"][0] in (0, 0.25, 0.5, 0.75, 1) and one["match"][2] > one["match"][0] - 1e-9

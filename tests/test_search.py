@@ -130,13 +130,13 @@ def test_what_is_written_can_be_pruned_and_refuses_its_own_rows(
 
 # Options.
 
-OTHER = [row | {"other": row["text"].replace("Adding", "Summing"), "key": f"k{row['id']}"} for row in ROWS]
+OTHER = [row | {"other": row["text"].replace("Adding", "Summing")} for row in ROWS]
 WAYS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
     "data": ((), {}),
     "text_column": (("--text-column", "other"), {"text_column": "other"}),
     "id_column": (("--part", "calibration", "--id-column", "key"), {"part": "calibration", "id_column": "key"}),
     "domain_column": (("--domain", "a"), {"domain": "a"}),
-    "part": (("--part", "calibration"), {"part": "calibration"}),
+    "part": (("--id-column", "key", "--part", "calibration"), {"id_column": "key", "part": "calibration"}),
     "num_rows": (("--num-rows", 4), {"num_rows": 4}),
     "max_seq_length": (("--max-seq-length", 40), {"max_seq_length": 40}),
     "truncate": (("--max-seq-length", 40, "--truncate", "right"), {"max_seq_length": 40, "truncate": "right"}),

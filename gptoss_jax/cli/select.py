@@ -49,12 +49,14 @@ def select(
     if rule == GREEDY or "pick" in given:
         if model is not None:
             raise OptionError("--model goes with a profile: a search is given the model in its place")
+        from ..devices import hosts
         from ..interface import searching
         from ..run.progress import resumable
 
         asked = (ranked, keeping, format, out, overwrite, resume, terminal.complain)
         with resumable(out):
-            _show((searching.pick if "pick" in given else searching.eliminate)(profile, *asked, **given))
+            found = (searching.pick if "pick" in given else searching.eliminate)(profile, *asked, **given)
+        _show(found if hosts.is_first() else [])
         return
     if given or resume:
         flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}

@@ -1,9 +1,10 @@
 """States of a training in Orbax's form, in the folder of the run's progress, from which a killed run goes on."""
 
 import json
-import shutil
+import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from ..devices import hosts
 from ..errors import ResumeError, reason
+from ..files.paths import AnyPath, is_local, upload
 from ..run import progress
-from ..run.progress import Progress
+from ..run.progress import Progress, empty
 
 STATES = "states"
 
@@ -31,11 +33,12 @@ class States:
         if not hosts.exchange(always or time.monotonic() >= self._due)[0]:
             return
         start, before = time.monotonic(), self.line()
-        ocp.save(self._at(number), arrays, overwrite=True)
+        self._save(self._at(number), arrays)
         if hosts.is_first():
             self.kept.write(self.name, json.dumps({"number": number, **line}).encode())
         if before is not None and before["number"] != number and hosts.is_first():
-            shutil.rmtree(self._at(before["number"]), ignore_errors=True)
+            with suppress(Exception):  # it is in nobody's way
+                empty(self._at(before["number"]))
         self._due = time.monotonic() + progress.SHARE * (time.monotonic() - start)
 
     def line(self) -> dict[str, Any] | None:
@@ -44,15 +47,29 @@ class States:
 
     def load(self, number: int, like: Any) -> Any:
         """The arrays of a state, as those of `like` lie."""
+        at: Any = self._at(number)
         try:
-            return ocp.load(self._at(number), jax.tree.map(_abstract, like))
+            with tempfile.TemporaryDirectory(prefix="gptoss-jax-") as name:
+                if not is_local(at):
+                    at.fs.get(at.path, f"{name}/state", recursive=True)
+                    at = Path(name) / "state"
+                return ocp.load(Path(at).absolute(), jax.tree.map(_abstract, like))
         except Exception as error:  # of several packages
             raise ResumeError(
                 f"{self._at(number)}: cannot be read ({reason(error)}): remove {self.kept.folder} to begin anew"
             ) from error
 
-    def _at(self, number: int) -> Path:
-        return Path(str(self.folder)).absolute() / f"{self.name}-{number}"
+    def _save(self, at: AnyPath, arrays: Any) -> None:
+        """Orbax writes to this machine; a remote storage gets a copy."""
+        if is_local(at):
+            ocp.save(Path(at).absolute(), arrays, overwrite=True)
+            return
+        with tempfile.TemporaryDirectory(prefix="gptoss-jax-") as name:
+            ocp.save(Path(name) / "state", arrays)
+            upload(Path(name) / "state", at, last="")
+
+    def _at(self, number: int) -> AnyPath:
+        return self.folder / f"{self.name}-{number}"
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

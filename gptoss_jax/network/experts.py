@@ -75,8 +75,7 @@ class Experts(nnx.Module):
             array = dequantise_pairs(blocks, exponents, dtype)
         else:
             stack = getattr(self, f"{name}_kernel")[...]
-            layers = () if layer is None else (len(stack),)
-            stack = stack.reshape(*layers, len(self.down_bias[...]), -1, stack.shape[-1])
+            stack = stack.reshape(*stack.shape[: 1 if layer is None else 2], -1, stack.shape[-1])
             if expert is None and layer is not None:
                 # The stack of all layers as it is: a slice of it would be copied at each layer.
                 offset, at = layer * stack.shape[1], ()

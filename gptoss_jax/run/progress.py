@@ -145,7 +145,7 @@ class Progress:
     def remove(self) -> None:
         """The output is complete. The settings go last: where they are missing, nothing is of a run."""
         with suppress(Exception):  # what is left is in nobody's way
-            _empty(self.folder)
+            empty(self.folder)
             self.folder.rmdir()
 
     def exists(self) -> bool:
@@ -171,11 +171,11 @@ class Progress:
         return ResumeError(f"{self.folder}: {what}: go on with that one, or remove that folder to begin anew")
 
 
-def _empty(folder: Any) -> None:
+def empty(folder: Any) -> None:
     """Remove what is in a folder; the settings of a run after all else."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == RUN):
         if path.is_dir():
-            _empty(path)
+            empty(path)
             path.rmdir()
         else:
             path.unlink()
