@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data.dataset import Dataset
-from ..data.rows import prompts_hash, row_hashes
+from ..data.rows import prompts_hash
 from ..devices import hosts
 from ..errors import DataError, MemoryLimitError, OptionError
 from ..files import atomic
@@ -164,6 +164,6 @@ def _ranking(found: list[Elimination], request: Request, source: Source, dataset
         domains=weights_of(request.domain),
         rule=f"elimination by {worst} change of the layer's output",
         model_fingerprint=source.fingerprint(),
-        calibration_rows=rows_as_text(row_hashes(dataset.rows)),
+        calibration_rows=rows_as_text(dataset.row_hashes),
     )
     return Ranking(layers, origin, None, reasons, losses)
