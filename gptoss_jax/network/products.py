@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..devices.placement import Placement
 from .experts import Experts
 from .router import Routing
-from .swap import Outputs
+from .swap import Outputs, blocks
 
 # Tokens that run through all experts at once, and of which products are made at once. Five tiles of rows of CPU's
 # kernel: at 20b's sizes the outputs of as many take 170 MiB.
@@ -47,9 +47,9 @@ def products(
         def multiplied(places_mE: Array) -> Array:
             return _multiplied(outputs, places_mE, place)
 
-        return lax.map(multiplied, _blocks(outputs.places_Tr[:, :E], MULTIPLIED)).reshape(-1, len(pairs(E)[0]))[:M]
+        return lax.map(multiplied, blocks(outputs.places_Tr[:, :E], MULTIPLIED)).reshape(-1, len(pairs(E)[0]))[:M]
 
-    found = lax.map(of_block, (_blocks(x_TD, AT_ONCE), _blocks(wanted_T, AT_ONCE)))
+    found = lax.map(of_block, (blocks(x_TD, AT_ONCE), blocks(wanted_T, AT_ONCE)))
     return found.reshape(-1, found.shape[-1])[:T]
 
 
@@ -58,9 +58,3 @@ def _multiplied(outputs: Outputs, places_mE: Int[Array, "m E"], place: Placement
     products_mEE = jnp.einsum("mED,mFD->mEF", whole_mED, whole_mED, precision=lax.Precision.HIGHEST)
     first_P, second_P = pairs(places_mE.shape[1])
     return place.join_shares(products_mEE[:, first_P, second_P], len(places_mE))
-
-
-def _blocks(x: Array, most: int) -> Array:
-    """[blocks, M, …] of [T, …], M at most so many, with zeros behind."""
-    block = min(most, len(x))
-    return jnp.pad(x, ((0, -len(x) % block), *((0, 0),) * (x.ndim - 1))).reshape(-1, block, *x.shape[1:])

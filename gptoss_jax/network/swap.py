@@ -88,9 +88,6 @@ def squared_changes(outputs: Outputs, coefficients_Tkr: Float[Array, "T k r"], p
     T = len(outputs.places_Tr)
     block = min(AT_ONCE, T)
 
-    def by_block(x: Array) -> Array:
-        return jnp.pad(x, ((0, -T % block), *((0, 0),) * (x.ndim - 1))).reshape(-1, block, *x.shape[1:])
-
     def of_block(tokens: tuple[Array, Array]) -> Array:
         places_Mr, coefficients_Mkr = tokens
         whole_MrD = place.sum_to_share(outputs.at(places_Mr)).astype(jnp.float32)
@@ -99,5 +96,11 @@ def squared_changes(outputs: Outputs, coefficients_Tkr: Float[Array, "T k r"], p
         )
         return place.join_shares(jnp.sum(change_MkD**2, axis=-1), block)
 
-    squared = lax.map(of_block, (by_block(outputs.places_Tr), by_block(coefficients_Tkr)))
+    squared = lax.map(of_block, (blocks(outputs.places_Tr, AT_ONCE), blocks(coefficients_Tkr, AT_ONCE)))
     return squared.reshape(-1, squared.shape[-1])[:T]
+
+
+def blocks(x: Shaped[Array, "T ..."], most: int) -> Shaped[Array, "blocks M ..."]:
+    """Tokens in blocks of one size, at most so many in each, with zeros behind."""
+    block = min(most, len(x))
+    return jnp.pad(x, ((0, -len(x) % block), *((0, 0),) * (x.ndim - 1))).reshape(-1, block, *x.shape[1:])
