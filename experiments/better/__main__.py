@@ -19,7 +19,7 @@ from convert.sources import locate
 from ..nano.families import FAMILIES
 from . import page
 from .candidates import Choices
-from .material import LOOKED_AT, questions
+from .material import questions
 from .measure import Judge
 
 KEEP = (8, 10, 12, 6)
@@ -35,7 +35,6 @@ FULL = "full"
 @click.option("--questions", "count", default=200, show_default=True, help="Of each family, to answer.")
 @click.option("--calibration", default=200, show_default=True, help="Of each family.")
 @click.option("--seeds", default=3, show_default=True, help="Of each healing.")
-@click.option("--after", default=LOOKED_AT, show_default=True, help="So many evaluation questions are left out.")
 @click.option("--report", type=click.Path(path_type=Path), help="The file of the report.  [default: WORK/better.md]")
 def main(
     work: Path,
@@ -46,7 +45,6 @@ def main(
     count: int,
     calibration: int,
     seeds: int,
-    after: int,
     report: Path | None,
 ) -> None:
     """Choose, heal, answer, and write the report."""
@@ -58,7 +56,7 @@ def main(
     folder, families = Path(str(locate(model))), family or tuple(FAMILIES)
     for number in keep:
         for name in families:
-            asked = questions(folder, name, list(FAMILIES), seed, calibration, count, after, work)
+            asked = questions(folder, name, seed, calibration, count, work)
             choices, judge = Choices(folder, asked, work), None
             results = work / "results" / name
             results.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 SPLITS = ("train", "calibration", "evaluation")
 HELD_OUT = 16  # of so many instances one is for calibration and one for evaluation
+SEEN_AGAIN = 1000  # draws one after the other without a new question, after which a family is said to have no more
 ENGLISH = "english"
 PARAGRAPH = 80, 160  # characters that a paragraph has at least, and that are taken of it at most
 
@@ -206,14 +207,17 @@ def draw(rng: random.Random, split: str, families: list[str]) -> Iterator[Instan
 
 
 def pick(split: str, families: list[str], count: int, seed: int = 0) -> list[Instance]:
-    """So many different instances of each family, always the same for a seed."""
+    """So many different instances of each family, always the same for a seed. ValueError where there are fewer."""
     found: dict[str, Instance] = {}
     for family in families:
-        first = len(found)
+        first, drawn = len(found), 0
         for example in draw(random.Random(f"{split}/{family}" + (f"/{seed}" if seed else "")), split, [family]):
+            drawn = 0 if example.question not in found else drawn + 1
             found.setdefault(example.question, example)
             if len(found) == first + count:
                 break
+            if drawn == SEEN_AGAIN:
+                raise ValueError(f"{family} has hardly more than {len(found) - first} questions: ask for fewer")
     return list(found.values())
 
 
