@@ -243,3 +243,55 @@ def test_files_of_other_numbers_are_no_candidates(tiny_mxfp4: Path, rows: Path, 
     found = kept_with(tiny_mxfp4, rows, pick=("reap", str(mine)), keep=5)
     assert [one["name"] for one in found.tried] == ["reap"]
     assert Checkpoint(tiny_mxfp4).config.num_experts == TINY.num_experts
+
+
+def of_topic(topic: str, held_out: bool) -> list[dict[str, str]]:
+    return [row for row in ROWS if row["topic"] == topic and (row["id"] in HELD) == held_out]
+
+
+@pytest.mark.parametrize("way", [{"rule": "greedy"}, {"pick": ("greedy", "frequency")}], ids=str)
+def test_what_other_domains_lose_is_shown(
+    way: dict[str, Any], program: Program, tiny_mxfp4: Path, rows: Path, tmp_path: Path
+) -> None:
+    """As `eval` finds it on their rows that are held out; what is chosen does not depend on them."""
+    words = ["--rule", "greedy"] if "rule" in way else ["--pick", "greedy", "--pick", "frequency"]
+    words += ["--domain-column", "topic", "--domain", "a", "--keep", 4]
+    code, told = program(*line(tiny_mxfp4, rows, *words))
+    assert code == 0
+    kept = gj.KeepSets.read("keep.json", TINY)
+    placing = {"batch_size": 4, "dtype": "float32"}
+    beside = gj.evaluate(str(tiny_mxfp4), of_topic("b", True), keep_sets=kept, seq_len=(64,), keep="assistant", **placing)
+    kl = beside.entries[0].quality[64].estimates["kl"]
+    assert kept.elsewhere == {"b": pytest.approx([kl.value, kl.low, kl.high])}
+    assert f"domains that it was not chosen for, worst first: b KL {kl.value:.4g}" in told
+    ours = of_topic("a", False) + of_topic("a", True)
+    alone = gj.select(str(tiny_mxfp4), 4, data=ours, max_seq_length=64, **placing, **way)
+    assert alone.layers == kept.layers and alone.elsewhere is None
+    gj.prune(str(tiny_mxfp4), kept, out=tmp_path / "cut")
+    card = (tmp_path / "cut" / "README.md").read_text(encoding="utf-8")
+    assert f"| `b` | {kl.value:.4g} ({kl.low:.4g} to {kl.high:.4g}) |" in card
+
+
+def test_why_it_is_not_shown_is_said(program: Program, tiny_mxfp4: Path, tmp_path: Path) -> None:
+    """Where nobody speaks in the rows of others, and where fewer experts stay than a token uses."""
+    mute = [{"id": f"m{i}", "topic": "mute", "text": f"{i} and {i}"} for i in range(20)]
+    rows = tmp_path / "mixed.jsonl"  # noqa: F811
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS + mute), encoding="utf-8")
+    words = ["--rule", "greedy", "--domain-column", "topic", "--domain", "a", "--domain", "b"]
+    code, told = program(*line(tiny_mxfp4, rows, *words, "--keep", 4))
+    assert code == 0 and "what other domains lose is not measured: 0 of" in told
+    assert gj.KeepSets.read("keep.json", TINY).elsewhere is None
+    code, told = program(*line(tiny_mxfp4, rows, *words, "--scored", "all", "--keep", 1, "--overwrite"))
+    assert code == 0 and "what other domains lose by keep 1 is not measured" in told
+
+
+@pytest.mark.parametrize("elsewhere", [5, [], {"a": 1}, {"a": [1, 2]}], ids=str)
+def test_what_others_lose_is_read_back_or_refused(
+    elsewhere: Any, tiny_mxfp4: Path, tmp_path: Path, refused: Refused
+) -> None:
+    kept = replace(trial("greedy", 0.1).keep_sets, elsewhere={"law": [0.2, 0.1, 0.3]})
+    kept.write(tmp_path / "keep.json")
+    assert gj.KeepSets.read(tmp_path / "keep.json", TINY) == kept
+    said = json.loads((tmp_path / "keep.json").read_text(encoding="utf-8"))
+    dump(tmp_path / "keep.json", said | {"elsewhere": elsewhere})
+    refused("prune", tiny_mxfp4, "--keep-sets", "keep.json", "--out", "cut", says=("keep.json", "'elsewhere'"))

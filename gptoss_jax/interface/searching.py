@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Collection
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ from ..errors import OptionError, RankingError
 from ..evaluation.intervals import Estimate
 from ..files import atomic
 from ..files.paths import AnyPath, is_path, place
+from ..network.source import Source
 from ..run import job as runs
 from ..run.choosing import OF_DATA, OF_JUDGING, OF_PLACING, Keeping, Ranked, Searching
 from ..run.job import join
 from ..run.judging import Judging
 from ..run.options import Counting, Data, Options, Placing, declared_options, flag_of, taken
 from ..run.progress import Progress
-from ..search import greedy
+from ..search import elsewhere, greedy
 from ..search import pick as picking
 from ..search.pick import LONGEST
-from ..selection.keep_sets import KeepSets
+from ..selection.keep_sets import KeepSets, Lost
 from ..selection.mixes import weights_of
 from ..selection.ranking import Ranking
 from ..selection.serving import serving_limits
@@ -30,6 +31,8 @@ from .model import Model, as_model
 from .selected import Selected, affordable, check_files, numbers, written
 
 WORK, WORKED = "pick", "work"  # what says that a run has begun, and the folder of its candidates
+ELSEWHERE = "elsewhere"  # the folder of what other domains lose
+NAMED = 20  # domains that are told of
 
 
 def eliminate(
@@ -45,7 +48,11 @@ def eliminate(
 ) -> list[Selected]:
     """What `select --rule greedy` runs; `tell` is given what a user should know before the first step."""
     opened = as_model(model)
-    request = _request(opened, model, ranked, keeping, options)
+    _refuse(ranked, {"domain", "seed"}, "--rule greedy")
+    _refuse(keeping, {"keep", "budget_gib", "context", "rows", "blend"}, "--rule greedy")
+    data, searching, placing = _asked(opened, model, ranked, options)
+    counting = Counting(keep=searching.tokens)
+    request = greedy.Request(opened.name, data, counting, placing, ranked.domain, keeping.blend)
     counts, why = _counts(opened, keeping, format)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "keep.json" if out is None else place(out)
@@ -56,6 +63,7 @@ def eliminate(
         kept = Progress(target)
         ranking = greedy.run(request, opened.source, kept, resume, tell)
         found = [_selected(ranking, count, why, opened.config.top_k) for count in counts]
+        found = _judged_elsewhere(found, request, searching.scored, opened.source, kept, tell)
         with hosts.first_alone():
             if hosts.is_first():
                 ranking.write(_of_all(target), overwrite)
@@ -103,6 +111,7 @@ def pick(
         kept.write(WORK, b"what candidates are made of, and how they were judged")
         with runs.keeping(kept):
             found = _picked(request, keeping, counts, why, opened, rows, kept, tell)
+            found = _judged_elsewhere(found, request, searching.scored, opened.source, kept, tell)
         found = written(found, [len(one.keep_sets.layers[0]) for one in found], target, overwrite)
         kept.remove()
     return found
@@ -143,6 +152,39 @@ def _picked(
     return [_worth(picking.picked(one, tried, rows), one, why, model.config.top_k) for one in chosen.values()]
 
 
+def _judged_elsewhere(
+    found: list[Selected],
+    request: greedy.Request | picking.Request,
+    scored: str,
+    source: Source,
+    kept: Progress,
+    tell: Callable[[str], Any],
+) -> list[Selected]:
+    """With what domains lose that --domain does not name, where rows of others are there."""
+    if not request.data.domain:
+        return found
+    if request.placing.coordinator:
+        tell("what other domains lose is measured by one process: run eval on their rows")
+        return found
+    names = [f"keep {len(one.keep_sets.layers[0])}" for one in found]
+    judging = taken(Judging, {"seq_len": (min(LONGEST, request.data.max_seq_length),), "keep": scored})
+    asked = elsewhere.Request(request.model, request.data, judging, request.placing)
+    sets = {name: one.keep_sets for name, one in zip(names, found, strict=True)}
+    with runs.keeping(kept):
+        lost = elsewhere.lost(sets, asked, source, kept.folder / ELSEWHERE, tell)
+    return [_with_lost(one, lost.get(name)) for name, one in zip(names, found, strict=True)]
+
+
+def _with_lost(one: Selected, lost: Lost | None) -> Selected:
+    if not lost:
+        return one
+    worst = sorted(lost, key=lambda domain: -lost[domain][0])
+    said = ", ".join(f"{domain} KL {lost[domain][0]:.4g}" for domain in worst[:NAMED])
+    further = f" and {len(worst) - NAMED:,} that lose less" if len(worst) > NAMED else ""
+    remark = f"domains that it was not chosen for, worst first: {said}{further}"
+    return replace(one, keep_sets=replace(one.keep_sets, elsewhere=lost), remarks=(*one.remarks, remark))
+
+
 def _worth(keep_sets: KeepSets, trial: picking.Trial, why: tuple[str, ...], top_k: int) -> Selected:
     match = "" if trial.match is None else f", right answers {_shown(trial.match)}"
     told = f"{trial.name} was picked: KL {_shown(trial.kl)}{match}"
@@ -160,15 +202,6 @@ def _counts(model: Model, keeping: Keeping, format: str) -> tuple[list[int], tup
     if keeping.budget_gib is not None:
         return affordable(keeping, model.config, model.source.quantized, format)
     return numbers(keeping.keep, model.config.num_experts), ()
-
-
-def _request(opened: Model, model: Any, ranked: Ranked, keeping: Keeping, options: dict[str, Any]) -> greedy.Request:
-    """OptionError where something is asked for that the rule does not know."""
-    _refuse(ranked, {"domain", "seed"}, "--rule greedy")
-    _refuse(keeping, {"keep", "budget_gib", "context", "rows", "blend"}, "--rule greedy")
-    data, searching, placing = _asked(opened, model, ranked, options)
-    counting = Counting(keep=searching.tokens)
-    return greedy.Request(opened.name, data, counting, placing, ranked.domain, keeping.blend)
 
 
 def _asked(

@@ -62,7 +62,12 @@ class Searching(Options):
         "How experts are chosen. score: the best by --criterion, from a profile. greedy: from a MODEL and --data; of "
         "each layer again and again the expert goes whose absence changes the layer's output least.",
     )
-    data: Any = option("", ROWS, "With --rule greedy, the rows by which experts are chosen, as profile takes them.")
+    data: Any = option(
+        "",
+        ROWS,
+        "With --rule greedy or --pick, the rows by which experts are chosen, as profile takes them. With --domain, a "
+        "fifth of the rows of other domains shows what is lost there.",
+    )
     tokens: str = option("all", COUNTED, "With --rule greedy, which tokens count, as --keep of profile says.")
     pick: tuple[str, ...] = option(
         (),
@@ -71,7 +76,11 @@ class Searching(Options):
         "least: greedy, a criterion, or a keep.json; may be given several times.",
         several=0,
     )
-    scored: str = option("assistant", COUNTED, "With --pick, which tokens judge.")
+    scored: str = option(
+        "assistant",
+        COUNTED,
+        "Which tokens judge: candidates of --pick, and what other domains lose than those that --domain names.",
+    )
 
 
 @dataclass(frozen=True)

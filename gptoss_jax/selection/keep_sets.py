@@ -9,6 +9,9 @@ from ..config import Config
 from ..errors import RankingError
 from .by_layer import ByLayer
 
+Lost = dict[str, list[float]]
+"""Of domains, by their names, the KL of the whole model, in nats a token, with the ends of its interval."""
+
 
 @dataclass(frozen=True)
 class KeepSets(ByLayer):
@@ -17,9 +20,11 @@ class KeepSets(ByLayer):
     Args:
         tried: What they were picked of, and what each was worth: objects with a name, a number of experts, and the KL,
             and the share of right answers where there is one, each with the ends of its interval.
+        elsewhere: What domains lose that they were not chosen for; None where nobody has looked.
     """
 
     tried: list[dict[str, Any]] | None = None
+    elsewhere: Lost | None = None
 
     kind: ClassVar[str] = "keep_sets"
 
@@ -32,7 +37,8 @@ class KeepSets(ByLayer):
 
     def more(self) -> dict[str, Any]:
         """What the file has beside what rankings have."""
-        return {} if self.tried is None else {"tried": self.tried}
+        found = {"tried": self.tried, "elsewhere": self.elsewhere}
+        return {name: value for name, value in found.items() if value is not None}
 
     @classmethod
     def with_more(cls, found: "KeepSets", said: dict[str, Any], where: str) -> "KeepSets":
@@ -41,7 +47,10 @@ class KeepSets(ByLayer):
         is_list = isinstance(tried, list) and all(isinstance(one, dict) for one in tried)
         if tried is not None and not (is_list and all(_is_trial(one) for one in tried)):
             raise RankingError(f"{where}: its 'tried' is no list of what was tried: mend it or leave it out")
-        return replace(found, tried=tried)
+        elsewhere = said.get("elsewhere")
+        if elsewhere is not None and not (isinstance(elsewhere, dict) and all(map(_is_interval, elsewhere.values()))):
+            raise RankingError(f"{where}: its 'elsewhere' is no table of what domains lose: mend it or leave it out")
+        return replace(found, tried=tried, elsewhere=elsewhere)
 
     @property
     def layers_hash(self) -> str:
@@ -66,7 +75,8 @@ class KeepSets(ByLayer):
 
 def _is_trial(one: dict[str, Any]) -> bool:
     quantities = [one.get("kl"), *([one["match"]] if "match" in one else [])]
-    are_intervals = all(
-        isinstance(of, list) and len(of) == 3 and all(isinstance(x, int | float) for x in of) for of in quantities
-    )
-    return are_intervals and isinstance(one.get("name"), str) and isinstance(one.get("keep"), int)
+    return all(map(_is_interval, quantities)) and isinstance(one.get("name"), str) and isinstance(one.get("keep"), int)
+
+
+def _is_interval(of: Any) -> bool:
+    return isinstance(of, list) and len(of) == 3 and all(isinstance(x, int | float) for x in of)
