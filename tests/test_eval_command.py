@@ -53,6 +53,7 @@ WAYS: dict[str, tuple[tuple[object, ...], dict[str, Any], str, dict[str, Any]]] 
     "blocks": (("--blocks", 10), {"blocks": 10}, "train.jsonl", {}),
     "keep": (("--keep", "reply"), {"keep": "reply"}, "train.jsonl", {}),
     "cross_document": (("--cross-document",), {"cross_document": True}, "train.jsonl", {}),
+    "whole_rows": (("--whole-rows",), {"whole_rows": True}, "train.jsonl", {}),
     "replies": (("--replies", 2, "--max-new-tokens", 3), REPLIES, "train.jsonl", {}),
     "max_new_tokens": (
         ("--replies", 2, "--max-new-tokens", 4),
@@ -285,6 +286,7 @@ BAD = [
     ),
     case("writing and comparing", ["--keep-sets", "kept.json", "--write-baseline", "b"], "--write-baseline"),
     case("one row", ["--keep-sets", "kept.json", "--num-rows", 1], "1 of 1 rows"),
+    case("whole rows, crossed", ["--keep-sets", "kept.json", "--whole-rows", "--cross-document"], "--whole-rows"),
     case("an option of profile", ["--keep-sets", "kept.json", "--pack"], "--pack"),
     case("the same length twice", ["--keep-sets", "kept.json", "--seq-len", 64, "--seq-len", 64], "--seq-len", "twice"),
 ]

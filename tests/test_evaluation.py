@@ -197,6 +197,27 @@ def test_blocks_cut_the_stream_and_score_each_kept_token_once() -> None:
         assert len(Blocks(documents, length, 7, most=2).scored.at) == 2
 
 
+@pytest.mark.parametrize(("length", "longest"), [(60, 40), (200, 201)])
+def test_whole_rows_are_expected_from_their_beginning(length: int, longest: int) -> None:
+    """Every kept token but the first of its row is scored once, and before it stands all that the row has there."""
+    tokenizer = tokens.load_tokenizer(Path(str(gj.open("nano").source.folder)))
+    documents = tokens.encode([Row(row["text"]) for row in ROWS], tokenizer, Groups([""]), 2048, longest)
+    blocks = Blocks(documents, length, eos=7, whole_rows=True)
+    batch, scored, found = blocks.whole, blocks.scored, []
+    assert batch.shape[1] <= length + 1 and len(blocks) == len(scored.at)
+    for block, place in zip(*np.nonzero(scored.real), strict=True):
+        at, row = int(scored.at[block, place]), int(scored.rows[block, place])
+        is_before = batch.tokens.segments[block] == batch.tokens.segments[block, at]
+        before, ids = batch.tokens.ids[block, : at + 1][is_before[: at + 1]], documents[row].token_ids
+        assert before.tolist() == ids[: len(before)].tolist()
+        assert batch.tokens.positions[block, at] == len(before) - 1
+        assert scored.targets[block, place] == ids[len(before)]
+        found.append((row, len(before)))
+    kept = [(row, at) for row, d in enumerate(documents) for at in range(1, len(d.token_ids)) if d.weights[at]]
+    assert sorted(found) == kept
+    assert len(Blocks(documents, length, 7, most=1, whole_rows=True)) == 1
+
+
 def test_a_stored_baseline_needs_no_model(tmp_path: Path) -> None:
     """Perplexities and agreement are the same; divergences are over 64 tokens, the true one and the rest."""
     options: dict[str, Any] = {"seq_len": (LENGTH, 40), "dtype": "float32"}

@@ -649,7 +649,7 @@ SEEN: dict[str, dict[str, str]] = {
         **dict.fromkeys(
             [
                 *("data", "split", "text_column", "domain_column", "domain", "keep_thinking", "num_rows", "seed"),
-                *("seq_len", "blocks", "keep", "cross_document", "replies", "max_new_tokens"),
+                *("seq_len", "blocks", "keep", "cross_document", "whole_rows", "replies", "max_new_tokens"),
                 *("answer_column", "answer_kind"),
             ],
             EVAL + "test_an_option_of_eval_is_that_of_python",

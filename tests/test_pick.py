@@ -260,7 +260,8 @@ def test_what_other_domains_lose_is_shown(
     assert code == 0
     kept = gj.KeepSets.read("keep.json", TINY)
     placing = {"batch_size": 4, "dtype": "float32"}
-    beside = gj.evaluate(str(tiny_mxfp4), of_topic("b", True), keep_sets=kept, seq_len=(64,), keep="assistant", **placing)
+    judging = {"seq_len": (64,), "keep": "assistant", "whole_rows": True}
+    beside = gj.evaluate(str(tiny_mxfp4), of_topic("b", True), keep_sets=kept, **judging, **placing)
     kl = beside.entries[0].quality[64].estimates["kl"]
     assert kept.elsewhere == {"b": pytest.approx([kl.value, kl.low, kl.high])}
     assert f"domains that it was not chosen for, worst first: b KL {kl.value:.4g}" in told

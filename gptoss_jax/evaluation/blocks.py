@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,8 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class Blocks:
-    """Documents, each with EOS behind it, as one stream that is cut into blocks of `length` + 1 tokens.
+    """Documents, each with EOS behind it, as one stream that is cut into blocks of `length` + 1 tokens; or whole
+    documents, none of which is longer, side by side in blocks of at most as many.
 
     A block's first `length` tokens go through the network, and its last `length` are expected. The first token of a
     block, and that of a document, is never scored: nothing of its own stands before it.
@@ -42,13 +44,17 @@ class Blocks:
     most: int | None = None
     """The most blocks; None for all."""
     cross_document: bool = False
+    whole_rows: bool = False
 
     @cached_property
     def whole(self) -> Batch:
         """All blocks, [B, S + 1]. The group of a token is the row that it is from."""
         numbered = [replace(document, group=row) for row, document in enumerate(self.documents)]
-        each = batching.packed(numbered, 1, self.length + 1, self.eos, 1, self.cross_document)
-        blocks = [block for block, _ in zip(each, range(self.most or len(self)), strict=False)]
+        if self.whole_rows:
+            each = batching.side_by_side(numbered, 1, self.length + 1)
+        else:
+            each = batching.packed(numbered, 1, self.length + 1, self.eos, 1, self.cross_document)
+        blocks = list(islice(each, self.most))
         tokens = Tokens(
             *(np.concatenate([getattr(b.tokens, n) for b in blocks]) for n in ("ids", "positions", "segments"))
         )
@@ -57,9 +63,7 @@ class Blocks:
 
     def __len__(self) -> int:
         """How many blocks there are."""
-        tokens = sum(len(document.token_ids) + 1 for document in self.documents)
-        blocks = -(-tokens // (self.length + 1))
-        return min(blocks, self.most or blocks)
+        return len(self.whole.weights)
 
     @cached_property
     def scored(self) -> Scored:

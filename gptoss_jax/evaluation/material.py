@@ -50,11 +50,9 @@ def material(request: Request, sides: Sides) -> Material:
         lines.append(f"{apart.left_out:,} rows are left out: keep-sets were chosen by them")
     apart.check(rows)
     domains = domains_of(rows, data.domain_column)
-    documents = _encode(rows, domains, tokenizer, source, judging.keep)  # type: ignore[arg-type]
     if isinstance(sides.baseline, Source) and not isinstance(sides.baseline, StoredBaseline):
-        _check_alike(rows, domains, documents, source, sides.baseline)
-    eos = reading.eos_of(tokenizer, source.config, "eval, which packs rows into blocks,")
-    blocks = {n: Blocks(documents, n, eos, judging.blocks, judging.cross_document) for n in judging.seq_len}
+        _check_alike(rows, domains, tokenizer, source, sides.baseline)
+    blocks = {length: _blocks(request, rows, domains, tokenizer, source, length) for length in judging.seq_len}
     for length, some in blocks.items():
         scored = np.unique(some.scored.rows[some.scored.real])
         if len(scored) < 2:
@@ -63,6 +61,20 @@ def material(request: Request, sides: Sides) -> Material:
                 "or --blocks, or --keep all where nobody speaks in them"
             )
     return Material(rows, domains, tokenizer, blocks, lines, known is not None)
+
+
+def _blocks(
+    request: Request, rows: Sequence[Row], domains: Sequence[str], tokenizer: Any, source: Source, length: int
+) -> Blocks:
+    """The rows in blocks of that length."""
+    judging, data, keep = request.judging, request.data, request.judging.keep
+    if judging.whole_rows:
+        # The first token of a row is expected of nothing.
+        documents = _encode(rows, domains, tokenizer, source, keep, length + 1, data.truncate)
+        return Blocks(documents, length, 0, judging.blocks, whole_rows=True)
+    eos = reading.eos_of(tokenizer, source.config, "eval, which packs rows into blocks,")
+    documents = _encode(rows, domains, tokenizer, source, keep)
+    return Blocks(documents, length, eos, judging.blocks, judging.cross_document)
 
 
 def _calibration(keep_sets: Mapping[str, KeepSets]) -> np.ndarray | None:
@@ -98,16 +110,21 @@ class _Apart:
 
 
 def _encode(
-    rows: Sequence[Row], domains: Sequence[str], tokenizer: Any, source: Source, keep: tokens.Keep
+    rows: Sequence[Row],
+    domains: Sequence[str],
+    tokenizer: Any,
+    source: Source,
+    keep: Any,
+    longest: int | None = None,
+    truncate: str = "left",
 ) -> list[Document]:
     vocab_size = source.config.vocab_size
-    return tokens.encode(rows, tokenizer, Groups(domains), vocab_size, max_length=None, keep=keep)
+    return tokens.encode(rows, tokenizer, Groups(domains), vocab_size, longest, truncate, keep)
 
 
-def _check_alike(
-    rows: Sequence[Row], domains: Sequence[str], documents: Sequence[Document], source: Source, baseline: Source
-) -> None:
+def _check_alike(rows: Sequence[Row], domains: Sequence[str], tokenizer: Any, source: Source, baseline: Source) -> None:
     """TokenizerError where the baseline's tokens are others."""
+    documents = _encode(rows, domains, tokenizer, source, "all")
     theirs = _encode(rows, domains, reading.tokenizer_of(baseline), baseline, "all")
     is_alike = all(np.array_equal(d.token_ids, t.token_ids) for d, t in zip(documents, theirs, strict=True))
     if not is_alike or source.config.vocab_size != baseline.config.vocab_size:

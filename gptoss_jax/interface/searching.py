@@ -91,7 +91,7 @@ def pick(
     if placing.coordinator:
         raise OptionError("--pick is one process: leave out --coordinator")
     length = min(LONGEST, data.max_seq_length)
-    judging = taken(Judging, {"seq_len": (length,), "keep": searching.scored, **options})
+    judging = taken(Judging, {"seq_len": (length,), "keep": searching.scored, "whole_rows": True, **options})
     if keeping.min_match is not None and not judging.replies:
         raise OptionError("--min-match needs --replies: say how many rows are answered")
     request = picking.Request(opened.name, data, searching, judging, placing, ranked.domain, ranked.seed)
@@ -167,7 +167,8 @@ def _judged_elsewhere(
         tell("what other domains lose is measured by one process: run eval on their rows")
         return found
     names = [f"keep {len(one.keep_sets.layers[0])}" for one in found]
-    judging = taken(Judging, {"seq_len": (min(LONGEST, request.data.max_seq_length),), "keep": scored})
+    judged = {"seq_len": (min(LONGEST, request.data.max_seq_length),), "keep": scored, "whole_rows": True}
+    judging = taken(Judging, judged)
     asked = elsewhere.Request(request.model, request.data, judging, request.placing)
     sets = {name: one.keep_sets for name, one in zip(names, found, strict=True)}
     with runs.keeping(kept):

@@ -19,6 +19,12 @@ class Judging(Options):
     blocks: int | None = option(None, whole(1), "The most blocks of each length.", otherwise="all")
     keep: str = option("assistant", COUNTED, "Which tokens are scored, as `profile` counts them.")
     cross_document: bool = option(False, SWITCH, "Attention crosses from row to row of a block.")
+    whole_rows: bool = option(
+        False,
+        SWITCH,
+        "Cuts no row: blocks hold whole rows, and are filled up; of a row that is longer its last --seq-len tokens "
+        "go through. Otherwise a block may begin inside a reply, which then lacks its prompt.",
+    )
     exclude_calibrated: bool = option(
         False, SWITCH, "Leaves out rows that the keep-sets were chosen by; otherwise such rows are an error."
     )
@@ -36,6 +42,8 @@ class Judging(Options):
     def check(self) -> None:
         if len(set(self.seq_len)) < len(self.seq_len):
             raise OptionError("--seq-len is given twice with the same value: leave one out")
+        if self.whole_rows and self.cross_document:
+            raise OptionError("--whole-rows does not go with --cross-document: leave one out")
         if self.answer_column is not None and not self.replies:
             raise OptionError("--answer-column needs --replies: say how many rows are answered")
 
