@@ -293,6 +293,24 @@ def test_from_wherever_it_is_killed(
     assert not Path("out.progress").exists()
 
 
+def test_one_that_is_killed_before_it_says_that_it_is_done(
+    program: Program, tiny_mxfp4: Path, rows: Path, kept: Path
+) -> None:
+    argv = line(tiny_mxfp4, rows, "--steps", 1, "--engine", "resident", "--resume")
+    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+        patch.setattr(Progress, "remove", killed)
+        program(*argv)
+    expected = made(Path("out"))
+    assert Path("out.progress").exists()
+    assert program(*argv)[0] == 0
+    assert made(Path("out")) == expected and not Path("out.progress").exists()
+    assert program(*argv)[0] == 2  # what is done is not replaced
+
+
+def killed(self: Progress) -> None:
+    raise Killed
+
+
 def test_a_run_of_other_settings_is_not_gone_on_with(
     program: Program, refused: Refused, tiny_mxfp4: Path, rows: Path, kept: Path
 ) -> None:

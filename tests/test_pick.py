@@ -251,7 +251,11 @@ def of_topic(topic: str, held_out: bool) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("way", [{"rule": "greedy"}, {"pick": ("greedy", "frequency")}], ids=str)
 def test_what_other_domains_lose_is_shown(
-    way: dict[str, Any], program: Program, tiny_mxfp4: Path, rows: Path, tmp_path: Path
+    way: dict[str, Any],
+    program: Program,
+    tiny_mxfp4: Path,
+    rows: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     """As `eval` finds it on their rows that are held out; what is chosen does not depend on them."""
     words = ["--rule", "greedy"] if "rule" in way else ["--pick", "greedy", "--pick", "frequency"]

@@ -181,6 +181,27 @@ def stop(program: Program, argv: list[object], after: int) -> bool:
     return True
 
 
+def test_one_of_several_files_is_there_when_it_is_killed(program: Program, tiny_mxfp4: Path, rows_jsonl: Path) -> None:
+    argv = [*line(tiny_mxfp4, rows_jsonl, "--keep", 5, "--out", "keep.json"), "--resume"]
+    assert program(*argv)[0] == 0
+    files = {file: file.read_bytes() for file in (Path("keep-4.json"), Path("keep-5.json"), Path("keep-ranking.json"))}
+    for file in files:
+        file.unlink()
+    real, written = gj.KeepSets.write, []
+
+    def write(self: gj.KeepSets, *arguments: Any) -> None:
+        if written:
+            raise Killed
+        written.append(real(self, *arguments))
+
+    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+        patch.setattr(gj.KeepSets, "write", write)
+        program(*argv)
+    assert sum(file.exists() for file in files) == 2
+    assert program(*argv)[0] == 0
+    assert {file: file.read_bytes() for file in files} == files
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["resident", "streamed"])
 def test_from_wherever_it_is_killed(

@@ -1,11 +1,12 @@
-"""SIGKILL at random moments of profile and prune, which then go on: is what they end with what one run makes?
+"""SIGKILL at random moments of profile, prune, select and heal, which then go on: is what they end with what one run
+makes?
 
     python -m experiments.bench.kills
 
 A run is killed one to three times, at moments that are uniform over the seconds of an unbroken run, from the start of
-the process on, and then ends by itself: profile with --resume, prune by the same command. After each kill nothing
+the process on, and then ends by itself: prune by the same command, the others with --resume. After each kill nothing
 half-made may stand under the final name; at the end all bytes are compared with the unbroken run's, but for what
-profile measures of itself.
+a run measures of itself.
 """
 
 import hashlib
@@ -30,7 +31,8 @@ from ..nano import QUESTIONS
 from ..nano.families import read
 from ..nano.specialise import write_rows
 
-FIGURES = ("seconds", "compile_seconds", "tokens_per_s", "peak_rss_bytes")  # of profile.json: measured
+FIGURES = ("seconds", "compile_seconds", "tokens_per_s", "peak_rss_bytes")  # of profile.json and heal.json: measured
+UNFINISHED = "out.progress"  # the folder of a run that goes on
 THROUGHPUT = b"- Forward throughput"
 COLUMNS = ("before", "within", "after", "compared", "differing", "half", "left over")
 
@@ -48,10 +50,17 @@ def prepare(folder: Path) -> dict[str, list[str]]:
     (folder / "keep.json").write_text(json.dumps([list(range(0, wide.num_experts, 2))] * wide.num_layers))
     data = ["--data", "../rows.jsonl", "--domain-column", "family", "--max-seq-length", "128", "--eaft"]
     profile = ["profile", NANO, *data, "--out", "out", "--resume", "--engine"]
+    (folder / "half.json").write_text(json.dumps([list(range(0, nano.config.num_experts, 2))] * nano.config.num_layers))
+    rows = ["--data", "../rows.jsonl", "--max-seq-length", "128", "--out", "out", "--resume"]
+    greedy = ["select", NANO, *rows, "--rule", "greedy", "--keep", "8", "--keep", "12"]
+    heal = ["heal", NANO, *rows, "--keep-sets", "../half.json", "--steps", "20", "--batch-size", "4"]
     return {
         "profile, streamed": [*profile, "streamed", "--batch-size", "1"],
         "profile, resident": [*profile, "resident", "--batch-size", "2"],
         "prune": ["prune", "../wide", "--keep-sets", "../keep.json", "--out", "out"],
+        "select --rule greedy": [*greedy, "--batch-size", "4"],
+        "heal, resident": [*heal, "--engine", "resident"],
+        "heal, streamed": [*heal, "--engine", "streamed"],
     }
 
 
@@ -70,16 +79,21 @@ def complete(words: list[str], place: Path) -> float:
     return time.perf_counter() - begin
 
 
-def made(out: Path) -> dict[str, str]:
-    """The SHA-256 of each file, without what a run measures of itself."""
+def made(place: Path) -> dict[str, str]:
+    """The SHA-256 of each file that stands under its final name, without what a run measures of itself."""
     digests = {}
-    for file in out.iterdir():
+    for file in sorted(place.rglob("*")):
+        name = file.relative_to(place)
+        if file.is_dir() or any(part == UNFINISHED or part.startswith(".") for part in name.parts):
+            continue
         data = file.read_bytes()
-        if file.name == "profile.json":
+        if file.name in ("profile.json", "heal.json"):
             data = json.dumps({k: v for k, v in json.loads(data).items() if k not in FIGURES}).encode()
+        if file.name == "SHA256SUMS":
+            data = b"".join(line for line in data.splitlines() if not line.endswith(b"heal.json"))
         if file.name == "report.md":
             data = b"".join(line for line in data.splitlines() if not line.startswith(THROUGHPUT))
-        digests[file.name] = hashlib.sha256(data).hexdigest()
+        digests[str(name)] = hashlib.sha256(data).hexdigest()
     return digests
 
 
@@ -100,16 +114,17 @@ def round_of_kills(words: list[str], place: Path, moments: list[float], expected
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        finished = (place / "out").exists()
+        there = made(place)
+        finished = there.keys() == expected.keys()
         counts["after" if finished else "within" if versions(place) != before else "before"] += 1
+        counts["half"] += any(expected.get(name) != digest for name, digest in there.items())
         if finished:
-            counts["half"] += made(place / "out") != expected
             break
-    if not (place / "out").exists() or "--resume" in words:
+    if made(place).keys() != expected.keys() or (place / UNFINISHED).exists():
         complete(words, place)
     counts["compared"] += 1
-    counts["differing"] += made(place / "out") != expected
-    counts["left over"] += [path.name for path in place.iterdir()] != ["out"]
+    counts["differing"] += made(place) != expected
+    counts["left over"] += {path.name for path in place.iterdir()} != {Path(name).parts[0] for name in expected}
     shutil.rmtree(place)
     return counts
 
@@ -134,7 +149,7 @@ def main(kills: int, only: tuple[str, ...], seed: int) -> None:
             complete(words, place)  # a first time, with everything still to be read from the disk
             shutil.rmtree(place)
             place.mkdir()
-            seconds, expected = complete(words, place), made(place / "out")
+            seconds, expected = complete(words, place), made(place)
             shutil.rmtree(place)
             counts: Counter[str] = Counter()
             while (done := sum(counts[column] for column in COLUMNS[:3])) < kills:

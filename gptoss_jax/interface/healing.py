@@ -90,8 +90,9 @@ def heal(
     for name, one in sets.items():
         one.check(source.config, name)
         cut.checked(one, source.config, lower_top_k=False)
-    atomic.try_folder(target, overwrite)
     kept, command = Progress(target), f"gptoss_jax.heal({opened.name!r}, …)"
+    overwrite = kept.may_replace(overwrite, resume)
+    atomic.try_folder(target, overwrite)
     if len(sets) > 1:
         kept.begin({"the keep-sets": {name: one.layers for name, one in sets.items()}}, resume)
         kept.write(SEVERAL, b"each has a folder of its own")

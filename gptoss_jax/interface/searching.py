@@ -57,10 +57,11 @@ def eliminate(
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "keep.json" if out is None else place(out)
         join(request.placing, {"MODEL": opened.name, "--out": str(target), **request.by_flag()})
+        kept = Progress(target)
         if hosts.is_first():
+            overwrite = kept.may_replace(overwrite, resume)
             check_files(counts, target, overwrite)
             atomic.check_free(_of_all(target), overwrite)
-        kept = Progress(target)
         ranking = greedy.run(request, opened.source, kept, resume, tell)
         found = [_selected(ranking, count, why, opened.config.top_k) for count in counts]
         found = _judged_elsewhere(found, request, searching.scored, opened.source, kept, tell)
@@ -105,8 +106,9 @@ def pick(
     rows = picking.rows_of(request, opened.source)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "keep.json" if out is None else place(out)
-        check_files(counts or [0], target, overwrite)
         kept = Progress(target)
+        overwrite = kept.may_replace(overwrite, resume)
+        check_files(counts or [0], target, overwrite)
         kept.begin({**request.by_flag(), "the model's fingerprint": opened.source.fingerprint()}, resume)
         kept.write(WORK, b"what candidates are made of, and how they were judged")
         with runs.keeping(kept):

@@ -78,6 +78,11 @@ class Progress:
                     f"{self.settings.get(name)!r}: use the same, or remove that folder to begin anew"
                 )
 
+    def may_replace(self, overwrite: bool, resume: bool) -> bool:
+        """Whether the output may be replaced: one beside an unfinished run that goes on is its own, which was killed
+        before it could say that it is done."""
+        return overwrite or (resume and self.begun() is not None)
+
     def write(self, name: str, data: Any) -> None:
         """Keep the bytes of a buffer under `name`, in the place of what stood there."""
         first = not self.exists()

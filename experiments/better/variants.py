@@ -1,0 +1,214 @@
+"""Other ways to choose together and to heal, beside the one that the product has: each measured, kept or dropped.
+
+    python -m experiments.better.variants WORK --family arithmetic --family logic --family lists --family times
+
+WORK is that of `experiments.better`, whose profiles, eliminations and rows are used. Questions to answer are evaluation
+questions by which variants may be told apart: none of them is among those of the report. Stopped at any time, the same
+command goes on.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import click
+import jax
+import numpy as np
+
+import gptoss_jax as gj
+from convert.sources import locate
+from gptoss_jax.data import batching, tokens
+from gptoss_jax.data.groups import Groups
+from gptoss_jax.data.rows import Row
+from gptoss_jax.data.tokens import load_tokenizer
+from gptoss_jax.devices.placement import here
+from gptoss_jax.evaluation.markdown import table
+from gptoss_jax.healing import job
+from gptoss_jax.network.source import load
+from gptoss_jax.run import steps
+from gptoss_jax.run.choose import resident_mesh
+from gptoss_jax.run.distilling import distilled
+from gptoss_jax.run.options import Placing
+from gptoss_jax.run.progress import Progress
+from gptoss_jax.run.resident import Resident
+from gptoss_jax.search.elimination import ASKED
+from gptoss_jax.selection.greedy import Grams, eliminate
+
+from ..nano import evaluate
+from ..nano.corpus import prompt_and_reply
+from ..nano.families import FAMILIES, Instance, pick
+from .candidates import KD, Choices
+from .material import OTHERS_LOOKED_AT, Questions
+from .measure import DTYPE, Judge, Values
+
+LOOKED_AT = slice(OTHERS_LOOKED_AT - 200, OTHERS_LOOKED_AT)
+FEWER = 50  # rows
+FAR = 1e9  # what is taken from the logit of an expert that is out of reach
+LAYERS_EXCHANGED = 2
+Layers = list[list[int]]
+
+HEALINGS = {
+    "KD as it is": {},
+    "KD, rate 1e-3": {"rate": 1e-3},
+    "KD, rate 1e-2": {"rate": 1e-2},
+    "KD, 180 steps": {"steps": 180},
+    "KD, small parameters too": {"train": "small"},
+    "KD, all tokens": {"tokens": "all"},
+    "KD, the 64 most probable tokens teach": {"teacher": "top"},
+    "KD of 50 rows": {"num_rows": FEWER},
+    "routers by layer, then KD": {"reconstruct": ("routers",)},
+    "biases, then KD": {"reconstruct": ("biases",)},
+    "routers by layer, then biases, no KD": {"reconstruct": ("routers", "biases"), "steps": 0},
+}
+
+
+class Ways:
+    """Of one family: what each variant chooses or heals."""
+
+    def __init__(self, model: Path, family: str, keep: int, work: Path):
+        asked = Questions(family, work / "rows" / f"{family}.jsonl", pick("evaluation", [family], 600)[LOOKED_AT])
+        self.model, self.asked, self.keep, self.work = model, asked, keep, work / "variants" / family
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.choices = Choices(model, asked, work)
+        self.source = gj.open(str(model)).source
+        self.mesh = resident_mesh(self.source, Placing())
+
+    def all(self) -> dict[str, Callable[[], tuple[Layers, Values]]]:
+        """By their names, what makes each."""
+        chosen: dict[str, Callable[[], Layers]] = {
+            "greedy": lambda: self._greedy(),
+            "greedy, weights 1 − cosine": lambda: self._greedy(by_cosine=True),
+            "greedy, the 8 best experts of a token": lambda: self._greedy(reach=8),
+            "greedy, the 6 best experts of a token": lambda: self._greedy(reach=6),
+            "greedy of 50 rows": lambda: self._greedy(rows=self._rows()[:FEWER]),
+            "greedy, the model's own replies": lambda: self._greedy(rows=self._own()),
+            "greedy, replies alone": lambda: self._greedy(counted="reply"),
+            "greedy, then exchanges": self._exchanged,
+        }
+        healed = {name: partial(self._healed, name, how) for name, how in HEALINGS.items()}
+        return {name: lambda make=make: (make(), {}) for name, make in chosen.items()} | healed
+
+    def _rows(self) -> list[Row]:
+        lines = self.asked.calibration.read_text(encoding="utf-8").splitlines()
+        return [Row(said["text"], said["id"]) for said in map(json.loads, lines)]
+
+    def _own(self) -> list[Row]:
+        """The prompts with what the model itself replies."""
+        tokenizer = load_tokenizer(self.model)
+        examples: Sequence[Instance] = pick("calibration", [self.asked.family], len(self._rows()))
+        said = evaluate.replies(self.source, self.model, examples)
+        return [Row(prompt_and_reply(e, tokenizer)[0] + reply) for e, reply in zip(examples, said, strict=True)]
+
+    def _greedy(
+        self, rows: list[Row] | None = None, by_cosine: bool = False, reach: int | None = None, counted: str = "all"
+    ) -> Layers:
+        config, number = self.source.config, self.source.config.num_experts - self.keep
+        layers = []
+        for grams in self._grams(self._rows() if rows is None else rows, by_cosine, counted):
+            if reach is not None:
+                best_Tr = np.sort(grams.logits_TE, axis=1)[:, -reach, None]
+                logits_TE = np.where(grams.logits_TE < best_Tr, grams.logits_TE - FAR, grams.logits_TE)
+                grams = grams._replace(logits_TE=logits_TE.astype(np.float32))
+            gone = eliminate(grams, config.top_k, self.keep).gone
+            assert len(gone) == number
+            layers.append(sorted({*range(config.num_experts)} - {*gone}))
+        return layers
+
+    def _grams(self, rows: list[Row], by_cosine: bool, counted: str) -> list[Grams]:
+        """Of each layer, of all tokens that count."""
+        model = load(self.source, DTYPE, self.mesh)
+        groups, config = Groups([""]), self.source.config
+        encoded = tokens.encode(rows, load_tokenizer(self.model), groups, config.vocab_size, 256, keep=counted)  # type: ignore[arg-type]
+        batches = list(batching.padded(encoded, 32, 256))
+        engine = Resident(model, partial(steps.mapped, mesh=self.mesh))
+        streams = jax.jit(lambda m, t: (m.embed(t.ids, here()), m(t, here(), lambda output: output.hidden).layers))
+        found: list[list[Grams]] = [[] for _ in range(config.num_layers)]
+        for batch, unit in zip(batches, engine.run(batches, ASKED, 0), strict=True):
+            assert unit.grams is not None
+            embedded, hidden = map(np.asarray, streams(model, batch.tokens))
+            before = np.concatenate([embedded[None], hidden[:-1]])
+            norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(hidden, axis=-1)
+            change_LBS = 1 - (before * hidden).sum(-1) / np.where(norms == 0, 1, norms)
+            counts = batch.weights > 0
+            for layer in range(config.num_layers):
+                grams = Grams(*(x[layer][counts] for x in unit.grams))
+                if by_cosine:
+                    weights_T = (grams.weights_T * change_LBS[layer][counts]).astype(np.float32)
+                    grams = grams._replace(weights_T=weights_T)
+                found[layer].append(grams)
+        return [Grams(*map(np.concatenate, zip(*of, strict=True))) for of in found]
+
+    def _exchanged(self) -> Layers:
+        """Of the layers that cost most, the exchange of one expert for another that lowers the KL most, end to end, on
+        the rows that chose."""
+        ranking = self.choices._elimination()
+        layers = ranking.keep(self.keep).layers
+        assert ranking.losses is not None
+        cost = [of[self.keep] for of in ranking.losses]
+        judge = Judge(self.model, pick("calibration", [self.asked.family], FEWER))
+
+        def divergence(layers: Layers) -> float:
+            found = judge._divergence(layers, {})
+            return float(found[:, 0].sum() / found[:, 1].sum())
+
+        least = divergence(layers)
+        for layer in sorted(range(len(layers)), key=lambda one: -(cost[one] or 0))[:LAYERS_EXCHANGED]:
+            kept, best = layers[layer], layers
+            for gone in kept:
+                for coming in sorted({*range(self.source.config.num_experts)} - {*kept}):
+                    of_layer = sorted({*kept} - {gone} | {coming})
+                    tried = [*layers[:layer], of_layer, *layers[layer + 1 :]]
+                    if (kl := divergence(tried)) < least:
+                        least, best = kl, tried
+            layers = best
+        return layers
+
+    def _healed(self, name: str, how: dict[str, object]) -> tuple[Layers, Values]:
+        layers = self.choices._elimination().keep(self.keep).layers
+        chosen = distilled(data=str(self.asked.calibration), **{**KD, **how})
+        kept = Progress(self.work / f"{name}.npz")
+        found = job.run(job.Request(self.asked.family, gj.KeepSets(layers), *chosen), self.source, kept, kept.exists())
+        kept.remove()
+        return layers, found.values
+
+
+@click.command()
+@click.argument("work", type=click.Path(path_type=Path, exists=True))
+@click.option("--family", type=click.Choice([*FAMILIES]), multiple=True, default=("arithmetic", "logic", "lists"))
+@click.option("--keep", type=int, default=8, show_default=True)
+@click.option("--variant", multiple=True, help="[default: all]")
+def main(work: Path, family: tuple[str, ...], keep: int, variant: tuple[str, ...]) -> None:
+    """Measure what is not measured yet, and print the table."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    jax.config.update("jax_compilation_cache_dir", str((work / "compiled").absolute()))
+    model, found = Path(str(locate("nano"))), dict[str, dict[str, np.ndarray]]()
+    for name in family:
+        ways, judge = Ways(model, name, keep, work), None
+        for way, make in ways.all().items():
+            if variant and way not in variant:
+                continue
+            file = ways.work / f"{way}, {keep}.npy"
+            if not file.exists():
+                judge = judge or Judge(model, ways.asked.evaluation)
+                np.save(ways.work / "partial.npy", judge.of(*make()))
+                (ways.work / "partial.npy").rename(file)
+            found.setdefault(way, {})[name] = np.load(file)
+            right, kl, of = found[way][name].sum(0)
+            click.echo(f"{name}: {way}: {right / len(found[way][name]):.1%} right, KL {kl / of:.4f}", err=True)
+    click.echo(_table(found, family))
+
+
+def _table(found: dict[str, dict[str, np.ndarray]], family: Sequence[str]) -> str:
+    """Exact match in per cent and KL of each variant, by family and in the mean."""
+    rows = []
+    for way, of in found.items():
+        each = [(100 * x[:, 0].mean(), x[:, 1].sum() / x[:, 2].sum()) for x in (of[name] for name in family)]
+        means = np.mean(each, axis=0)
+        rows.append([way, *(f"{right:.1f}; {kl:.4f}" for right, kl in [*each, means])])
+    return "\n".join(table(["", *family, "mean"], rows))
+
+
+if __name__ == "__main__":
+    main()
