@@ -31,7 +31,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from gptoss_jax.cli import main
+from gptoss_jax.generation import resident
+from gptoss_jax.generation import streamed as by_layer
 from gptoss_jax.interface.fingerprint import import_published
+from gptoss_jax.run import steps, streamed
 from tests import published
 from tests.bad_input import BLOCKS, RANKING, SHORT, Program, Refused, dump, table, tree, without_told
 from tests.commands import COMMANDS
@@ -48,6 +51,21 @@ hypothesis.settings.load_profile("project")
 QUICK = {"xla_backend_optimization_level": 0}
 NANO = Path(__file__).resolve().parents[1] / "gptoss_jax" / "nano"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+# What makes jitted steps, and keeps the last ones.
+KEEPING_STEPS = (steps.mapped, streamed._jitted, resident.mapped, resident._nothing, by_layer._jitted)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_traced(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test patches is seen by the steps that it makes, and by no other ones."""
+    patches = "monkeypatch" in request.fixturenames
+    for make in KEEPING_STEPS if patches else ():
+        make.cache_clear()
+    yield
+    for make in KEEPING_STEPS if patches else ():
+        make.cache_clear()
 
 
 def _tiny(folder: Path, mxfp4: bool) -> Path:

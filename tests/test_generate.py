@@ -258,7 +258,7 @@ def test_steps_compile_for_tpus(form: Any) -> None:
     config = replace(GPT_OSS_20B, num_layers=2, layer_types=GPT_OSS_20B.layer_types[:2])
     slice_ = mesh.make(config, 2, 4, topologies.devices("v5e:2x4"))
     how, network = How(config, GREEDY, (1,), routing=True), resident.abstract(config, "bfloat16", slice_, form)
-    run = resident.mapped(network, how, slice_)
+    run = resident.mapped(how, slice_)
     state = jax.eval_shape(partial(resident.empty_state, how, 32, 1024, jnp.bfloat16))
     state = mesh.sharded(state, slice_, run.state)
     by_row = NamedSharding(slice_, mesh.split("B"))

@@ -1,7 +1,7 @@
 """The engine whose devices hold all weights. Letters: see `config`."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from ..network import cache
 from ..network.cache import Cache
 from ..network.model import Head, Layer
 from ..network.source import Source, abstract_part, filled
-from ..run.steps import Chosen
+from ..run.steps import STEPS_KEPT, Chosen
 from .decoder import Advanced, Prompt, of_prompts, padded
 from .steps import How, Network, Prompts, Rows, State, decode, empty, prefill
 
@@ -56,15 +56,19 @@ class Mapped(NamedTuple):
     """How a mesh splits the state."""
 
 
-def mapped(network: Network, how: How, mesh: Mesh) -> Mapped:
+@lru_cache(STEPS_KEPT)
+def mapped(how: How, mesh: Mesh) -> Mapped:
     """The steps of a network, which may be an abstract one."""
     place, state = over(mesh), _state_specs(how)
 
     def over_devices(step: Any, more_in: Any, out: Any) -> Any:
-        # check_vma: the kernels do not say over which axes their results vary.
-        in_specs, out_specs = (sharding.specs(network), state, *more_in), (state, out)
-        split = jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-        return jax.jit(split, donate_argnums=1)
+        def whole(network: Network, *rest: Any) -> Any:
+            # check_vma: the kernels do not say over which axes their results vary.
+            in_specs, out_specs = (sharding.specs(network), state, *more_in), (state, out)
+            split = jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+            return split(network, *rest)
+
+        return jax.jit(whole, donate_argnums=1)
 
     return Mapped(
         over_devices(partial(prefill, how=how, place=place), [_of_rows(Prompts, how)], _chosen_specs(how, 1)),
@@ -82,6 +86,13 @@ def empty_state(how: How, batch_size: int, capacity: int, dtype: Any) -> State:
     return State(empty(how, batch_size), caches)
 
 
+@lru_cache(STEPS_KEPT)
+def _nothing(how: How, mesh: Mesh, batch_size: int, capacity: int, dtype: Any) -> Any:
+    """`empty_state` over a mesh, jitted."""
+    shardings = jax.tree.map(partial(NamedSharding, mesh), _state_specs(how))
+    return jax.jit(partial(empty_state, how, batch_size, capacity, dtype), out_shardings=shardings)
+
+
 class Resident:
     """Prompts pass all layers at once, and then all rows some steps, mapped over the devices of a mesh."""
 
@@ -89,10 +100,8 @@ class Resident:
         """`capacity` is the most tokens that a row may have."""
         self.network, self.mesh, self.batch_size = network, mesh, batch_size
         self.shares, self.share = mesh.shape[DATA], hosts.share(mesh)
-        self.steps = mapped(network, how, mesh)
-        shardings = jax.tree.map(partial(NamedSharding, mesh), self.steps.state)
-        nothing = partial(empty_state, how, batch_size, capacity, network.embedding.dtype)
-        self.state: State = jax.jit(nothing, out_shardings=shardings)()
+        self.steps = mapped(how, mesh)
+        self.state: State = _nothing(how, mesh, batch_size, capacity, network.embedding.dtype)()
 
     def advance(self, admitted: Sequence[tuple[int, Prompt]]) -> Advanced:
         """See `Decoder`."""

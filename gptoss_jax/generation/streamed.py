@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..network.batch import Tokens
 from ..network.cache import Cache
 from ..network.model import Head, Layer
 from ..network.source import Source, abstract_part, filled, load_part
-from ..run.steps import Chosen, float32_is_float32
+from ..run.steps import STEPS_KEPT, Chosen, float32_is_float32
 from ..run.streamed import weights_form
 from .decoder import Advanced, Prompt, of_prompts, padded
 from .steps import How, Prompts, Rows, begun, empty, fed, grown, one_layer, put, tokens_of
@@ -38,12 +38,7 @@ class Streamed:
         self.rows = empty(how, batch_size)
         self.head = load_part(source, lambda: Head(how.config, rngs=nnx.Rngs(0)), dtype)
         self.layers = self._read_ahead()
-        place = here()
-        self._fed = jax.jit(partial(fed, how=how))
-        self._one = jax.jit(partial(_one, how=how, place=place), donate_argnames="held")
-        self._some = jax.jit(partial(_some, how=how, place=place), donate_argnames="held")
-        self._grown = jax.jit(partial(grown, how=how, place=place))
-        self._begun = jax.jit(partial(_begun, how=how, place=place))
+        self._fed, self._one, self._some, self._grown, self._begun = _jitted(how)
 
     def advance(self, admitted: Sequence[tuple[int, Prompt]]) -> Advanced:
         """See `Decoder`: one token of each row."""
@@ -101,6 +96,19 @@ class Streamed:
 
     def _embed(self, ids: Any) -> np.ndarray:
         return self.source.rows("embedding", np.asarray(ids)).astype(self.dtype, copy=False)
+
+
+@lru_cache(STEPS_KEPT)
+def _jitted(how: How) -> tuple[Any, ...]:
+    """`fed`, `_one`, `_some`, `grown` and `_begun`, jitted."""
+    place = here()
+    return (
+        jax.jit(partial(fed, how=how)),
+        jax.jit(partial(_one, how=how, place=place), donate_argnames="held"),
+        jax.jit(partial(_some, how=how, place=place), donate_argnames="held"),
+        jax.jit(partial(grown, how=how, place=place)),
+        jax.jit(partial(_begun, how=how, place=place)),
+    )
 
 
 @float32_is_float32

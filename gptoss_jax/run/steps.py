@@ -2,7 +2,7 @@
 one network serves them all."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,8 @@ from .scores import TokenScores, token_scores
 # Operands of float32 stay float32 on TPU and GPU too, where the default rounds them to bfloat16 or
 # TF32; for bfloat16 operands the setting changes nothing.
 float32_is_float32 = jax.default_matmul_precision("highest")
+# Jitted steps of a kind: a second run in a process traces and compiles nothing that one of these did.
+STEPS_KEPT = 8
 
 
 class Asked(NamedTuple):
@@ -173,6 +175,7 @@ def specs(asked: Asked) -> Results:
     )
 
 
+@lru_cache(STEPS_KEPT)
 def mapped(asked: Asked, mesh: Mesh) -> Mapped:
     """The step over a mesh: weights and rows split by the table of `mesh`, statistics summed over `data`."""
     local, rows = _summed(asked, over(mesh)), sharding.rows(mesh)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..config import Form
+from ..config import Config, Form
 from ..devices.placement import here
 from ..network.batch import Batch
 from ..network.model import Head, Layer
 from ..network.source import Source, abstract_part, load_part
 from .engine import Clock, Timed, Unit
 from .progress import Progress
-from .steps import Asked, Results, final_step, layer_step, score_step
+from .steps import STEPS_KEPT, Asked, Results, final_step, layer_step, score_step
 
 
 def weights_form(source: Source) -> Form:
@@ -88,7 +88,7 @@ class Streamed:
     def run(self, batches: Iterable[Batch], asked: Asked, done: int) -> Iterator[Unit]:
         batches = list(batches)
         if asked not in self.steps:
-            self.steps[asked] = self._steps(asked)
+            self.steps[asked] = _Steps(*(Timed(step, self.clock) for step in _jitted(self.config, asked)))
         step, score, final = self.steps[asked]
         first, done = divmod(done, len(batches))
         last = self.config.num_layers - 1
@@ -113,15 +113,6 @@ class Streamed:
                 yield self._unit(index, batch, results)
                 self.hidden.drop(index, number)
 
-    def _steps(self, asked: Asked) -> "_Steps":
-        place = here()
-        jitted = (
-            partial(layer_step, config=self.config, place=place, asked=asked),
-            partial(score_step, place=place),
-            final_step,
-        )
-        return _Steps(*(Timed(jax.jit(step), self.clock) for step in jitted))
-
     def _unit(self, layer: int, batch: Batch, results: Results) -> Unit:
         """What one layer gave of one batch."""
         layered = (results.statistics, results.routing, results.grams)
@@ -143,6 +134,14 @@ class _Steps(NamedTuple):
     layer: Timed
     score: Timed
     final: Timed
+
+
+@lru_cache(STEPS_KEPT)
+def _jitted(config: Config, asked: Asked) -> tuple[Any, Any, Any]:
+    """Those of a layer, of scores and of finals, jitted."""
+    place = here()
+    layer = partial(layer_step, config=config, place=place, asked=asked)
+    return jax.jit(layer), jax.jit(partial(score_step, place=place)), jax.jit(final_step)
 
 
 class _Hidden:
