@@ -26,9 +26,10 @@ from ..selection.greedy import gates, squared
 from .steps import Where, where
 from .trained import Trained, into, written
 
-# Of Adam on a layer's router, whose rate falls to zero as a cosine. A pass over all tokens is cheap: nothing has the
-# size of an expert's output any more.
-STEPS, RATE = 100, 3e-3
+# Of Adam on a layer's router, whose rate falls to zero as a cosine: a step takes all tokens, of which nothing has the
+# size of an expert's output any more. A step of Adam moves every value of a row by as much, so that a logit moves by
+# the more the wider the model is; the rate times the width is what was found best for nano.
+STEPS, RATE_TIMES_WIDTH = 100, 5.0
 RIDGE = 0.01  # of the mean of the diagonal, by which experts that few tokens chose are held where they were
 
 
@@ -143,11 +144,11 @@ def loss(rows: Trained, grams: Grams, top_k: int) -> Float[Array, ""]:
 
 @partial(jax.jit, static_argnames=("top_k", "steps", "rate"))
 def fitted_router(
-    rows: Trained, grams: Grams, top_k: int, steps: int = STEPS, rate: float = RATE
+    rows: Trained, grams: Grams, top_k: int, steps: int = STEPS, rate: float = RATE_TIMES_WIDTH
 ) -> tuple[Trained, Float[Array, " looks"]]:
     """The rows with the least loss of all that Adam passes, and the losses, that of the first rows before all others.
     As in a training, each is that of the rows as they will be written."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(rate / grams.normed_TD.shape[1], steps))
 
     def step(state: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], Array]:
         rows, moments, best, least = state
