@@ -332,7 +332,8 @@ def test_from_between_two_passes(
     rows: Path,  # noqa: F811
     kept: Path,  # noqa: F811
 ) -> None:
-    argv = line(tiny_mxfp4, rows, "--reconstruct", "biases", "--reconstruct", "routers", "--tokens", "all")
+    more = ("--reconstruct", "biases", "--reconstruct", "routers", "--tokens", "all", "--engine", "streamed")
+    argv = line(tiny_mxfp4, rows, *more, "--steps", 0)
     assert program(*argv, "--out", "whole")[0] == 0
     expected, real, ran = made(Path("whole")), Sweeps.run, list[str]()
 
