@@ -332,7 +332,7 @@ BAD = [
     case("few rows", ["--num-rows", 3], "held out", "give more rows"),
     case("nothing to learn", ["--text-column", "id"], "--tokens all"),
     case("a rate of none", ["--rate", 0], "--rate is 0"),
-    case("no step", ["--steps", 0], "--steps is 0"),
+    case("fewer steps than none", ["--steps", -1], "--steps is -1"),
     case("little memory", ["--memory-gib", 0.01, "--engine", "resident"], "--memory-gib 0.01 is too little"),
     case("little memory, streamed", ["--memory-gib", 0.5, "--engine", "streamed"], "a step of 256 tokens need"),
     case("an unknown teacher", ["--teacher", "best"], "--teacher is 'best'", "hidden, top"),

@@ -611,6 +611,7 @@ SEEN: dict[str, dict[str, str]] = {
         **dict.fromkeys(["split", "subset", "keep_thinking", "skip_bad_rows"], PROFILE),  # read by the same function
         **dict.fromkeys(HEALED, HEAL + "test_an_option_of_heal_is_that_of_python"),
         "train": HEAL + "test_small_parameters_are_trained_when_asked",
+        "reconstruct": "test_reconstruction.py::test_without_steps_what_was_reconstructed_is_written",
         "teacher": HEAL + "test_the_most_probable_tokens_teach_as_well",
         "check_every": HEAL + "test_a_training_ends_where_looks_do_not_become_better",
         "engine": HEAL + "test_engines_find_the_same",

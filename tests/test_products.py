@@ -43,6 +43,28 @@ def test_they_are_those_of_all_outputs(
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+def test_those_of_some_experts_and_of_a_vector_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks that do not divide the tokens."""
+    monkeypatch.setattr(products, "AT_ONCE", 7)
+    monkeypatch.setattr(products, "MULTIPLIED", 3)
+    mixture, x, kept = moe(TINY), inputs().reshape(TOKENS, -1), np.array([1, 2, 6])
+    beside = np.random.default_rng(1).normal(size=(TOKENS, 1, x.shape[1])).astype(np.float32)
+    wanted = np.arange(TOKENS) % 3 != 0
+
+    @jax.jit
+    def run(experts: Any, *of_tokens: Any) -> Any:
+        only_N, (x_TD, wanted_T, beside_TbD) = jnp.asarray(kept), of_tokens
+        return products.products(experts, x_TD, wanted_T, TINY.num_experts, HERE, only_N=only_N, beside_TbD=beside_TbD)
+
+    with jax.default_matmul_precision("highest"):
+        found = run(mixture.experts, x, wanted, beside)
+    outputs = outputs_by_hand(mixture.experts, x.astype(np.float64))[:, kept]
+    vectors = np.concatenate([outputs, beside], axis=1)
+    first, second = pairs(4)
+    expected = np.where(wanted[:, None], np.einsum("TPD,TPD->TP", vectors[:, first], vectors[:, second]), 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
 def test_only_tokens_that_are_wanted_have_some() -> None:
     x = inputs()
     wanted = jnp.broadcast_to((jnp.arange(x.shape[1]) % 3 == 0)[None], x.shape[:2])

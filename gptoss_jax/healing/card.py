@@ -4,24 +4,25 @@ from ..evaluation.intervals import LEVEL
 from ..selection.origin import quoted
 from .deciding import Change
 from .job import Healing
+from .reconstruction import Pass
 
 TRAINED = {
     "router": "rows and biases of the routers",
     "small": "rows and biases of the routers, norms, attention's biases and sinks, and experts' biases",
 }
 
+RECONSTRUCTED = {
+    "routers": "Layer by layer, the routers' rows and biases were fitted to what the whole model has behind the layer",
+    "biases": "Layer by layer, the last biases of the experts were fitted to what the whole model has behind the layer",
+}
+
 
 def section(healing: Healing) -> str:
     """The section "Healing", in Markdown: what was trained, and what that changed on rows that were not learnt."""
-    how, curve = healing.request.distilling, healing.curve
-    done = f"{len(curve.losses)} of {how.steps} steps" if len(curve.losses) < how.steps else f"{how.steps} steps"
-    best = curve.steps[curve.best]
-    lines = [
-        f"The {TRAINED[how.train]} of the kept experts were trained to expect what the whole model expects: {done} of "
-        f"Adam at {how.rate:g}, which falls as a cosine, on {healing.tokens:,} tokens ({how.tokens}) of "
-        f"{healing.rows:,} rows. No other weight was changed. Of the states looked at, that after {best} steps did "
-        "best on rows that were held out.",
-    ]
+    how = healing.request.distilling
+    parts = [*map(_reconstructed, healing.passes), *([_trained(healing)] if how.steps else [])]
+    learnt = f"All of it on {healing.tokens:,} tokens ({how.tokens}) of {healing.rows:,} rows."
+    lines = [" ".join([*parts, learnt, "No other weight was changed."])]
     if not healing.is_kept:
         lines.append(
             "It was not worth it: the interval of what changed on the rows that were held out does not exclude zero. "
@@ -39,6 +40,22 @@ def section(healing: Healing) -> str:
         *(_row(quoted(name), of) for name, of in healing.domains.items() if name not in healing.healed_for),
     ]
     return "\n".join(["## Healing", "", *lines])
+
+
+def _reconstructed(one: Pass) -> str:
+    """What a pass was and was worth, in sentences."""
+    of_rows = f"on rows that were held out the KL was {one.before:.4g} before it and {one.after:.4g} behind it"
+    return f"{RECONSTRUCTED[one.what]}: {of_rows}{'' if one.is_kept else ', so it was left out'}."
+
+
+def _trained(healing: Healing) -> str:
+    how, curve = healing.request.distilling, healing.curve
+    done = f"{len(curve.losses)} of {how.steps} steps" if len(curve.losses) < how.steps else f"{how.steps} steps"
+    return (
+        f"The {TRAINED[how.train]} of the kept experts were trained to expect what the whole model expects: {done} of "
+        f"Adam at {how.rate:g}, which falls as a cosine. Of the states looked at, that after "
+        f"{curve.steps[curve.best]} steps did best on rows that were held out."
+    )
 
 
 def _names(domains: tuple[str, ...]) -> str:

@@ -4,7 +4,7 @@ Letters: see `config`.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..errors import DataError, MemoryLimitError, OptionError
 from ..evaluation.compare import Top
 from ..files import atomic
 from ..files.paths import is_path, place
-from ..network.model import Layer
+from ..network.model import GptOss, Layer
 from ..network.source import Source, load
 from ..run import choose
 from ..run.artifacts import peak_rss_bytes, versions
@@ -32,12 +32,14 @@ from ..run.streamed import weights_form
 from ..selection.keep_sets import KeepSets
 from .deciding import Change, change
 from .engine import Engine
+from .layerwise import gram_bytes
 from .loss import Finals, Loss
+from .reconstruction import Pass, Sweeps, reconstruct
 from .resident import Resident
 from .rows import Rows, make_rows
 from .states import States
 from .streamed import Streamed
-from .trained import Trained, read
+from .trained import Trained, parted, read
 from .training import STATE, Curve, Taught, train
 
 TEACHERS = {"hidden": Finals, "top": Top}
@@ -72,6 +74,8 @@ class Healing:
     values: Mapping[str, np.ndarray]
     """What is trained, by its paths in the model; empty where it was not worth it."""
     curve: Curve
+    passes: Sequence[Pass]
+    """Over all layers, before the training."""
     domains: Mapping[str, Change]
     """Of the rows that are held out, by domain; those that are healed for are under "" where no domain is named."""
     healed_for: tuple[str, ...]
@@ -100,6 +104,7 @@ class Healing:
             "is_kept": self.is_kept,
             "learnt_rows": self.rows,
             "learnt_tokens": self.tokens,
+            "reconstruction": [vars(one) | {"is_kept": one.is_kept} for one in self.passes],
             "curve": vars(self.curve),
             "overall": asdict(self.overall),
             "domains": {name: asdict(of) for name, of in self.domains.items()},
@@ -135,8 +140,8 @@ def run(
         placing.batch_size,
         1 if mesh is None else mesh.shape[sharding.DATA],
     )
-    if is_streamed:
-        _check_room(placing, source, rows)
+    if is_streamed or how.reconstruct:
+        _check_room(request, source, rows, is_streamed)
     kept.begin(_settings(request, source, rows, choice.engine), resume)
     told = f"{len(rows.learnt):,} rows are learnt, {rows.tokens:,} tokens of them; {len(rows.held):,} are held out"
     for line in [*rows.remarks, f"{told}; engine {choice.engine}: {choice.reason}"]:
@@ -147,14 +152,18 @@ def run(
             engine: Engine = Streamed(source, placing.dtype, kind)
         else:
             engine = Resident(load(source, placing.dtype, mesh, placing.weights), mesh, kind)
-        first = read(source, how.train, mesh)  # type: ignore[arg-type]
-        return _healed(request, engine, first, rows, kept, f"{choice.engine}: {choice.reason}")
+        first = read(source, how.train, mesh, how.reconstruct)  # type: ignore[arg-type]
+        sweeps = Sweeps(source, placing.dtype, rows.batches, request.keep_sets.layers)
+        return _healed(request, engine, sweeps, first, rows, kept, f"{choice.engine}: {choice.reason}")
 
 
-def _healed(request: Request, engine: Engine, first: Trained, rows: Rows, kept: Progress, ran: str) -> Healing:
-    """Teach, train, and look at every row that is held out."""
+def _healed(
+    request: Request, engine: Engine, sweeps: Sweeps, first: Trained, rows: Rows, kept: Progress, ran: str
+) -> Healing:
+    """Teach, reconstruct, train, and look at every row that is held out."""
+    how = request.distilling
     # Once, and again by a run that goes on, which takes about as long as a step does.
-    learnt, held = (Taught(of, engine.teach(of)) for of in (rows.batches, rows.held_batches))
+    held = Taught(rows.held_batches, engine.teach(rows.held_batches))
     is_ours = np.array([not request.data.domain or name in request.data.domain for name in rows.domains])
 
     def looked_at(trained: Trained) -> Loss:
@@ -164,16 +173,23 @@ def _healed(request: Request, engine: Engine, first: Trained, rows: Rows, kept: 
         found = looked_at(trained)
         return float(found.kl[is_ours].sum() / found.weight[is_ours].sum())
 
+    values, passes = reconstruct(sweeps, how.reconstruct, first, mean, kept)
+    begun, fixed = parted(values, how.train)  # type: ignore[arg-type]
+    learnt = Taught(rows.batches, engine.teach(rows.batches)) if how.steps else Taught([], [])
     states = States(kept, STATE)
-    with bar(request.distilling.steps, "steps", shown=hosts.is_first()) as advance:
-        arrays, curve = train(engine, first, learnt, mean, request.distilling, request.data.seed, states, advance)
-    pruned, healed = looked_at(first), looked_at(arrays.best)
+    with bar(how.steps, "steps", shown=hosts.is_first()) as advance:
+        best, curve = train(
+            engine, begun, fixed, learnt, lambda it: mean(fixed | it), how, request.data.seed, states, advance
+        )
+    best = fixed | best
+    pruned, healed = looked_at(first), looked_at(best)
     overall = change(pruned, healed, is_ours)
     named = np.array(rows.domains)
     domains = {name: change(pruned, healed, named == name) for name in sorted({*rows.domains})}
     return Healing(
-        {path: np.asarray(hosts.gather(x)) for path, x in arrays.best.items()} if overall.is_better else {},
+        {path: np.asarray(hosts.gather(x)) for path, x in best.items()} if overall.is_better else {},
         curve,
+        passes,
         domains,
         tuple(sorted({row.domain for row in rows.learnt})),
         overall,
@@ -185,8 +201,9 @@ def _healed(request: Request, engine: Engine, first: Trained, rows: Rows, kept: 
     )
 
 
-def _check_room(placing: Placing, source: Source, rows: Rows) -> None:
-    """MemoryLimitError where a step of the streamed engine takes more than the run may."""
+def _check_room(request: Request, source: Source, rows: Rows, is_streamed: bool) -> None:
+    """MemoryLimitError where a step of the streamed engine, or reconstruction, takes more than the run may."""
+    placing = request.placing
     if placing.memory_gib is None:
         return
     config, dtype = source.config, np.dtype(jnp.dtype(placing.dtype))
@@ -195,12 +212,22 @@ def _check_room(placing: Placing, source: Source, rows: Rows) -> None:
     # Each layer's input of a step, or the hidden states of all that is held out, and what a layer makes on its way.
     states = max(step * (config.num_layers + 2 * STATES_A_TOKEN), held + step * STATES_A_TOKEN)
     weights = 2 * weight_bytes(Layer, config, weights_form(source), dtype)
-    weights += config.vocab_size * config.hidden_size * dtype.itemsize
-    needed = (PROCESS_BYTES + weights + states * config.hidden_size * dtype.itemsize) / GIB
+    if is_streamed:
+        weights += config.vocab_size * config.hidden_size * dtype.itemsize
+    else:
+        weights += weight_bytes(GptOss, config, placing.weights, dtype)
+    grams, at_once = 0, f"a step of {step:,} tokens"
+    if request.distilling.reconstruct:
+        # Both streams of all that is learnt, one of them before and behind a layer.
+        learnt = step * len(rows.batches)
+        states = max(states, held + 3 * learnt + step * STATES_A_TOKEN)
+        grams, at_once = gram_bytes(config, len(request.keep_sets.layers[0]), rows.tokens, dtype), "reconstruction"
+    model = "two layers, the unembedding" if is_streamed else "the model, two layers"
+    needed = (PROCESS_BYTES + weights + states * config.hidden_size * dtype.itemsize + grams) / GIB
     if needed > placing.memory_gib:
         raise MemoryLimitError(
-            f"--memory-gib {placing.memory_gib:.3g} is too little: two layers, the unembedding and a step of {step:,} "
-            f"tokens need {needed:.2f}: give more, or a smaller --batch-size or --max-seq-length"
+            f"--memory-gib {placing.memory_gib:.3g} is too little: {model} and {at_once} need {needed:.2f}: give more, "
+            "or a smaller --batch-size, --num-rows or --max-seq-length"
         )
 
 

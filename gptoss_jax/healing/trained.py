@@ -1,7 +1,7 @@
 """What is trained: a few parameters, in float32, by their paths in the model. Letters: see `config`."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -24,6 +24,8 @@ KINDS: dict[Kind, str] = {
     "small": f"{ROUTER}|.*norm/scale|layers/attention/([qkvo]_bias|sinks)|layers/moe/experts/(gate_up|down)_bias",
 }
 """The paths of each kind: rows and biases of routers, or these and all parameters that are no matrix."""
+RECONSTRUCTED = {"routers": ROUTER, "biases": "layers/moe/experts/down_bias"}
+"""The paths of what is reconstructed layer by layer."""
 LAYERS = "layers/"
 # Of bfloat16, in which checkpoints hold what is trained.
 EXPONENT_BITS, MANTISSA_BITS = 8, 7
@@ -31,11 +33,18 @@ EXPONENT_BITS, MANTISSA_BITS = 8, 7
 Part = TypeVar("Part")
 
 
-def read(source: Source, kind: Kind, mesh: Mesh | None = None) -> Trained:
-    """What is trained as the source has it, split over `mesh`, or on the first device."""
+def read(source: Source, kind: Kind, mesh: Mesh | None = None, reconstructed: Collection[str] = ()) -> Trained:
+    """What is trained, or is reconstructed before, as the source has it, split over `mesh`, or on the first device."""
     mesh = sharding.make(source.config, 1, 1, jax.devices()[:1]) if mesh is None else mesh
     shapes = sharding.by_path(abstract(source.config, mesh, jnp.float32))
-    return dict(source.load({path: shape for path, shape in shapes.items() if re.fullmatch(KINDS[kind], path)}))
+    wanted = "|".join([KINDS[kind], *(RECONSTRUCTED[what] for what in reconstructed)])
+    return dict(source.load({path: shape for path, shape in shapes.items() if re.fullmatch(wanted, path)}))
+
+
+def parted(values: Trained, kind: Kind) -> tuple[Trained, Trained]:
+    """What is trained of these values, and what stays as it is."""
+    trained = {path: x for path, x in values.items() if re.fullmatch(KINDS[kind], path)}
+    return trained, {path: x for path, x in values.items() if path not in trained}
 
 
 def written(trained: Trained) -> Trained:

@@ -60,18 +60,20 @@ class Curve:
 def train(
     engine: Engine,
     first: Trained,
+    fixed: Trained,
     learnt: Taught,
     held: Callable[[Trained], float],
     how: Distilling,
     seed: int,
     states: States,
     advance: Callable[[int, str], Any],
-) -> tuple[Arrays, Curve]:
-    """Train from `first` on, or from the state that is kept; `held` gives the mean KL of the rows that are held out.
+) -> tuple[Trained, Curve]:
+    """Train from `first` on, or from the state that is kept, beside values that are `fixed`; `held` gives the mean KL
+    of the rows that are held out. What is returned is what was trained at the best look.
 
     `advance` is told of steps. StatisticsError where a loss is not finite, or a value is none of BF16's.
     """
-    optimizer = optax.adam(optax.cosine_decay_schedule(how.rate, how.steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(how.rate, max(how.steps, 1)))
     arrays, curve, step = Arrays(first, optimizer.init(first), first), Curve(), 0
     if (line := states.line()) is not None:
         step, curve = line["number"], Curve(line["steps"], line["held"], line["losses"])
@@ -82,7 +84,7 @@ def train(
     update = jax.jit(_update, static_argnums=0)
     while step < how.steps and not curve.is_done:
         number = _order(len(learnt.batches), step, seed)
-        found = engine.gradients(arrays.trained, [learnt.batches[number]], [learnt.teachers[number]])
+        found = engine.gradients(fixed | arrays.trained, [learnt.batches[number]], [learnt.teachers[number]])
         curve.losses.append(_finite(found.loss / max(found.weight, 1), f"step {step + 1}"))
         trained, moments = update(optimizer, found.gradients, max(found.weight, 1), arrays.moments, arrays.trained)
         arrays, step = arrays._replace(trained=trained, moments=moments), step + 1
@@ -95,11 +97,11 @@ def train(
                 arrays = arrays._replace(best=trained)
         states.save(step, arrays, vars(curve), always=looks)
         advance(1, f"KL {curve.losses[-1]:.4f}, held out {curve.held[-1]:.4f}: ")
-    return arrays, curve
+    return arrays.best, curve
 
 
 def _update(optimizer: Any, gradients: Trained, weight: Any, moments: Any, trained: Trained) -> tuple[Trained, Any]:
-    mean = jax.tree.map(lambda x: x / weight, gradients)
+    mean = {path: gradients[path] / weight for path in trained}
     updates, moments = optimizer.update(mean, moments, trained)
     return optax.apply_updates(trained, updates), moments
 

@@ -7,18 +7,31 @@ from ..errors import OptionError
 from .kinds import COUNTED, one_of, real, whole
 from .options import Data, Options, Placing, declared_options, option, taken
 
+PASSES = ("routers", "biases")  # of --reconstruct, in their order
+
 
 @dataclass(frozen=True)
 class Distilling(Options):
     """How what is left of a model learns to expect what the whole model expects."""
 
-    steps: int = option(60, whole(1), "Steps of Adam, whose rate falls to zero as a cosine.")
+    steps: int = option(
+        60, whole(0), "Steps of Adam, whose rate falls to zero as a cosine; with --reconstruct there may be none."
+    )
     rate: float | int = option(3e-3, real(above=0.0), "The rate of learning of the first step.")
     train: str = option(
         "router",
         one_of("router", "small"),
         "What is trained. router: the routers' rows and biases of the experts that stay. small: these, and norms, "
         "attention's biases and sinks, and experts' biases.",
+    )
+    reconstruct: tuple[str, ...] = option(
+        (),
+        one_of(*PASSES),
+        "Before the training, layer by layer, brings what is left of a layer near what the whole model has there. "
+        "routers: their rows and biases, by a short Adam. biases: those that the experts add last, in closed form. May "
+        "be given several times; of both the routers come first. What does not lower the KL on rows that are held out "
+        "is left out.",
+        several=0,
     )
     teacher: str = option(
         "hidden",
@@ -33,6 +46,10 @@ class Distilling(Options):
         "After so many steps rows that are held out are looked at: the state that does best there is kept, and three "
         "looks without a better one end the training.",
     )
+
+    def check(self) -> None:
+        if not self.steps and not self.reconstruct:
+            raise OptionError("nothing is to be trained: give --steps of at least 1, or --reconstruct")
 
 
 # What `heal` takes of other options.

@@ -95,7 +95,7 @@ def losses_without(grams: Grams, kept_E: Bool[Array, " E"], top_k: int, domains:
         gates_cr = jax.nn.softmax(jnp.where(is_left, logits_r[None], -jnp.inf), axis=-1)
         gates_cE = jnp.zeros((len(gates_cr), E)).at[:, experts_r].set(gates_cr)
         changes_cE = gates_cE - gates(token.logits_TE, top_k)[None]
-        squared_c = jax.vmap(partial(_squared, token.products_TP))(changes_cE)
+        squared_c = jax.vmap(partial(squared, token.products_TP))(changes_cE)
         rises_E = jnp.zeros(E).at[experts_r[:top_k]].set(squared_c[1:] - squared_c[0])
         return token.weights_T * squared_c[0], token.weights_T * rises_E
 
@@ -112,7 +112,7 @@ def loss(grams: Grams, kept_E: Bool[Array, " E"], top_k: int) -> Float[Array, ""
     def of_token(token: Grams) -> Array:
         left_E = jnp.where(kept_E, token.logits_TE, -jnp.inf)
         change_E = gates(left_E, top_k) - gates(token.logits_TE, top_k)
-        return token.weights_T * _squared(token.products_TP, change_E)
+        return token.weights_T * squared(token.products_TP, change_E)
 
     return lax.map(of_token, grams, batch_size=AT_ONCE).sum()
 
@@ -123,7 +123,7 @@ def gates(logits_E: Float[Array, " E"], top_k: int) -> Float[Array, " E"]:
     return jnp.zeros_like(logits_E).at[experts_k].set(jax.nn.softmax(best_k))
 
 
-def _squared(products_P: Float[Array, " P"], change_E: Float[Array, " E"]) -> Float[Array, ""]:
+def squared(products_P: Float[Array, " P"], change_E: Float[Array, " E"]) -> Float[Array, ""]:
     """The squared norm of Σ_e δ_e·f_e."""
     first_P, second_P = pairs(len(change_E))
     times_P = np.where(first_P == second_P, 1, 2).astype(np.float32)
