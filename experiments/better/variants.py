@@ -60,7 +60,8 @@ HEALINGS = {
     "KD of 50 rows": {"num_rows": FEWER},
     "routers by layer, then KD": {"reconstruct": ("routers",)},
     "biases, then KD": {"reconstruct": ("biases",)},
-    "routers by layer, then biases, no KD": {"reconstruct": ("routers", "biases"), "steps": 0},
+    "routers by layer, biases, then KD": {"reconstruct": ("routers", "biases")},
+    "routers by layer, biases, no KD": {"reconstruct": ("routers", "biases"), "steps": 0},
 }
 
 
