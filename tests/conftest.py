@@ -31,8 +31,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from gptoss_jax.cli import main
-from gptoss_jax.generation import resident
-from gptoss_jax.generation import streamed as by_layer
+from gptoss_jax.generation import resident as decoding
+from gptoss_jax.generation import streamed as decoding_streamed
+from gptoss_jax.healing import reconstruction
+from gptoss_jax.healing import resident as healing
+from gptoss_jax.healing import streamed as healing_streamed
 from gptoss_jax.interface.fingerprint import import_published
 from gptoss_jax.run import steps, streamed
 from tests import published
@@ -54,7 +57,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 # What makes jitted steps, and keeps the last ones.
-KEEPING_STEPS = (steps.mapped, streamed._jitted, resident.mapped, resident._nothing, by_layer._jitted)
+KEEPING_STEPS = (
+    *(steps.mapped, streamed._jitted),
+    *(decoding.mapped, decoding._nothing, decoding_streamed._jitted),
+    *(healing._jitted, healing_streamed._jitted, reconstruction._jitted),
+)
 
 
 @pytest.fixture(autouse=True)

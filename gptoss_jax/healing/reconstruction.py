@@ -7,7 +7,7 @@ expectations get worse: a pass counts only where these come nearer on rows that 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from ..config import Config
 from ..devices import hosts
 from ..devices.placement import here
 from ..errors import StatisticsError
@@ -24,6 +25,7 @@ from ..network.source import ROUTER_BIAS, Source
 from ..run.bar import bar
 from ..run.distilling import PASSES
 from ..run.progress import Progress
+from ..run.steps import STEPS_KEPT
 from ..run.streamed import Layers
 from . import trained
 from .layerwise import Grams, Sums, fitted_router, grams_step, shifts, sums_step
@@ -87,9 +89,7 @@ class Sweeps:
     def __init__(self, source: Source, dtype: Any, batches: Sequence[Batch], keep_sets: Sequence[Sequence[int]]):
         self.layers, self.config = Layers(source, dtype), source.config
         self.batches, self.keep_sets = batches, keep_sets
-        self._forward, self._grams, self._sums = (
-            jax.jit(partial(step, config=self.config, place=here())) for step in (layer_forward, grams_step, sums_step)
-        )
+        self._forward, self._grams, self._sums = _jitted(self.config)
 
     def run(self, what: str, values: Trained) -> dict[str, np.ndarray]:
         """What a pass finds, rounded to BF16, in float32, by its paths in the model."""
@@ -143,6 +143,12 @@ class Sweeps:
         new_ED = values[DOWN_BIAS].astype(np.float64)
         new_ED[kept_N] += shifts(sums, self.keep_sets[index])
         return {DOWN_BIAS: jnp.asarray(new_ED, jnp.float32)}
+
+
+@lru_cache(STEPS_KEPT)
+def _jitted(config: Config) -> tuple[Any, ...]:
+    """`layer_forward`, `grams_step` and `sums_step`."""
+    return tuple(jax.jit(partial(step, config=config, place=here())) for step in (layer_forward, grams_step, sums_step))
 
 
 def _placed(found: Mapping[str, np.ndarray], values: Trained) -> Trained:

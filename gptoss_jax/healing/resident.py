@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from ..devices.placement import Placement, over
 from ..evaluation.compare import Top
 from ..network.batch import Batch
 from ..network.model import GptOss, Interventions
-from ..run.steps import float32_is_float32
+from ..run.steps import STEPS_KEPT, float32_is_float32
 from .engine import Found
 from .loss import Finals, Loss, Teacher
 from .steps import Where, head_backward, head_loss, head_teacher, layer_backward, where
@@ -33,11 +33,7 @@ class Resident:
         """`kind` is that of the teachers."""
         self.model, self.kind = model, kind
         self._put = partial(jax.make_array_from_process_local_data, sharding.rows(mesh))
-        run = partial(_mapped, mesh=mesh)
-        rows: Any = sharding.split("B")
-        self._teach = run(partial(_teach, kind=kind), lambda _: rows)
-        self._gradients = run(_gradients, lambda trained: (rows, specs(trained)))
-        self._losses = run(_losses, lambda _: rows)
+        self._teach, self._gradients, self._losses = _jitted(mesh, kind)  # type: ignore[arg-type]  # a class is hashable
 
     def teach(self, batches: Sequence[Batch]) -> list[Teacher]:
         """See `Engine`."""
@@ -66,6 +62,17 @@ class Resident:
 
 
 Step = Callable[..., Any]
+
+
+@lru_cache(STEPS_KEPT)
+def _jitted(mesh: Mesh, kind: Any) -> tuple[Step, Step, Step]:
+    """`_teach`, `_gradients` and `_losses` over a mesh."""
+    run, rows = partial(_mapped, mesh=mesh), sharding.split("B")
+    return (
+        run(partial(_teach, kind=kind), lambda _: rows),
+        run(_gradients, lambda trained: (rows, specs(trained))),
+        run(_losses, lambda _: rows),
+    )
 
 
 def _mapped(step: Step, out_specs: Callable[[Trained], Any], mesh: Mesh) -> Step:

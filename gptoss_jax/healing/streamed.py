@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from ..network.batch import Batch
 from ..network.model import Layer
 from ..network.source import Source
 from ..run.engine import Clock, Timed
+from ..run.steps import STEPS_KEPT
 from ..run.streamed import Layers
 from .engine import Found
 from .loss import Finals, Loss, Teacher
@@ -32,16 +33,10 @@ class Streamed:
         """`kind` is that of the teachers."""
         self.layers, self.config = Layers(source, dtype), source.config
         self.kind, self.forward, self.head, self.backward = kind, Clock(), Clock(), Clock()
-        one, place = partial(partial, config=self.config, place=here()), here()
-
-        def timed(step: Any, clock: Clock) -> Timed:
-            return Timed(jax.jit(step), clock)
-
-        self._whole_layer, self._layer = (timed(one(layer_forward), self.forward) for _ in range(2))
-        self._layer_backward = timed(one(_backward), self.backward)
-        self._teacher = timed(partial(head_teacher, place=place, kind=kind), self.head)
-        self._loss = timed(partial(head_loss, place=place), self.head)
-        self._head_backward = timed(partial(head_backward, place=place), self.head)
+        layer, back, teacher, loss, head_back = _jitted(self.config, kind)  # type: ignore[arg-type]  # a class is hashable
+        self._whole_layer, self._layer = (Timed(layer, self.forward) for _ in range(2))
+        self._layer_backward = Timed(back, self.backward)
+        self._teacher, self._loss, self._head_backward = (Timed(x, self.head) for x in (teacher, loss, head_back))
 
     def teach(self, batches: Sequence[Batch]) -> list[Teacher]:
         """See `Engine`."""
@@ -102,6 +97,20 @@ class Streamed:
         losses, changes, of_final = zip(*found, strict=True)
         kl, weight = (float(sum(np.sum(x) for x in of_rows)) for of_rows in zip(*losses, strict=True))
         return kl, weight, list(changes), jax.tree.map(lambda *each: sum(each), *of_final)
+
+
+@lru_cache(STEPS_KEPT)
+def _jitted(config: Config, kind: Any) -> tuple[Any, ...]:
+    """A layer forward and backward; the teacher, the loss and its gradient behind the last one."""
+    place = here()
+    steps: list[Any] = [
+        partial(layer_forward, config=config, place=place),
+        partial(_backward, config=config, place=place),
+        partial(head_teacher, place=place, kind=kind),
+        partial(head_loss, place=place),
+        partial(head_backward, place=place),
+    ]
+    return tuple(jax.jit(step) for step in steps)
 
 
 def _backward(
