@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +19,13 @@ from .measure import Values
 
 CRITERIA = ("reap", "swap", "frequency")
 SEEDS = range(5)  # of `random`
-HEALED = ("reap", "swap", "greedy")
 PICKED_OF = ("greedy", "reap", "swap")
+# What is healed, and how: by distillation alone, or with each layer brought near the whole model's before.
+HEALED = (("reap", "healed"), ("swap", "healed"), ("greedy", "healed"), ("greedy", "rebuilt"))
 HOW = {"dtype": "float32", "batch_size": 32, "max_seq_length": 256}
 # A step takes 7 rows of 256 tokens, in which replies of several conversations stand side by side.
-KD = {"dtype": "float32", "batch_size": 7, "max_seq_length": 256}
+KD: dict[str, Any] = {"dtype": "float32", "batch_size": 7, "max_seq_length": 256}
+WAYS: dict[str, dict[str, Any]] = {"healed": KD, "rebuilt": KD | {"reconstruct": ("routers", "biases")}}
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,13 @@ class Candidate:
     layers: list[list[int]]
     seed: int | None = None
     """Of the healing."""
+    way: str = "healed"
+    """The healing's, of `WAYS`."""
 
     @property
     def name(self) -> str:
         """As its files have it."""
-        return f"{self.rule}-{self.keep}" + ("" if self.seed is None else f"-healed-{self.seed}")
+        return f"{self.rule}-{self.keep}" + ("" if self.seed is None else f"-{self.way}-{self.seed}")
 
 
 class Choices:
@@ -54,9 +59,9 @@ class Choices:
         sets = self.sets(keep)
         for rule, kept in sets.items():
             yield Candidate(rule, keep, kept.layers)
-        for rule in HEALED:
+        for rule, way in HEALED:
             for seed in range(seeds):
-                yield Candidate(rule, keep, sets[rule].layers, seed)
+                yield Candidate(rule, keep, sets[rule].layers, seed, way)
 
     def sets(self, keep: int) -> dict[str, gj.KeepSets]:
         """Keep-sets by their rules."""
@@ -72,7 +77,7 @@ class Choices:
             return {}
         file = self.folder / f"{of.name}.npz"
         if not file.exists():
-            chosen = distilled(data=str(self.asked.calibration), seed=of.seed, **KD)
+            chosen = distilled(data=str(self.asked.calibration), seed=of.seed, **WAYS[of.way])
             request = job.Request(self.asked.family, gj.KeepSets(of.layers), *chosen)
             kept = Progress(file)
             healing = job.run(request, Checkpoint(self.model), kept, resume=kept.exists())

@@ -14,7 +14,9 @@ from ..families import results
 from .candidates import CRITERIA, HEALED, SEEDS
 
 PICKED_HEALED = "picked, healed"
-RULES = (*CRITERIA, "greedy", "picked", *(f"{rule}, healed" for rule in HEALED), PICKED_HEALED, "random")
+# The rules of what is healed, each with the name that its files have.
+HEALINGS = {f"{rule}, {way}": (rule, way) for rule, way in HEALED}
+RULES = (*CRITERIA, "greedy", "picked", *HEALINGS, PICKED_HEALED, "random")
 REFERENCE, FULL = "reap", "full"
 
 
@@ -32,16 +34,16 @@ class Found:
             return self._read(family, FULL)
         if rule == "random":
             return results.mean([self._read(family, f"random {seed}-{keep}") for seed in SEEDS])
-        if rule.endswith(", healed"):
+        if rule in (*HEALINGS, PICKED_HEALED):
             return results.mean([self.healed(family, rule, keep, seed) for seed in range(self.seeds)])
         return self._read(family, f"{rule}-{keep}")
 
     def healed(self, family: str, rule: str, keep: int, seed: int) -> np.ndarray:
         """With one seed; what is picked had the least divergence on the calibration rows that were held out."""
-        base = rule.removesuffix(", healed")
         if rule == PICKED_HEALED:
-            base = min(HEALED, key=lambda one: self._held_out(family, one, keep, seed))
-        return self._read(family, f"{base}-{keep}-healed-{seed}")
+            rule = min(HEALINGS, key=lambda one: self._held_out(family, one, keep, seed))
+        base, way = HEALINGS[rule]
+        return self._read(family, f"{base}-{keep}-{way}-{seed}")
 
     def every(self, rule: str, keep: int) -> list[np.ndarray]:
         """Of all families."""
@@ -57,7 +59,8 @@ class Found:
         return found
 
     def _held_out(self, family: str, rule: str, keep: int, seed: int) -> float:
-        file = self.work / "choices" / family / f"{rule}-{keep}-healed-{seed}.json"
+        base, way = HEALINGS[rule]
+        file = self.work / "choices" / family / f"{base}-{keep}-{way}-{seed}.json"
         said = json.loads(file.read_text(encoding="utf-8"))
         value: float = said["overall"]["healed" if said["is_kept"] else "pruned"]["value"]
         return value
@@ -86,12 +89,14 @@ def _head(found: Found, keeps: Sequence[int]) -> str:
     return (
         f"`python -m experiments.better WORK` makes this page. {len(found.families)} families of tasks × keep "
         f"{', '.join(map(str, keeps))} of 16 experts a layer. Choices and healings of a family see the same "
-        f"calibration questions; measured is on {count} evaluation questions of it that nothing saw, and that no "
-        "variant of the method was looked at with. Exact match is of greedy replies; KL is that of the full model from "
-        "the pruned one over the contents of the right replies, in nats a token. Intervals hold 95 %, paired and "
-        f"clustered by question. `random` is a mean of five seeds; what is healed one of {found.seeds}, with what was "
-        f"rolled back counted as it was written: as the pruned model. `picked` and `{PICKED_HEALED}` are those of "
-        "`reap`, `swap` and `greedy` with the least KL on calibration questions that were held out."
+        f"calibration questions; measured is on {count} evaluation questions of it that nothing saw: variants of the "
+        "method were told apart on questions before these. Exact match is of greedy replies; KL is that of the full "
+        "model from the pruned one over the contents of the right replies, in nats a token. Intervals hold 95 %, "
+        f"paired and clustered by question. `random` is a mean of five seeds; what is healed one of {found.seeds}, "
+        "with what was rolled back counted as it was written: as the pruned model. `healed` is 60 steps of router "
+        "distillation, `rebuilt` the same behind `--reconstruct routers --reconstruct biases`. `picked` is that of "
+        f"`reap`, `swap` and `greedy`, and `{PICKED_HEALED}` that of what is healed or rebuilt, with the least KL on "
+        "calibration questions that were held out."
     )
 
 
@@ -114,7 +119,7 @@ def _seeds(found: Found, keeps: Sequence[int]) -> Iterator[str]:
     """How much the order of the steps decides."""
     rows = []
     for keep in keeps:
-        for rule in (rule for rule in RULES if rule.endswith(", healed")):
+        for rule in (*HEALINGS, PICKED_HEALED):
             every = [[found.healed(f, rule, keep, seed) for f in found.families] for seed in range(found.seeds)]
             rows.append([f"keep {keep}, `{rule}`", *(f"{100 * _mean(of_seed):.1f}" for of_seed in every)])
     yield "## Seeds of healing"

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import jax
@@ -49,7 +50,7 @@ FAR = 1e9  # what is taken from the logit of an expert that is out of reach
 LAYERS_EXCHANGED = 2
 Layers = list[list[int]]
 
-HEALINGS = {
+HEALINGS: dict[str, dict[str, Any]] = {
     "KD as it is": {},
     "KD, rate 1e-3": {"rate": 1e-3},
     "KD, rate 1e-2": {"rate": 1e-2},
@@ -166,9 +167,9 @@ class Ways:
             layers = best
         return layers
 
-    def _healed(self, name: str, how: dict[str, object]) -> tuple[Layers, Values]:
+    def _healed(self, name: str, how: dict[str, Any]) -> tuple[Layers, Values]:
         layers = self.choices._elimination().keep(self.keep).layers
-        chosen = distilled(data=str(self.asked.calibration), **{**KD, **how})
+        chosen = distilled(data=str(self.asked.calibration), **KD | how)
         kept = Progress(self.work / f"{name}.npz")
         found = job.run(job.Request(self.asked.family, gj.KeepSets(layers), *chosen), self.source, kept, kept.exists())
         kept.remove()
