@@ -103,4 +103,5 @@ def squared_changes(outputs: Outputs, coefficients_Tkr: Float[Array, "T k r"], p
 def blocks(x: Shaped[Array, "T ..."], most: int) -> Shaped[Array, "blocks M ..."]:
     """Tokens in blocks of one size, at most so many in each, with zeros behind."""
     block = min(most, len(x))
-    return jnp.pad(x, ((0, -len(x) % block), *((0, 0),) * (x.ndim - 1))).reshape(-1, block, *x.shape[1:])
+    number = -(-len(x) // block)
+    return jnp.pad(x, ((0, number * block - len(x)), *((0, 0),) * (x.ndim - 1))).reshape(number, block, *x.shape[1:])

@@ -31,7 +31,7 @@ class Request:
 
     def is_elsewhere(self, row: Row) -> bool:
         """Whether what is lost shows on it."""
-        return bool(self.data.domain) and row.domain not in self.data.domain and is_held_out(row)
+        return row.domain not in self.data.domain and is_held_out(row)
 
 
 def lost(
@@ -42,9 +42,11 @@ def lost(
     `folder` keeps what is finished. `tell` is given what cannot be measured, and why.
     """
     every = replace(request.data, domain=())
-    rows = read(every, tokenizer_of(source), Remarks(), wanted=request.is_elsewhere) if request.data.domain else []
-    if not rows:
+    try:
+        rows = read(every, tokenizer_of(source), Remarks(), wanted=request.is_elsewhere)
+    except DataError:  # there is none: the others have been read
         return {}
+    domains = sorted({row.domain for row in rows})
     runs = {name: one for name, one in sets.items() if min(map(len, one.layers)) >= source.config.top_k}
     if left := sorted({*sets} - {*runs}):
         tell(f"what other domains lose by {', '.join(left)} is not measured: fewer experts stay than each token uses")
@@ -59,7 +61,6 @@ def lost(
     except DataError as error:
         tell(f"what other domains lose is not measured: {error}")
         return {}
-    domains = sorted({row.domain for row in rows})
     return {entry.name: _by_domain(entry, domains) for entry in summary.entries}
 
 
