@@ -112,10 +112,11 @@ def test_keep_sets(content: Any, says: tuple[str, ...], tiny_mxfp4: Path, tmp_pa
     refused("prune", tiny_mxfp4, "--keep-sets", dump(tmp_path / "keep.json", content), "--out", "out", says=says)
 
 
-@pytest.mark.parametrize("option", ["--ranking", "--keep-sets"])
-def test_missing_file(option: str, tiny_mxfp4: Path, tmp_path: Path, refused: Refused) -> None:
+@pytest.mark.parametrize(("option", "writes"), [("--ranking", "rank"), ("--keep-sets", "select")])
+def test_missing_file(option: str, writes: str, tiny_mxfp4: Path, tmp_path: Path, refused: Refused) -> None:
     keep = ["--keep", 4] if option == "--ranking" else []
-    refused("prune", tiny_mxfp4, option, "gone.json", *keep, says=("gone.json", "no such file"))
+    says = ("gone.json", "no such file", f"`gptoss-jax {writes}` writes one")
+    refused("prune", tiny_mxfp4, option, "gone.json", *keep, says=says)
     refused("prune", tiny_mxfp4, option, tmp_path, *keep, says=("not a JSON file",))
 
 

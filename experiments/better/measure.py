@@ -15,6 +15,7 @@ from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.rows import Row
 from gptoss_jax.data.tokens import load_tokenizer
 from gptoss_jax.healing.resident import Resident
+from gptoss_jax.healing.rows import by_row
 from gptoss_jax.healing.trained import read
 from gptoss_jax.network.source import Masked, Source, load
 from gptoss_jax.run.choose import resident_mesh
@@ -63,8 +64,4 @@ class Judge:
             replace(batch, kept=np.broadcast_to(kept_LE, (batch.shape[0], *kept_LE.shape))) for batch in self.batches
         ]
         loss = self.engine.losses(self.untrained | dict(values), batches, self.teachers)
-        number = np.concatenate([batch.groups[:, 0] for batch in batches])
-        is_row = np.concatenate([(batch.tokens.segments > 0).any(1) for batch in batches])
-        found = np.zeros((len(self.examples), 2))
-        found[number[is_row]] = np.stack([loss.kl[is_row], loss.weight[is_row]], axis=1)
-        return found
+        return np.stack(by_row(loss, batches, len(self.examples)), axis=1)

@@ -36,7 +36,7 @@ from .layerwise import gram_bytes
 from .loss import Finals, Loss
 from .reconstruction import Pass, Sweeps, reconstruct
 from .resident import Resident
-from .rows import Rows, make_rows
+from .rows import Rows, by_row, make_rows
 from .states import States
 from .streamed import Streamed
 from .trained import Trained, parted, read
@@ -167,7 +167,7 @@ def _healed(
     is_ours = np.array([not request.data.domain or name in request.data.domain for name in rows.domains])
 
     def looked_at(trained: Trained) -> Loss:
-        return _of_rows(engine.losses(trained, held.batches, held.teachers), rows)
+        return by_row(engine.losses(trained, held.batches, held.teachers), rows.held_batches, len(rows.held))
 
     def mean(trained: Trained) -> float:
         found = looked_at(trained)
@@ -229,15 +229,6 @@ def _check_room(request: Request, source: Source, rows: Rows, is_streamed: bool)
             f"--memory-gib {placing.memory_gib:.3g} is too little: {model} and {at_once} need {needed:.2f}: give more, "
             "or a smaller --batch-size, --num-rows or --max-seq-length"
         )
-
-
-def _of_rows(loss: Loss, rows: Rows) -> Loss:
-    """The losses in the order of the rows: batches have them by length, and padding behind."""
-    number = np.concatenate([batch.groups[:, 0] for batch in rows.held_batches])
-    is_row = np.concatenate([(batch.tokens.segments > 0).any(1) for batch in rows.held_batches])
-    kl, weight = np.zeros(len(rows.held)), np.zeros(len(rows.held))
-    kl[number[is_row]], weight[number[is_row]] = loss.kl[is_row], loss.weight[is_row]
-    return Loss(kl, weight)
 
 
 def _check_apart(request: Request, source: Source, kept: Progress) -> None:

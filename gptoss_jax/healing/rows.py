@@ -20,6 +20,7 @@ from ..network.batch import Batch
 from ..network.source import Source
 from ..run.options import Data
 from ..run.reading import read, tokenizer_of
+from .loss import Loss
 
 FEWEST = 2  # rows that are held out: an interval needs as many
 STEP_TOKENS = 2048  # of a step, where nobody says how many rows it takes
@@ -90,6 +91,16 @@ def make_rows(
         int(sum((document.weights != 0).sum() for document in fitting)),
         remarks.lines(),
     )
+
+
+def by_row(loss: Loss, batches: Sequence[Batch], rows: int) -> Loss:
+    """The losses in the order of the rows, of which batches hold one in a row of theirs, each token with its number as
+    its group: batches have them by length, and padding behind."""
+    number = np.concatenate([batch.groups[:, 0] for batch in batches])
+    is_row = np.concatenate([(batch.tokens.segments > 0).any(1) for batch in batches])
+    kl, weight = np.zeros(rows), np.zeros(rows)
+    kl[number[is_row]], weight[number[is_row]] = loss.kl[is_row], loss.weight[is_row]
+    return Loss(kl, weight)
 
 
 def _check(data: Data, held: Sequence[Row], fitting: Sequence[Document], looked_at: Sequence[Document]) -> None:

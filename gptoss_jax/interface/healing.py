@@ -1,6 +1,6 @@
 """The job that heals what pruning leaves, as a function with the names and defaults of the command line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..files.paths import AnyPath, is_path, place
 from ..healing import job
 from ..healing.card import section
 from ..healing.job import Healing, Request
+from ..network.source import Source
 from ..run.distilling import distilled
 from ..run.options import Writing, taken
 from ..run.progress import Progress
@@ -93,14 +94,8 @@ def heal(
     kept, command = Progress(target), f"gptoss_jax.heal({opened.name!r}, …)"
     overwrite = kept.may_replace(overwrite, resume)
     atomic.try_folder(target, overwrite)
-    if len(sets) > 1:
-        kept.begin({"the keep-sets": {name: one.layers for name, one in sets.items()}}, resume)
-        kept.write(SEVERAL, b"each has a folder of its own")
-    found = {}
-    for number, (name, one) in enumerate(sets.items()):
-        own = kept if len(sets) == 1 else Progress(kept.folder / f"{SEVERAL}-{number}")
-        request = Request(opened.name, one, *chosen, command)
-        found[name] = job.run(request, source, own, resume if len(sets) == 1 else own.exists(), tell)
+    requests = {name: Request(opened.name, one, *chosen, command) for name, one in sets.items()}
+    found = _each(requests, source, kept, resume, tell)
     best = min(found, key=lambda name: found[name].overall.written.value)
     tried = [_line(name, sets[name], found[name]) for name in sets]
     healing = found[best]
@@ -117,6 +112,21 @@ def heal(
     )
     kept.remove()
     return Healed(pruned, healing, tuple(tried))
+
+
+def _each(
+    requests: Mapping[str, Request], source: Source, kept: Progress, resume: bool, tell: Callable[[str], Any]
+) -> dict[str, Healing]:
+    """What each healing finds. Of several, each has its progress in the folder of all."""
+    if len(requests) == 1:
+        return {name: job.run(request, source, kept, resume, tell) for name, request in requests.items()}
+    kept.begin({"the keep-sets": {name: request.keep_sets.layers for name, request in requests.items()}}, resume)
+    kept.write(SEVERAL, b"each has a folder of its own")
+    found = {}
+    for number, (name, request) in enumerate(requests.items()):
+        own = Progress(kept.folder / f"{SEVERAL}-{number}")
+        found[name] = job.run(request, source, own, own.exists(), tell)
+    return found
 
 
 def _line(name: str, keep_sets: KeepSets, healing: Healing) -> dict[str, Any]:

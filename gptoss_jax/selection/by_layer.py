@@ -44,6 +44,8 @@ class ByLayer:
     losses: list[list[float | None]] | None = None
 
     kind: ClassVar[str]
+    written_by: ClassVar[str]
+    """The command whose files these are."""
 
     def check(self, config: Config, where: str) -> None:
         """RankingError, which begins with `where`, if the lists do not fit the model."""
@@ -83,7 +85,7 @@ class ByLayer:
             with storage_errors(path):
                 data = path.read_bytes()
         except FileNotFoundError:
-            raise RankingError(f"{path}: no such file: `gptoss-jax rank` writes one") from None
+            raise RankingError(f"{path}: no such file: `gptoss-jax {cls.written_by}` writes one") from None
         except OSError as error:
             raise RankingError(f"{path}: not a JSON file ({refusal(error)})") from None
         return cls.parse(data, config, str(path))

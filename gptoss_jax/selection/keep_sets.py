@@ -27,6 +27,7 @@ class KeepSets(ByLayer):
     elsewhere: Lost | None = None
 
     kind: ClassVar[str] = "keep_sets"
+    written_by: ClassVar[str] = "select"
 
     def __post_init__(self) -> None:
         orders = [sorted(range(len(kept)), key=kept.__getitem__) for kept in self.layers]

@@ -26,6 +26,7 @@ class Ranking(ByLayer):
     """A ranking holds all experts of each layer, best first."""
 
     kind: ClassVar[str] = "ranking"
+    written_by: ClassVar[str] = "rank"
 
     def check(self, config: Config, where: str = "the ranking") -> None:
         """RankingError, which begins with `where`, if the ranking does not fit the model."""
