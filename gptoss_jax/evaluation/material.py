@@ -1,6 +1,7 @@
 """The rows of an evaluation, none of which served calibration. Letters: see `config`."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +53,15 @@ def material(request: Request, sides: Sides) -> Material:
     domains = domains_of(rows, data.domain_column)
     if isinstance(sides.baseline, Source) and not isinstance(sides.baseline, StoredBaseline):
         _check_alike(rows, domains, tokenizer, source, sides.baseline)
-    blocks = {length: _blocks(request, rows, domains, tokenizer, source, length) for length in judging.seq_len}
+    encode = partial(_encode, rows, domains, tokenizer, source, judging.keep)
+    if judging.whole_rows:
+        # The first token of a row is expected of nothing.
+        blocks = {
+            n: Blocks(encode(n + 1, data.truncate), n, 0, judging.blocks, whole_rows=True) for n in judging.seq_len
+        }
+    else:
+        eos, documents = reading.eos_of(tokenizer, source.config, "eval, which packs rows into blocks,"), encode()
+        blocks = {n: Blocks(documents, n, eos, judging.blocks, judging.cross_document) for n in judging.seq_len}
     for length, some in blocks.items():
         scored = np.unique(some.scored.rows[some.scored.real])
         if len(scored) < 2:
@@ -61,20 +70,6 @@ def material(request: Request, sides: Sides) -> Material:
                 "or --blocks, or --keep all where nobody speaks in them"
             )
     return Material(rows, domains, tokenizer, blocks, lines, known is not None)
-
-
-def _blocks(
-    request: Request, rows: Sequence[Row], domains: Sequence[str], tokenizer: Any, source: Source, length: int
-) -> Blocks:
-    """The rows in blocks of that length."""
-    judging, data, keep = request.judging, request.data, request.judging.keep
-    if judging.whole_rows:
-        # The first token of a row is expected of nothing.
-        documents = _encode(rows, domains, tokenizer, source, keep, length + 1, data.truncate)
-        return Blocks(documents, length, 0, judging.blocks, whole_rows=True)
-    eos = reading.eos_of(tokenizer, source.config, "eval, which packs rows into blocks,")
-    documents = _encode(rows, domains, tokenizer, source, keep)
-    return Blocks(documents, length, eos, judging.blocks, judging.cross_document)
 
 
 def _calibration(keep_sets: Mapping[str, KeepSets]) -> np.ndarray | None:

@@ -89,7 +89,7 @@ def empty_state(how: How, batch_size: int, capacity: int, dtype: Any) -> State:
 @lru_cache(STEPS_KEPT)
 def _nothing(how: How, mesh: Mesh, batch_size: int, capacity: int, dtype: Any) -> Any:
     """`empty_state` over a mesh, jitted."""
-    shardings = jax.tree.map(partial(NamedSharding, mesh), _state_specs(how))
+    shardings = jax.tree.map(partial(NamedSharding, mesh), mapped(how, mesh).state)
     return jax.jit(partial(empty_state, how, batch_size, capacity, dtype), out_shardings=shardings)
 
 

@@ -1,7 +1,7 @@
 """Keep-sets that are found by running the model, for `select`: with them comes JAX."""
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,7 @@ def pick(
     data, searching, placing = _asked(opened, model, ranked, options, OF_JUDGING)
     if placing.coordinator:
         raise OptionError("--pick is one process: leave out --coordinator")
-    length = min(LONGEST, data.max_seq_length)
-    judging = taken(Judging, {"seq_len": (length,), "keep": searching.scored, "whole_rows": True, **options})
+    judging = _by_whole_rows(data, searching.scored, options)
     if keeping.min_match is not None and not judging.replies:
         raise OptionError("--min-match needs --replies: say how many rows are answered")
     request = picking.Request(opened.name, data, searching, judging, placing, ranked.domain, ranked.seed)
@@ -169,13 +168,18 @@ def _judged_elsewhere(
         tell("what other domains lose is measured by one process: run eval on their rows")
         return found
     names = [f"keep {len(one.keep_sets.layers[0])}" for one in found]
-    judged = {"seq_len": (min(LONGEST, request.data.max_seq_length),), "keep": scored, "whole_rows": True}
-    judging = taken(Judging, judged)
+    judging = _by_whole_rows(request.data, scored)
     asked = elsewhere.Request(request.model, request.data, judging, request.placing)
     sets = {name: one.keep_sets for name, one in zip(names, found, strict=True)}
     with runs.keeping(kept):
         lost = elsewhere.lost(sets, asked, source, kept.folder / ELSEWHERE, tell)
     return [_with_lost(one, lost.get(name)) for name, one in zip(names, found, strict=True)]
+
+
+def _by_whole_rows(data: Data, scored: str, more: Mapping[str, Any] | None = None) -> Judging:
+    """How keep-sets are judged: where a block cuts a row, the KL of its reply says nothing of the model at work."""
+    length = min(LONGEST, data.max_seq_length)
+    return taken(Judging, {"seq_len": (length,), "keep": scored, "whole_rows": True, **(more or {})})
 
 
 def _with_lost(one: Selected, lost: Lost | None) -> Selected:

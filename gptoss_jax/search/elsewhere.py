@@ -8,8 +8,6 @@ from typing import Any
 from ..data.remarks import Remarks
 from ..data.rows import Row, is_held_out
 from ..errors import DataError
-from ..evaluation import job as evaluation
-from ..evaluation import stored
 from ..evaluation.sides import Request as Judged
 from ..evaluation.summary import Entry
 from ..files.paths import AnyPath
@@ -18,6 +16,7 @@ from ..run.judging import Judging
 from ..run.options import Data, Placing
 from ..run.reading import read, tokenizer_of
 from ..selection.keep_sets import KeepSets, Lost
+from .pick import evaluated
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,7 @@ def lost(
         return {}
     asked = Judged(request.model, runs, every, request.judging, request.placing, wanted=request.is_elsewhere)
     try:
-        if folder.exists():  # of a run that went on from there
-            summary = stored.read(folder)
-        else:
-            summary = evaluation.run(asked, lambda _: source, folder, resume=True, tell=tell).summary
+        summary = evaluated(asked, source, folder, tell)
     except DataError as error:
         tell(f"what other domains lose is not measured: {error}")
         return {}

@@ -18,6 +18,7 @@ from ..evaluation import job as evaluation
 from ..evaluation import stored
 from ..evaluation.intervals import Estimate
 from ..evaluation.sides import Request as Judged
+from ..evaluation.summary import Summary
 from ..files.paths import AnyPath
 from ..network.source import Source
 from ..run import job as profiling
@@ -151,16 +152,20 @@ def judge(
     if not candidates:
         raise RankingError("no candidate keeps so many experts: name a rule or a criterion with --pick, or other files")
     asked = Judged(request.model, candidates, request.data, request.judging, request.placing, wanted=is_held_out)
-    if folder.exists():  # of a run that went on from there
-        summary = stored.read(folder)
-    else:
-        summary = evaluation.run(asked, lambda _: source, folder, resume=True, tell=tell).summary
+    summary = evaluated(asked, source, folder, tell)
     trials = []
     for entry in summary.entries:
         kl = next(iter(entry.quality.values())).estimates["kl"]
         match = None if entry.replies is None else entry.replies.estimates.get("correct")
         trials.append(Trial(entry.name, candidates[entry.name], kl, match))
     return trials
+
+
+def evaluated(asked: Judged, source: Source, folder: AnyPath, tell: Callable[[str], Any]) -> Summary:
+    """What an evaluation found, from the folder where the run that goes on has finished it."""
+    if folder.exists():
+        return stored.read(folder)
+    return evaluation.run(asked, lambda _: source, folder, resume=True, tell=tell).summary
 
 
 def best(trials: Sequence[Trial]) -> Trial:
