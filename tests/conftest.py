@@ -8,6 +8,9 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # torch's threads spin against XLA's on two cores: the small models here are faster with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Programs run a few times here: compiling them without what makes them fast takes a third off the tests' time. The
+# demo, the notebook and the benches compile as users do, and so do the tests with XLA_FLAGS= before their command.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 from jaxtyping import install_import_hook
 
@@ -28,7 +31,6 @@ import jaxtyping
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from gptoss_jax.cli import main
 from gptoss_jax.generation import resident as decoding
@@ -50,8 +52,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("project")
 
-# Compiler options of large programs that run a few times: half of the time to compile goes into speed.
-QUICK = {"xla_backend_optimization_level": 0}
 NANO = Path(__file__).resolve().parents[1] / "gptoss_jax" / "nano"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -152,22 +152,14 @@ def rows_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Modules that compile the same programs again and again find what any of them has compiled, in any process of a
-    run."""
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What any process of a run has compiled is found by all. Programs that tests start compile for themselves: one
+    that is killed while it writes would leave half a program to the others."""
     base = tmp_path_factory.getbasetemp()
-    settings = {
-        "jax_compilation_cache_dir": str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield
+    compiled = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from gptoss_jax.selection.keep_sets import KeepSets
 from . import conftest
 from .bad_input import Program, Refused, case, dump
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 L, E = TINY.num_layers, TINY.num_experts
 KEPT = KeepSets([[0, 1, 3, 5]] * L)

@@ -33,7 +33,7 @@ from gptoss_jax.selection.keep_sets import KeepSets
 from . import oracle
 from .conftest import conversation
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 L, E = TINY.num_layers, TINY.num_experts
 RNG = np.random.default_rng(5)

@@ -21,7 +21,7 @@ from experiments.family.__main__ import main
 from tests.bad_input import tree
 from tests.hub_server import TOKEN, Hub, running
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 FAMILIES = ("arithmetic", "legs")
 ASKED = ("--family", "arithmetic", "--family", "legs", "--keep", "12")
@@ -34,7 +34,7 @@ def call(work: Path, *options: str, questions: int = 4) -> Result:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory, compiled_once: None) -> Path:
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The family, finished. Not to be changed."""
     folder = tmp_path_factory.mktemp("family") / "work"
     result = call(folder)

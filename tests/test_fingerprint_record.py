@@ -21,7 +21,7 @@ from .bad_input import Program, Refused, case, dump, edit
 from .test_generate_trace import of_folder, stopped
 from .test_interrupted import PROGRAM, words
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 Activations = gj.fingerprint.Activations
 

@@ -46,7 +46,7 @@ from tests.oracle import relative
 
 from .bad_input import Refused
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 GREEDY = Sampling(temperature=0.0)
 

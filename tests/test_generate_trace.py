@@ -32,7 +32,7 @@ from tests import oracle
 from .bad_input import Program, Refused, case, dump, edit
 from .test_interrupted import PROGRAM, words
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 TOKENS = 12  # of each reply, at most
 # Harmony text may be as short as it likes: two prompts lie within the window of 9 tokens and three reach beyond it.

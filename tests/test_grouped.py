@@ -17,7 +17,6 @@ from gptoss_jax.devices.placement import Placement
 from gptoss_jax.kernels import grouped
 from gptoss_jax.kernels.grouped import LANES, ExpertWeights, tile_width
 
-from .conftest import QUICK
 from .test_experts import CHOICES, assert_mixtures_equal, experts_and_float64, mixture_by_loop, routing_of
 from .test_plan import libtpu
 
@@ -120,9 +119,7 @@ choices = pytest.mark.parametrize(
     "choice", [*CHOICES.values(), to_one_expert], ids=[*CHOICES, "all pairs on one expert"]
 )
 # Compiled once for all choices.
-run, run_by_pieces = (
-    jax.jit(lambda experts, *args: experts(*args), static_argnums=4, compiler_options=QUICK) for _ in range(2)
-)
+run, run_by_pieces = (jax.jit(lambda experts, *args: experts(*args), static_argnums=4) for _ in range(2))
 
 
 @pytest.mark.parametrize("place", ["cpu", "gpu"])

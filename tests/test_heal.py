@@ -33,8 +33,6 @@ from gptoss_jax.run.reading import tokenizer_of
 from .bad_input import Program, Refused, case, dump, tree
 from .conftest import conversation
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 KEPT = [[0, 2, 3, 5, 6], [1, 2, 3, 4, 6], [0, 1, 4, 5, 6], [0, 1, 2, 3, 6]]
 ROWS = [
     {"id": f"r{i}", "topic": "ab"[i % 2], "text": conversation(i % 7).replace("plus", f"plus {i},")} for i in range(30)

@@ -79,9 +79,6 @@ def found(which: str, folder: Path, dtype: str = "float32", kind: Any = Finals) 
     return runs.gradients(given, batches(), teachers), runs.losses(given, batches(), teachers)
 
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["resident", "streamed"])
 def test_gradients_equal_transformers(which: str, tiny_bf16: Path) -> None:

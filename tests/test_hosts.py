@@ -75,6 +75,9 @@ if moment == "loading":
 if moment in ("step", "late step"):
     import gptoss_jax.run.engine
     wait_in(gptoss_jax.run.engine.Timed, "__call__", 2 if moment == "step" else 6)
+if moment == "sixth batch":
+    import gptoss_jax.healing.training
+    wait_in(gptoss_jax.healing.training, "_order", 6)
 from gptoss_jax.cli import main
 main()
 """
@@ -137,7 +140,8 @@ def running(folder: Path) -> Iterator[Run]:
         for i in ids:
             # Many clusters have a proxy, which does not lead from host to host.
             variables = {"http_proxy": "http://127.0.0.1:9"}
-            variables |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+            flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+            variables |= {"XLA_FLAGS": flags}
             where = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", of or len(ids), "--process-id", i]
             if slurm:
                 where = ["--coordinator", "auto"]
@@ -211,6 +215,32 @@ def test_eliminates_as_one_process(model: Path, run: Run, tmp_path: Path) -> Non
     assert ours["layers"] == theirs["layers"]
     for one, other in zip(ours["losses"], theirs["losses"], strict=True):
         np.testing.assert_allclose(one[1:], other[1:], rtol=1e-4, atol=1e-6 * other[1])  # the first to go cost little
+
+
+def test_heals_as_one_process(model: Path, rows: Path, run: Run, tmp_path: Path) -> None:
+    """All processes have all rows, each the part of a batch that its devices hold; process 0 writes, and what it has
+    kept is enough for all to go on."""
+    (tmp_path / "half.json").write_text(json.dumps([list(range(0, 24, 2))] * CONFIG.num_layers))
+    asked = ["heal", model, "--keep-sets", tmp_path / "half.json", "--data", rows, "--max-seq-length", 64]
+    asked += ["--batch-size", 4, "--steps", 8, "--check-every", 4, "--train", "small", "--reconstruct", "biases"]
+    asked += ["--dtype", "float32", "--tokens", "all"]
+    alone = CliRunner().invoke(cli, [*map(str, asked), "--out", str(tmp_path / "alone")], catch_exceptions=False)
+    assert alone.exit_code == 0, alone.stderr
+    there = [*asked, "--mesh", "data=2,expert=2", "--out", tmp_path / "there"]
+    for process in (killed := run(*there, devices=2, moments={0: "sixth batch", 1: "sixth batch"})):
+        process.wait_for_moment()
+    for process in killed:
+        os.killpg(process.popen.pid, signal.SIGKILL)
+        process.popen.wait()
+    assert (tmp_path / "there.progress" / "training").exists() and not (tmp_path / "there").exists()
+    first, second = run(*there, "--resume", devices=2)
+    assert first.end()[0] == 0 and "there" in first.out.read_text()
+    assert second.done() and "there" not in second.out.read_text()
+    ours, theirs = (json.loads((tmp_path / name / "heal.json").read_text()) for name in ("there", "alone"))
+    np.testing.assert_allclose(ours["curve"]["losses"], theirs["curve"]["losses"], rtol=5e-3)  # Adam's roots of 1e-6
+    np.testing.assert_allclose(ours["overall"]["healed"]["value"], theirs["overall"]["healed"]["value"], rtol=1e-3)
+    assert ours["is_kept"] == theirs["is_kept"] is True
+    assert not (tmp_path / "there.progress").exists()
 
 
 def assert_equal_profiles(ours: Path, one: Path) -> None:

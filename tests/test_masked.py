@@ -33,7 +33,7 @@ from gptoss_jax.run.resident import Resident
 from gptoss_jax.run.streamed import Streamed
 from gptoss_jax.statistics.sums import DECLARED
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 L, E = TINY.num_layers, TINY.num_experts
 KEEP = 4

@@ -32,8 +32,6 @@ from .conftest import ROWS
 from .made_up import Finished
 from .test_plan import TWO_LAYERS
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 HERE = Path(__file__).parent
 LENGTH = 64
 
@@ -604,6 +602,7 @@ SEEN: dict[str, dict[str, str]] = {
         ),
     },
     "heal": {
+        **dict.fromkeys(["coordinator", "num_processes", "process_id"], "test_hosts.py::test_heals_as_one_process"),
         "model": HEAL + "test_what_is_written_is_what_was_judged",
         **dict.fromkeys(["keep_sets", "steps", "rate"], HEAL + "test_routers_alone_change_and_learn"),
         "data": HEAL + "test_a_fifth_is_held_out_by_hash_and_learnt_by_nobody",

@@ -22,8 +22,6 @@ from .commands import COMMANDS
 from .conftest import ONE_STEP, many_rows
 from .simulated import summary
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 # Parameters that take any text and name no path. One that names a path has the type `cli.options.PATH`.
 TEXTS = {
     "prompts",

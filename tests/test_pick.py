@@ -25,8 +25,6 @@ from gptoss_jax.search.pick import Trial, best, smallest
 from .bad_input import Program, Refused, case, dump
 from .test_heal import ROWS, rows  # noqa: F401  (a fixture is used by name)
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 HELD = {row["id"] for row in ROWS if is_held_out(Row(row["text"], row["id"]))}
 
 

@@ -33,8 +33,6 @@ from .test_heal import Killed, healed, kept, line, made, rows  # noqa: F401  (fi
 from .test_healing import KEPT, batches
 from .test_swap import outputs_by_hand, softmax
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 BOTH = ("routers", "biases")
 L, E, D, K = TINY.num_layers, TINY.num_experts, TINY.hidden_size, TINY.top_k
 PATHS = {"routers": (LAYERS + ROUTER_KERNEL, LAYERS + ROUTER_BIAS), "biases": (LAYERS + DOWN_BIAS,)}

@@ -25,8 +25,6 @@ from .bad_input import Program, Refused, case, poke
 from .conftest import ROWS
 from .test_swap import HERE
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 L, E = TINY.num_layers, TINY.num_experts
 OPTIONS = {"max_seq_length": 64, "batch_size": 3, "dtype": "float32", "domain_column": "domain"}
 

@@ -22,7 +22,6 @@ from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.source import load
 from gptoss_jax.run.steps import Asked, network_step
 
-from .conftest import QUICK
 from .test_attention import dense
 
 pytestmark = pytest.mark.slow
@@ -33,7 +32,7 @@ def documents(*shape: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).integers(0, 3, shape).astype(np.int32))
 
 
-attend = jax.jit(partial(splash.attend, interpret=True), static_argnums=6, compiler_options=QUICK)
+attend = jax.jit(partial(splash.attend, interpret=True), static_argnums=6)
 
 
 def assert_equals_dense(
@@ -119,7 +118,7 @@ def test_statistics_by_the_kernels_of_tpus_are_those_of_the_cpu(
     batch: Iterator[Batch], weights: str, tiny_mxfp4: Path
 ) -> None:
     network, (only,) = load(Checkpoint(tiny_mxfp4), "float32", form=weights), batch
-    profile = jax.jit(partial(network_step, asked=Asked(swap=True)), static_argnums=2, compiler_options=QUICK)
+    profile = jax.jit(partial(network_step, asked=Asked(swap=True)), static_argnums=2)
     theirs = profile(network, only, Placement("cpu")).statistics
     ours = profile(network, only, Placement("tpu", interpret=True)).statistics
     for name, expected in vars(theirs).items():

@@ -22,7 +22,6 @@ from .made_up import E, some_sums
 from .test_dataset import make
 from .test_profile import run_profile
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 ROWS = 40
 OPTIONS = {"keep": "assistant", "domain_column": "domain", "dtype": "float32", "max_seq_length": 2048, "batch_size": 4}
 

@@ -52,15 +52,17 @@ def heal(model: str, keep_sets: Any, out: Any, overwrite: bool, resume: bool, **
             tell=terminal.complain,
             **options,
         )
+    if healed.pruned is None:
+        return
     for warning in healed.pruned.warnings:
         terminal.complain(f"warning: {warning}")
     for one in healed.tried if len(healed.tried) > 1 else ():
-        terminal.report(f"{one['name']}: KL {one['kl'][0]:.4f} ({one['kl'][1]:.4f} to {one['kl'][2]:.4f}) healed")
+        terminal.report(f"{one['name']}: KL {one['kl'][0]:.4g} ({one['kl'][1]:.4g} to {one['kl'][2]:.4g}) healed")
     found = healed.healing
     for name, of in [("", found.overall), *found.domains.items()]:
         if name in found.healed_for and name:
             continue
         where = f"domain {name}" if name else "held out"
-        terminal.report(f"{where}: KL {of.pruned.value:.4f} pruned, {of.healed.value:.4f} healed, {of.rows:,} rows")
+        terminal.report(f"{where}: KL {of.pruned.value:.4g} pruned, {of.healed.value:.4g} healed, {of.rows:,} rows")
     what = "healed" if found.is_kept else "rolled back to the pruned model, since the interval does not exclude zero"
     terminal.report(f"{healed.pruned.name}: {what}: {healed.folder}")

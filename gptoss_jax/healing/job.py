@@ -123,7 +123,7 @@ def run(
 ) -> Healing:
     """Train, and say what it was worth; `kept` holds what is finished.
 
-    `tell` is given what a user should know, line by line, before the first step.
+    `tell` is given what a user should know, line by line, in process 0, before the first step.
     """
     _check_apart(request, source, kept)
     placing, how = request.placing, request.distilling
@@ -142,10 +142,13 @@ def run(
     )
     if is_streamed or how.reconstruct:
         _check_room(request, source, rows, is_streamed)
-    kept.begin(_settings(request, source, rows, choice.engine), resume)
-    told = f"{len(rows.learnt):,} rows are learnt, {rows.tokens:,} tokens of them; {len(rows.held):,} are held out"
-    for line in [*rows.remarks, f"{told}; engine {choice.engine}: {choice.reason}"]:
-        tell(line)
+    settings = _settings(request, source, rows, choice.engine)
+    hosts.agree(settings)
+    if hosts.is_first():
+        kept.begin(settings, resume)
+        told = f"{len(rows.learnt):,} rows are learnt, {rows.tokens:,} tokens of them; {len(rows.held):,} are held out"
+        for line in [*rows.remarks, f"{told}; engine {choice.engine}: {choice.reason}"]:
+            tell(line)
     with keeping(kept):
         kind = TEACHERS[how.teacher]
         if mesh is None:
@@ -243,7 +246,7 @@ def _check_apart(request: Request, source: Source, kept: Progress) -> None:
 
 def _settings(request: Request, source: Source, rows: Rows, engine: str) -> dict[str, Any]:
     """All that decides what a run computes, by the names that users know."""
-    free = ("--data", "--split", "--subset", "--engine", "--memory-gib", "--command")
+    free = ("--data", "--split", "--subset", "--engine", "--memory-gib", "--command", "--coordinator", "--process-id")
     return {
         "the model's fingerprint": source.fingerprint(),
         "the keep-sets": request.keep_sets.layers,

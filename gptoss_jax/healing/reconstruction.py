@@ -27,7 +27,6 @@ from ..run.distilling import PASSES
 from ..run.progress import Progress
 from ..run.steps import STEPS_KEPT
 from ..run.streamed import Layers
-from . import trained
 from .layerwise import Grams, Sums, fitted_router, grams_step, shifts, sums_step
 from .steps import layer_forward
 from .trained import Trained, joined, of_layer, stacked, written
@@ -70,7 +69,10 @@ def reconstruct(
         found = kept.kept(safetensors.numpy.load, name)
         if found is None:
             before = passes[-1].least if passes else held(values)
-            found = sweeps.run(what, values)
+            host = {path: np.asarray(hosts.gather(x)) for path, x in values.items()}
+            # One process sweeps: to the last bit others might find something else.
+            swept = safetensors.numpy.save(sweeps.run(what, host)) if hosts.is_first() else b""
+            found = safetensors.numpy.load(hosts.from_first(swept))
             after = held(_placed(found, values))
             if not np.isfinite(after):
                 raise _not_finite(f"--reconstruct {what}")
@@ -91,16 +93,14 @@ class Sweeps:
         self.batches, self.keep_sets = batches, keep_sets
         self._forward, self._grams, self._sums = _jitted(self.config)
 
-    def run(self, what: str, values: Trained) -> dict[str, np.ndarray]:
+    def run(self, what: str, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What a pass finds, rounded to BF16, in float32, by its paths in the model."""
         fit = {"routers": self._router, "biases": self._biases}[what]
-        of_layers = {path: x for path, x in values.items() if path.startswith(trained.LAYERS)}
-        host = {path: np.asarray(hosts.gather(x)) for path, x in of_layers.items()}
         whole = [jnp.asarray(self.layers.embed(batch)) for batch in self.batches]
         pruned, found = whole, list[Trained]()
         with bar(self.config.num_layers, "layers", shown=hosts.is_first()) as advance:
             for index, layer in self.layers.each(range(self.config.num_layers)):
-                in_layer = of_layer(host, index)
+                in_layer = of_layer(values, index)
                 whole = self._through(layer, {}, whole, index, is_whole=True)
                 found.append(written(fit(layer, in_layer, whole, pruned, index)))
                 pruned = self._through(layer, in_layer | found[-1], pruned, index)

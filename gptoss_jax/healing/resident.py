@@ -32,7 +32,7 @@ class Resident:
     def __init__(self, model: GptOss, mesh: Mesh, kind: type[Finals] | type[Top] = Finals):
         """`kind` is that of the teachers."""
         self.model, self.kind = model, kind
-        self._put = partial(jax.make_array_from_process_local_data, sharding.rows(mesh))
+        self._rows = sharding.rows(mesh)
         self._teach, self._gradients, self._losses = _jitted(mesh, kind)  # type: ignore[arg-type]  # a class is hashable
 
     def teach(self, batches: Sequence[Batch]) -> list[Teacher]:
@@ -58,7 +58,8 @@ class Resident:
         return Loss(*map(np.concatenate, zip(*found, strict=True)))
 
     def _placed(self, batch: Batch) -> Batch:
-        return jax.tree.map(self._put, batch)
+        """Every process has the whole batch, and puts what its own devices hold."""
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, self._rows, x.__getitem__), batch)
 
 
 Step = Callable[..., Any]

@@ -1,4 +1,7 @@
-"""States of a training in Orbax's form, in the folder of the run's progress, from which a killed run goes on."""
+"""States of a training in Orbax's form, in the folder of the run's progress, from which a killed run goes on.
+
+Of many processes the first alone writes and reads them: the others need not see its folder.
+"""
 
 import json
 import tempfile
@@ -9,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint.experimental.v1 as ocp
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
 
 from ..devices import hosts
 from ..errors import ResumeError, reason
@@ -18,6 +23,8 @@ from ..run import progress
 from ..run.progress import Progress, empty
 
 STATES = "states"
+# Orbax would wait for all processes; its newer functions do so even with this.
+ALONE = ocp.options.MultiprocessingOptions(active_processes={0})
 
 
 class States:
@@ -32,9 +39,9 @@ class States:
         """Keep arrays and a line beside them, unless others were kept a short while ago; then those before them go."""
         if not hosts.exchange(always or time.monotonic() >= self._due)[0]:
             return
-        start, before = time.monotonic(), self.line()
-        self._save(self._at(number), arrays)
+        start, before, on_host = time.monotonic(), self.line(), hosts.gather(arrays)
         if hosts.is_first():
+            self._save(self._at(number), on_host)
             self.kept.write(self.name, json.dumps({"number": number, **line}).encode())
         if before is not None and before["number"] != number and hosts.is_first():
             with suppress(Exception):  # it is in nobody's way
@@ -47,13 +54,19 @@ class States:
 
     def load(self, number: int, like: Any) -> Any:
         """The arrays of a state, as those of `like` lie."""
+        shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+        found = hosts.tree_from_first(self._load(number, shapes) if hosts.is_first() else shapes)
+        return jax.tree.map(_placed, found, like)
+
+    def _load(self, number: int, shapes: Any) -> Any:
         at: Any = self._at(number)
         try:
-            with tempfile.TemporaryDirectory(prefix="gptoss-jax-") as name:
+            with tempfile.TemporaryDirectory(prefix="gptoss-jax-") as name, _orbax() as orbax:
                 if not is_local(at):
                     at.fs.get(at.path, f"{name}/state", recursive=True)
                     at = Path(name) / "state"
-                return ocp.load(Path(at).absolute(), jax.tree.map(_abstract, like))
+                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+                return orbax.restore(Path(at).absolute(), ocp.args.PyTreeRestore(shapes, as_numpy))
         except Exception as error:  # of several packages
             raise ResumeError(
                 f"{self._at(number)}: cannot be read ({reason(error)}): remove {self.kept.folder} to begin anew"
@@ -61,16 +74,21 @@ class States:
 
     def _save(self, at: AnyPath, arrays: Any) -> None:
         """Orbax writes to this machine; a remote storage gets a copy."""
-        if is_local(at):
-            ocp.save(Path(at).absolute(), arrays, overwrite=True)
-            return
-        with tempfile.TemporaryDirectory(prefix="gptoss-jax-") as name:
-            ocp.save(Path(name) / "state", arrays)
-            upload(Path(name) / "state", at, last="")
+        with tempfile.TemporaryDirectory(prefix="gptoss-jax-") as name, _orbax() as orbax:
+            here = Path(at).absolute() if is_local(at) else Path(name) / "state"
+            orbax.save(here, ocp.args.PyTreeSave(arrays), force=True)
+            if not is_local(at):
+                upload(here, at, last="")
 
     def _at(self, number: int) -> AnyPath:
         return self.folder / f"{self.name}-{number}"
 
 
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+def _orbax() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=ALONE), multiprocessing_options=ALONE)
+
+
+def _placed(x: np.ndarray, like: jax.Array) -> jax.Array:
+    if not like.committed:  # as the count of an optimizer: it goes to wherever a step runs
+        return jnp.asarray(x)
+    return jax.make_array_from_callback(x.shape, like.sharding, x.__getitem__)

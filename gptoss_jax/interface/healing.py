@@ -7,6 +7,7 @@ from typing import Any
 from convert import cut
 from convert.cut import Bar, Pruned, silent
 
+from ..devices import hosts
 from ..files import atomic
 from ..files.paths import AnyPath, is_path, place
 from ..healing import job
@@ -14,6 +15,7 @@ from ..healing.card import section
 from ..healing.job import Healing, Request
 from ..network.source import Source
 from ..run.distilling import distilled
+from ..run.job import join
 from ..run.options import Writing, taken
 from ..run.progress import Progress
 from ..selection.keep_sets import KeepSets
@@ -28,15 +30,13 @@ FILE, SEVERAL = "heal.json", "set"
 class Healed:
     """A checkpoint that was written, and may stand where its folder's path may, with what its healing found."""
 
-    pruned: Pruned
+    folder: AnyPath
+    """Where it lies."""
+    pruned: Pruned | None
+    """None in processes other than the first, which write nothing."""
     healing: Healing
     tried: tuple[dict[str, Any], ...] = ()
     """Of each of the keep-sets that were healed its name, its number of experts, and the KL with its interval."""
-
-    @property
-    def folder(self) -> AnyPath:
-        """Where it lies."""
-        return self.pruned.folder
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -92,26 +92,32 @@ def heal(
         one.check(source.config, name)
         cut.checked(one, source.config, lower_top_k=False)
     kept, command = Progress(target), f"gptoss_jax.heal({opened.name!r}, …)"
-    overwrite = kept.may_replace(overwrite, resume)
-    atomic.try_folder(target, overwrite)
     requests = {name: Request(opened.name, one, *chosen, command) for name, one in sets.items()}
+    settings = {"MODEL": opened.name, "--out": str(target), "--format": writing.format}
+    layers = {name: one.layers for name, one in sets.items()}
+    join(chosen[-1], {**settings, "the keep-sets": layers, **next(iter(requests.values())).by_flag()})
+    if hosts.is_first():
+        overwrite = kept.may_replace(overwrite, resume)
+        atomic.try_folder(target, overwrite)
     found = _each(requests, source, kept, resume, tell)
     best = min(found, key=lambda name: found[name].overall.written.value)
     tried = [_line(name, sets[name], found[name]) for name in sets]
-    healing = found[best]
-    pruned = cut.prune(
-        source,
-        replace(sets[best], tried=tried if len(sets) > 1 else sets[best].tried),
-        target,
-        model=opened.name,
-        format=writing.format,  # type: ignore[arg-type]
-        max_shard_bytes=writing.max_shard_size,
-        overwrite=overwrite,
-        healed=cut.Healed(healing.values, section(healing), {FILE: healing.to_json().encode()}),
-        progress=progress,
-    )
-    kept.remove()
-    return Healed(pruned, healing, tuple(tried))
+    healing, pruned = found[best], None
+    with hosts.first_alone():
+        if hosts.is_first():
+            pruned = cut.prune(
+                source,
+                replace(sets[best], tried=tried if len(sets) > 1 else sets[best].tried),
+                target,
+                model=opened.name,
+                format=writing.format,  # type: ignore[arg-type]
+                max_shard_bytes=writing.max_shard_size,
+                overwrite=overwrite,
+                healed=cut.Healed(healing.values, section(healing), {FILE: healing.to_json().encode()}),
+                progress=progress,
+            )
+            kept.remove()
+    return Healed(target, pruned, healing, tuple(tried))
 
 
 def _each(
@@ -120,8 +126,9 @@ def _each(
     """What each healing finds. Of several, each has its progress in the folder of all."""
     if len(requests) == 1:
         return {name: job.run(request, source, kept, resume, tell) for name, request in requests.items()}
-    kept.begin({"the keep-sets": {name: request.keep_sets.layers for name, request in requests.items()}}, resume)
-    kept.write(SEVERAL, b"each has a folder of its own")
+    if hosts.is_first():
+        kept.begin({"the keep-sets": {name: request.keep_sets.layers for name, request in requests.items()}}, resume)
+        kept.write(SEVERAL, b"each has a folder of its own")
     found = {}
     for number, (name, request) in enumerate(requests.items()):
         own = Progress(kept.folder / f"{SEVERAL}-{number}")

@@ -57,7 +57,10 @@ OF_DATA = (
     *("data", "split", "subset", "text_column", "id_column", "domain_column", "domain", "keep_thinking"),
     *("skip_bad_rows", "part", "num_rows", "seed", "max_seq_length", "truncate"),
 )
-OF_PLACING = ("batch_size", "engine", "memory_gib", "mesh", "weights", "dtype")
+OF_PLACING = (
+    *("batch_size", "engine", "memory_gib", "mesh", "weights", "dtype"),
+    *("coordinator", "num_processes", "process_id"),
+)
 
 
 def distilled(**values: Any) -> tuple[Data, Distilling, Placing]:

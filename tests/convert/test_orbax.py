@@ -217,7 +217,9 @@ def test_profile_is_that_of_the_source(
 def start(checkpoint: Path, out: Path, devices: int, *processes: str) -> "subprocess.Popen[str]":
     out.mkdir(exist_ok=True)
     argv = [sys.executable, "-m", "tests.convert.orbax_on_devices", str(checkpoint), str(out), *processes]
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    }
     return subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 
