@@ -69,9 +69,9 @@ def reconstruct(
         found = kept.kept(safetensors.numpy.load, name)
         if found is None:
             before = passes[-1].least if passes else held(values)
-            host = {path: np.asarray(hosts.gather(x)) for path, x in values.items()}
+            gathered = hosts.gather(values)
             # One process sweeps: to the last bit others might find something else.
-            swept = safetensors.numpy.save(sweeps.run(what, host)) if hosts.is_first() else b""
+            swept = safetensors.numpy.save(sweeps.run(what, gathered)) if hosts.is_first() else b""
             found = safetensors.numpy.load(hosts.from_first(swept))
             after = held(_placed(found, values))
             if not np.isfinite(after):
@@ -93,14 +93,15 @@ class Sweeps:
         self.batches, self.keep_sets = batches, keep_sets
         self._forward, self._grams, self._sums = _jitted(self.config)
 
-    def run(self, what: str, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, what: str, values: Trained) -> dict[str, np.ndarray]:
         """What a pass finds, rounded to BF16, in float32, by its paths in the model."""
         fit = {"routers": self._router, "biases": self._biases}[what]
+        host = {path: np.asarray(x) for path, x in values.items()}
         whole = [jnp.asarray(self.layers.embed(batch)) for batch in self.batches]
         pruned, found = whole, list[Trained]()
         with bar(self.config.num_layers, "layers", shown=hosts.is_first()) as advance:
             for index, layer in self.layers.each(range(self.config.num_layers)):
-                in_layer = of_layer(values, index)
+                in_layer = of_layer(host, index)
                 whole = self._through(layer, {}, whole, index, is_whole=True)
                 found.append(written(fit(layer, in_layer, whole, pruned, index)))
                 pruned = self._through(layer, in_layer | found[-1], pruned, index)
