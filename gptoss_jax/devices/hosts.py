@@ -164,7 +164,7 @@ def from_first(data: bytes) -> bytes:
 
 def tree_from_first(tree: Any) -> Any:
     """The numpy arrays that process 0 has; the others give arrays of the same shapes."""
-    return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
+    return multihost_utils.broadcast_one_to_all(tree)
 
 
 def gather(tree: Any) -> Any:
