@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from ..config import Config
@@ -128,6 +129,11 @@ def sharded(tree: Any, mesh: Mesh, how: Any = None) -> Any:
         tree,
         specs(tree) if how is None else how,
     )
+
+
+def put(x: np.ndarray, sharding: Sharding) -> jax.Array:
+    """An array that every process has whole: each puts what its own devices hold."""
+    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
 
 def rows(mesh: Mesh) -> NamedSharding:

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from ..config import Config
 from ..devices import hosts
+from ..devices.mesh import put
 from ..devices.placement import here
 from ..errors import StatisticsError
 from ..network.batch import Batch
@@ -154,9 +155,7 @@ def _jitted(config: Config) -> tuple[Any, ...]:
 
 def _placed(found: Mapping[str, np.ndarray], values: Trained) -> Trained:
     """The values with what was found, lying on devices as they do."""
-    return values | {
-        path: jax.make_array_from_callback(x.shape, values[path].sharding, x.__getitem__) for path, x in found.items()
-    }
+    return values | {path: put(x, values[path].sharding) for path, x in found.items()}
 
 
 def _not_finite(where: str) -> StatisticsError:

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ..devices import hosts
+from ..devices.mesh import put
 from ..errors import ResumeError, reason
 from ..files.paths import AnyPath, is_local, upload
 from ..run import progress
@@ -91,4 +92,4 @@ def _orbax() -> ocp.Checkpointer:
 def _placed(x: np.ndarray, like: jax.Array) -> jax.Array:
     if not like.committed:  # as the count of an optimizer: it goes to wherever a step runs
         return jnp.asarray(x)
-    return jax.make_array_from_callback(x.shape, like.sharding, x.__getitem__)
+    return put(x, like.sharding)
