@@ -8,9 +8,10 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # torch's threads spin against XLA's on two cores: the small models here are faster with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Programs run a few times here: compiling them without what makes them fast takes a third off the time of modules that
-# compile much. The demo, the notebook and the benches compile as users do, and so do tests with XLA_FLAGS= before them.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+from tests.devices import QUICKLY
+
+# The demo, the notebook and the benches compile as users do, and so do tests with XLA_FLAGS= before them.
+os.environ.setdefault("XLA_FLAGS", QUICKLY)
 
 from jaxtyping import install_import_hook
 

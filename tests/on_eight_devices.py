@@ -49,6 +49,8 @@ from gptoss_jax.run.resident import Resident
 from gptoss_jax.run.steps import Asked, Mapped, Results
 from gptoss_jax.statistics.sums import DECLARED
 
+from .devices import seen
+
 # As TINY, but eight devices can share experts and heads; only H is a multiple of another size.
 EIGHT = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
 MESHES = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x8": (1, 8)}
@@ -308,7 +310,7 @@ def sharding_line(entry: tuple[str, Any]) -> str:
 def main(*argv: str) -> None:
     jax.config.update("jax_platforms", "cpu")
     # Read when JAX first asks for devices.
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.update(seen(8))
     if argv == ("golden",):
         GOLDEN.write_text(shardings(), encoding="utf-8")
         return

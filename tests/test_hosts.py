@@ -33,6 +33,7 @@ from gptoss_jax.run.progress import Progress
 
 from .bad_input import Refused, poke, tree, without_told
 from .conftest import conversation
+from .devices import seen
 from .test_profile import run_profile
 from .test_resume import made
 
@@ -139,9 +140,7 @@ def running(folder: Path) -> Iterator[Run]:
         port = free_port()
         for i in ids:
             # Many clusters have a proxy, which does not lead from host to host.
-            variables = {"http_proxy": "http://127.0.0.1:9"}
-            flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-            variables |= {"XLA_FLAGS": flags}
+            variables = {"http_proxy": "http://127.0.0.1:9"} | seen(devices)
             where = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", of or len(ids), "--process-id", i]
             if slurm:
                 where = ["--coordinator", "auto"]

@@ -20,6 +20,7 @@ from tests import oracle
 
 from .bad_input import Refused, case, dump
 from .conftest import conversation
+from .devices import seen
 from .test_interrupted import PROGRAM, words
 from .test_options_reach import differences
 
@@ -201,10 +202,9 @@ def test_the_profile_is_the_one_without_a_trace(traced: Callable[..., Any], tiny
 def test_over_two_devices(
     way: tuple[str, ...], traced: Callable[..., Any], tiny_mxfp4: Path, data: Path, tmp_path: Path
 ) -> None:
-    flags = {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"}
     argv = ["profile", tiny_mxfp4, "--data", data, "--dtype", "float32", *way]
     argv += ["--out", tmp_path / "out", "--trace", tmp_path / "trace"]
-    subprocess.run([*PROGRAM, *words(argv)], check=True, env=flags, capture_output=True)
+    subprocess.run([*PROGRAM, *words(argv)], check=True, env=os.environ | seen(2), capture_output=True)
     (_, expected), ours = traced(**WAYS["resident"]), gj.Trace.open(tmp_path / "trace")
     assert {*ours.prompts} == {*expected.prompts}
     for prompt in ours:

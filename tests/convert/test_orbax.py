@@ -31,6 +31,7 @@ from gptoss_jax.devices import mesh
 from gptoss_jax.errors import CheckpointError
 from gptoss_jax.network.source import Weights
 from tests.bad_input import SHORT, Refused, case, dump, edit, poke, tree
+from tests.devices import seen
 from tests.test_hosts import free_port
 from tests.test_interrupted import on_disk
 
@@ -217,10 +218,7 @@ def test_profile_is_that_of_the_source(
 def start(checkpoint: Path, out: Path, devices: int, *processes: str) -> "subprocess.Popen[str]":
     out.mkdir(exist_ok=True)
     argv = [sys.executable, "-m", "tests.convert.orbax_on_devices", str(checkpoint), str(out), *processes]
-    environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    }
-    return subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(argv, cwd=ROOT, env=os.environ | seen(devices), stdout=subprocess.PIPE, text=True)
 
 
 def fingerprint_of(process: "subprocess.Popen[str]") -> str:

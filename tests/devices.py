@@ -1,0 +1,16 @@
+"""How tests compile, and programs that see several devices where there is one CPU."""
+
+import os
+from importlib.metadata import version
+
+# Programs run a few times here: compiling them without what makes them fast takes half off the time of modules that
+# compile much.
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Later XLA knows one way of emitting fusions, and refuses the flag.
+if version("jaxlib").startswith("0.10."):
+    QUICKLY += " --xla_cpu_use_fusion_emitters=false"
+
+
+def seen(count: int) -> dict[str, str]:
+    """The environment's variable by which a program sees so many devices."""
+    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"}
