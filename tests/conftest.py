@@ -155,12 +155,14 @@ def rows_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What any process of a run has compiled is found by all. Programs that tests start compile for themselves: one
-    that is killed while it writes would leave half a program to the others."""
+    """What the tests' own processes compile is found by all. Programs that they start find it too, and keep nothing
+    there: one that is killed while it writes would leave half a program to the others."""
     base = tmp_path_factory.getbasetemp()
     compiled = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(compiled))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # Nothing takes so long to compile.
+    os.environ.update({"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"})
 
 
 @pytest.fixture

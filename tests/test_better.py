@@ -44,7 +44,7 @@ def work(tmp_path: Path) -> Path:
 
 
 def test_rules_stand_beside_reap_and_beside_the_whole_model(work: Path) -> None:
-    page.write(page.Found(work, FAMILIES, seeds=1), [KEEP], work / "better.md")
+    page.write(page.Found(work, FAMILIES, 1, "make page"), [KEEP], work / "better.md")
     text = (work / "better.md").read_text(encoding="utf-8")
     assert "| all experts | 95.0 |" in text and "| `reap` | 50.0 | 1.0000 |" in text
     assert "| `greedy` | 40.0 | 1.0000 | -10.0 (" in text

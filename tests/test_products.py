@@ -28,15 +28,15 @@ def run(mixture: MoE, x: Any, wanted: Any, place: Placement = HERE) -> Mixed:
         return step(mixture, jnp.asarray(x), jnp.ones(x.shape[:2], bool), wanted)
 
 
-@pytest.mark.parametrize("blocks", [(960, 64), (7, 3), (60, 60)], ids=["one", "that do not divide", "that do"])
+@pytest.mark.parametrize("blocks", [(960, 64), (7, 3), (20, 20)], ids=["one", "that do not divide", "that do"])
 @pytest.mark.parametrize("place", SPELLINGS.values(), ids=SPELLINGS)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_they_are_those_of_all_outputs(
     sizes: str, place: Placement, blocks: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "AT_ONCE", blocks[0])
-    monkeypatch.setattr(products, "MULTIPLIED", blocks[1])
     mixture, x = moe(SIZES[sizes]), inputs()
+    monkeypatch.setattr(products, "OUTPUTS", blocks[0] * len(mixture.experts.down_bias[...]))
+    monkeypatch.setattr(products, "MULTIPLIED", blocks[1])
     found = run(mixture, x, jnp.ones(x.shape[:2], bool), place).products_TP
     outputs = outputs_by_hand(mixture.experts, x.reshape(TOKENS, -1).astype(np.float64))
     expected = np.einsum("TPD,TPD->TP", outputs[:, FIRST], outputs[:, SECOND])
@@ -45,7 +45,7 @@ def test_they_are_those_of_all_outputs(
 
 def test_those_of_some_experts_and_of_a_vector_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks that do not divide the tokens."""
-    monkeypatch.setattr(products, "AT_ONCE", 7)
+    monkeypatch.setattr(products, "OUTPUTS", 7 * 3)
     monkeypatch.setattr(products, "MULTIPLIED", 3)
     mixture, x, kept = moe(TINY), inputs().reshape(TOKENS, -1), np.array([1, 2, 6])
     beside = np.random.default_rng(1).normal(size=(TOKENS, 1, x.shape[1])).astype(np.float32)
@@ -74,9 +74,14 @@ def test_only_tokens_that_are_wanted_have_some() -> None:
     assert not np.asarray(some)[~flat].any()
 
 
-def test_they_change_no_bit_of_the_rest() -> None:
+@pytest.mark.parametrize("every", [1, 3])
+def test_they_change_no_bit_of_the_rest(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether all tokens are wanted or some, also where they run in several blocks."""
+    monkeypatch.setattr(products, "OUTPUTS", 40 * TINY.num_experts)
+    monkeypatch.setattr(products, "MULTIPLIED", 8)
     x = inputs()
-    plain, with_ = (run(moe(TINY), x, asked) for asked in (None, jnp.ones(x.shape[:2], bool)))
+    wanted = jnp.broadcast_to((jnp.arange(x.shape[1]) % every == 0)[None], x.shape[:2])
+    plain, with_ = (run(moe(TINY), x, asked) for asked in (None, wanted))
     assert plain.products_TP is None
     for ours, theirs in zip(jax.tree.leaves(with_[:3]), jax.tree.leaves(plain[:3]), strict=True):
         np.testing.assert_array_equal(ours, theirs)

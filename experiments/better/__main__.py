@@ -65,13 +65,15 @@ def main(
                 if file.exists():
                     continue
                 judge = judge or Judge(folder, asked.evaluation)
-                found = (
+                answered = (
                     judge.of(None, {}) if candidate is None else judge.of(candidate.layers, choices.values(candidate))
                 )
-                np.save(results / "partial.npy", found)
+                np.save(results / "partial.npy", answered)
                 (results / "partial.npy").rename(file)
-                click.echo(f"{name}: {file.stem}: {100 * found[:, 0].mean():.1f} % right")
-    page.write(page.Found(work, families, seeds), keep, report or work / "better.md")
+                click.echo(f"{name}: {file.stem}: {100 * answered[:, 0].mean():.1f} % right")
+    of_model = "" if model == "nano" else f" --model {model} --seed {seed}"
+    found = page.Found(work, families, seeds, f"python -m experiments.better WORK{of_model}")
+    page.write(found, keep, report or work / "better.md")
 
 
 if __name__ == "__main__":

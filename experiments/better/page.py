@@ -27,6 +27,8 @@ class Found:
     work: Path
     families: Sequence[str]
     seeds: int
+    command: str
+    """That makes the page."""
 
     def of(self, family: str, rule: str, keep: int = 0) -> np.ndarray:
         """[questions, 3] of a rule; of several seeds the mean."""
@@ -87,7 +89,7 @@ def write(found: Found, keeps: Sequence[int], report: Path) -> None:
 def _head(found: Found, keeps: Sequence[int]) -> str:
     count = len(found.of(found.families[0], FULL))
     return (
-        f"`python -m experiments.better WORK` makes this page. {len(found.families)} families of tasks × keep "
+        f"`{found.command}` makes this page. {len(found.families)} families of tasks × keep "
         f"{', '.join(map(str, keeps))} of 16 experts a layer. Choices and healings of a family see the same "
         f"calibration questions; measured is on {count} evaluation questions of it that nothing saw: variants of the "
         "method were told apart on questions before these. Exact match is of greedy replies; KL is that of the full "

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..config import Config, Form
 from ..devices.placement import Placement
 from .experts import Experts, Mixture
-from .products import products
+from .products import mixed_of_all
 from .router import Router, Routing
 from .swap import coefficients, squared_changes, with_runner_up
 
@@ -67,14 +67,14 @@ class MoE(nnx.Module):
         if further.swap_BS is not None:
             experts_Tr, logits_Tr = with_runner_up(routing)
             runner_up_T = jnp.where(further.swap_BS.reshape(-1), experts_Tr[:, -1], routing.logits_TE.shape[1])
-        mixture = self.experts(x_TD, routing, valid_BS.reshape(-1), place, layer, runner_up_T)
-        changes_Tk = None
+        valid_T, mixture, products_TP, changes_Tk = valid_BS.reshape(-1), None, None, None
+        if further.products_BS is not None:
+            wanted_T = further.products_BS.reshape(-1)
+            mixture, products_TP = mixed_of_all(self.experts, x_TD, routing, valid_T, wanted_T, place, layer)
+        if mixture is None or runner_up_T is not None:
+            mixture = self.experts(x_TD, routing, valid_T, place, layer, runner_up_T)
         if mixture.outputs is not None:
             changes_Tk = squared_changes(mixture.outputs, coefficients(logits_Tr), place)
-        products_TP = None
-        if further.products_BS is not None:
-            wanted_T, E = further.products_BS.reshape(-1), routing.logits_TE.shape[1]
-            products_TP = products(self.experts, x_TD, wanted_T, E, place, layer)
         output_TD = place.sum_experts(mixture.output_TD, x_TD.dtype)
         output_BSD = output_TD.reshape(x_BSD.shape).astype(x_BSD.dtype)
         return Mixed(output_BSD, routing, mixture, changes_Tk, products_TP)

@@ -13,7 +13,7 @@ from flax import nnx
 from ..config import Config, Form
 from ..errors import MemoryLimitError
 from ..network.model import GptOss, Layer
-from ..network.products import AT_ONCE, pairs
+from ..network.products import OUTPUTS, pairs
 
 GIB = 1 << 30
 STREAMED_TOKENS = 16384  # of a batch: unpacking an expert then takes a twentieth of its products' time
@@ -98,7 +98,7 @@ def further_bytes(config: Config, dtype: Any, swap: bool, grams: bool) -> tuple[
     if grams:
         # Products on the device and on the host; outputs of a block of tokens, which are rounded from float32.
         token += 2 * 4 * len(pairs(config.num_experts)[0])
-        once += 2 * AT_ONCE * config.num_experts * output
+        once += 2 * OUTPUTS * output
     return token, once
 
 
