@@ -156,11 +156,12 @@ def plain_loss(final: jax.Array, teacher: Any, head: np.ndarray, batch: Batch) -
             log_p = log_softmax(teacher.final[row, t] @ head.T)
             kl = (jnp.exp(log_p) * (log_p - log_q)).sum()
         else:
-            own = sorted({*np.asarray(teacher.ids[row, t]).tolist(), int(ids[row, t + 1])})
+            of_token = Top(*(np.asarray(x)[row, t] for x in teacher))
+            known = dict(zip(of_token.ids.tolist(), of_token.log_p.tolist(), strict=True))
+            own = sorted({*known, int(ids[row, t + 1])})
             rest = np.setdiff1d(np.arange(V), own)
-            known = dict(zip(np.asarray(teacher.ids[row, t]).tolist(), teacher.log_p[row, t], strict=True))
-            log_p = jnp.array([*(known.get(i, teacher.true[row, t]) for i in own), teacher.rest[row, t]])
-            classes = jnp.array([*log_q[jnp.array(own)], jax.nn.logsumexp(log_q[rest])])
+            log_p = jnp.array([*(known.get(i, float(of_token.true)) for i in own), float(of_token.rest)])
+            classes = jnp.concatenate([log_q[np.array(own)], jax.nn.logsumexp(log_q[rest])[None]])
             kl = (jnp.exp(log_p) * (log_p - classes)).sum()
         total = total + batch.weights[row, t + 1] * kl
     return total

@@ -71,6 +71,7 @@ class MoE(nnx.Module):
         if further.products_BS is not None:
             wanted_T = further.products_BS.reshape(-1)
             mixture, products_TP = mixed_of_all(self.experts, x_TD, routing, valid_T, wanted_T, place, layer)
+        # Of what dropping an expert changes the chosen ones' outputs alone are kept: beside products these run again.
         if mixture is None or runner_up_T is not None:
             mixture = self.experts(x_TD, routing, valid_T, place, layer, runner_up_T)
         if mixture.outputs is not None:
