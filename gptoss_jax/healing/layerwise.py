@@ -20,7 +20,7 @@ from ..config import Config
 from ..devices.placement import Placement
 from ..network.batch import Batch
 from ..network.model import Interventions, Layer
-from ..network.products import pairs, products
+from ..network.products import OUTPUTS, pairs, products
 from ..run.steps import float32_is_float32
 from ..selection.greedy import gates, squared
 from .steps import Where, where
@@ -64,10 +64,10 @@ class Sums(NamedTuple):
 
 
 def gram_bytes(config: Config, kept: int, tokens: int, dtype: Any) -> int:
-    """What fitting a router over so many tokens takes: `Grams` on the host and on the device, and as much again as its
-    products take on the way back."""
-    products_bytes = 4 * len(pairs(kept + 1)[0])
-    return tokens * (2 * config.hidden_size * jnp.dtype(dtype).itemsize + 4 * products_bytes)
+    """What fitting a router over so many tokens takes: `Grams` on the host and on the device, as much again as its
+    products take on the way back, and a block of outputs, which are rounded from float32."""
+    products_bytes, vector = 4 * len(pairs(kept + 1)[0]), config.hidden_size * jnp.dtype(dtype).itemsize
+    return tokens * (2 * vector + 4 * products_bytes) + 2 * min(OUTPUTS, tokens * kept) * vector
 
 
 def aimed(
