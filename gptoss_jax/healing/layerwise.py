@@ -103,7 +103,7 @@ def grams_step(
     D, weights_T = config.hidden_size, aim.weights_BS.reshape(-1)
     normed_TD, target_T1D = layer.moe_norm(aim.x_BSD).reshape(-1, D), aim.target_BSD.reshape(-1, 1, D)
     experts, E = layer.moe.experts, config.num_experts
-    found_TP = products(experts, normed_TD, weights_T != 0, E, place, only_N=kept_N, beside_TbD=target_T1D)
+    found_TP = products(experts, normed_TD, weights_T != 0, E, place, kept_N, target_T1D)
     return Grams(normed_TD, found_TP, weights_T)
 
 

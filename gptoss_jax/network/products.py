@@ -28,20 +28,17 @@ def products(
     wanted_T: Bool[Array, " T"],
     num_experts: int,
     place: Placement,
-    layer: Int[Array, ""] | None = None,
-    only_N: Int[Array, " N"] | None = None,
-    beside_TbD: Float[Array, "T b D"] | None = None,
+    only_N: Int[Array, " N"],
+    beside_TbD: Float[Array, "T b D"],
 ) -> Float[Array, "T P"]:
     """f_i(x)·f_j(x), float32, of the tokens that are wanted, from outputs in the type of x; zeros of the others.
 
-    `only_N` names the experts that run, in the order of their pairs; by default all do. Each token's vectors in
+    `only_N` names the experts that run, in the order of their pairs. Each token's vectors in
     `beside_TbD` are multiplied as outputs of further experts would be, which stand behind all others.
 
     Where experts are split over devices, each gets all outputs of its share of the tokens.
     """
     T, E = len(x_TD), num_experts
-    only_N = jnp.arange(E) if only_N is None else only_N
-    beside_TbD = jnp.zeros((T, 0, x_TD.shape[1])) if beside_TbD is None else beside_TbD
     N, at_once = len(only_N), tokens_at_once(T, len(only_N))
 
     def of_block(block: tuple[Array, Array, Array]) -> Array:
@@ -49,7 +46,7 @@ def products(
         M = len(x_MD)
         routing = Routing(jnp.zeros((M, E)), jnp.broadcast_to(only_N, (M, N)), jnp.zeros((M, N)))
         # Outputs are kept where a runner-up is given; E is no expert's id.
-        outputs = experts(x_MD, routing, wanted_M, place, layer, jnp.full(M, E)).outputs
+        outputs = experts(x_MD, routing, wanted_M, place, runner_up_T=jnp.full(M, E)).outputs
         assert outputs is not None
         return _multiplied(outputs, N, jnp.where(wanted_M[:, None, None], beside_MbD, 0), place)
 
