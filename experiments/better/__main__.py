@@ -71,8 +71,9 @@ def main(
                 np.save(results / "partial.npy", answered)
                 (results / "partial.npy").rename(file)
                 click.echo(f"{name}: {file.stem}: {100 * answered[:, 0].mean():.1f} % right")
-    of_model = "" if model == "nano" else f" --model {model} --seed {seed}"
-    found = page.Found(work, families, seeds, f"python -m experiments.better WORK{of_model}")
+    keeps = " ".join(f"--keep {number}" for number in keep)
+    command = f"python -m experiments.better WORK --model {model} --seed {seed} --seeds {seeds} {keeps}"
+    found = page.Found(work, families, seeds, command)
     page.write(found, keep, report or work / "better.md")
 
 
