@@ -6,9 +6,10 @@ from importlib.metadata import version
 # Programs run a few times here: compiling them without what makes them fast takes half off the time of modules that
 # compile much.
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-# Later XLA knows one way of emitting fusions, and refuses the flag.
+# Code of a program in one piece takes an eighth less; both cores are busy anyway. Later XLA gains nothing by that,
+# knows one way of emitting fusions, and refuses the flag of the other.
 if version("jaxlib").startswith("0.10."):
-    QUICKLY += " --xla_cpu_use_fusion_emitters=false"
+    QUICKLY += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def seen(count: int) -> dict[str, str]:

@@ -54,8 +54,9 @@ from .devices import seen
 # As TINY, but eight devices can share experts and heads; only H is a multiple of another size.
 EIGHT = replace(TINY, num_heads=48, num_kv_heads=16, num_experts=24)
 MESHES = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x8": (1, 8)}
-HEALED = ("2x4",)  # meshes over which models are distilled
-GENERATED = ("8x1", "2x4", "1x8")  # meshes over which text is generated
+HEALED = ("2x4",)  # over which models are distilled
+EVALUATED = ("2x4", "1x8")  # over which models are compared
+GENERATED = ("2x4", "1x8")  # over which text is generated
 SCORED = Asked(scores=True, routing=True, swap=True, grams=True)
 ON_ONE_DEVICE = (0, 1, 2)  # experts of the first of eight
 # Eight experts of each layer, which four devices can share too when they alone are left.
@@ -91,6 +92,13 @@ def batch() -> Batch:
 
 def run(mapped: Mapped, network: model.GptOss) -> Results:
     return mapped.step(network, jax.tree.map(mapped.put, batch()))
+
+
+def compiled(mapped: Mapped, network: model.GptOss) -> tuple[Results, list[str]]:
+    """What the step gives, and what of its program moves arrays between devices."""
+    rows = jax.tree.map(mapped.put, batch())
+    program = mapped.step.lower(network, rows).compile()
+    return program(network, rows), [line.strip() for line in program.as_text().splitlines() if MOVES.search(line)]
 
 
 def logits(devices: Any, network: model.GptOss) -> jax.Array:
@@ -136,11 +144,9 @@ def measure(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     results["one"] = jax.jit(lambda m, b: forward.network_step(m, b, Placement("cpu"), SCORED))(one, batch())
     for name in MESHES:
         devices, split = network(name)
-        mapped = forward.mapped(SCORED, devices)
-        results[name] = run(mapped, split)
+        results[name], facts["moves"][f"scored {name}"] = compiled(forward.mapped(SCORED, devices), split)
         facts["shards"][name] = {path: shards(x) for path, x in named(split)}
         facts["specs"][name] = {path: list(x.sharding.spec) for path, x in named(results[name])}
-        facts["moves"][f"scored {name}"] = moves(mapped, split)
     devices, whole = network("8x1")
     results["pmap"] = run(forward.pmapped(SCORED, devices), whole)
     devices, four_bits = network("2x4", "mxfp4")
@@ -149,8 +155,7 @@ def measure(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
 
     devices, split = network("1x8")
     plain = forward.mapped(Asked(), devices)
-    results["1x8 without scores"] = run(plain, split)
-    facts["moves"]["1x8"] = moves(plain, split)
+    results["1x8 without scores"], facts["moves"]["1x8"] = compiled(plain, split)
     crowded = load(Masked(checkpoint, [ON_ONE_DEVICE] * EIGHT.num_layers), "float32", devices)
     results["crowded"] = run(plain, crowded)
     drop_pairs()
@@ -257,11 +262,6 @@ def shards(array: jax.Array) -> dict[str, Any]:
     return {"whole": array.shape, "parts": [p.shape for p in parts], "nbytes": [p.nbytes for p in parts]}
 
 
-def moves(mapped: Mapped, network: model.GptOss) -> list[str]:
-    text = mapped.step.lower(network, jax.tree.map(mapped.put, batch())).compile().as_text()
-    return [line.strip() for line in text.splitlines() if MOVES.search(line)]
-
-
 def refusal(folder: Path, *argv: str) -> dict[str, Any]:
     """What the program answers to a command line that it is called with in an empty folder."""
     folder.mkdir()
@@ -318,7 +318,7 @@ def main(*argv: str) -> None:
     masked, shards_of_masked = measure_masked(Checkpoint(checkpoint), out / "pruned")
     # Before `measure`, which ends with experts that drop pairs.
     runs = {"one": (1, 1), **MESHES}
-    compared = {f"evaluated {n}": evaluated(Checkpoint(checkpoint), sizes, out / n) for n, sizes in runs.items()}
+    compared = {f"evaluated {n}": evaluated(Checkpoint(checkpoint), runs[n], out / n) for n in ("one", *EVALUATED)}
     for name in ("one", *GENERATED):
         compared[f"generated {name}"] = {"said": generated(Checkpoint(checkpoint), runs[name])}
     compared["generated 2x4 mxfp4"] = {"said": generated(Checkpoint(checkpoint), MESHES["2x4"], "mxfp4")}

@@ -25,7 +25,18 @@ from gptoss_jax.network.source import abstract
 from gptoss_jax.network.swap import AT_ONCE
 from gptoss_jax.run.scores import TOP_LOGITS, UNEMBED_BLOCK
 from gptoss_jax.statistics.sums import DECLARED
-from tests.on_eight_devices import EIGHT, GENERATED, GOLDEN, HEALED, LENGTHS, MESHES, ON_ONE_DEVICE, REFUSED, named
+from tests.on_eight_devices import (
+    EIGHT,
+    EVALUATED,
+    GENERATED,
+    GOLDEN,
+    HEALED,
+    LENGTHS,
+    MESHES,
+    ON_ONE_DEVICE,
+    REFUSED,
+    named,
+)
 
 from .bad_input import SHORT, Refused, case
 
@@ -320,7 +331,7 @@ def test_four_bits_of_a_bf16_checkpoint_are_refused(tiny_bf16: Path, rows_jsonl:
     refused(*command, says=(str(tiny_bf16), "BF16", "--weights mxfp4", "MXFP4"))
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", EVALUATED)
 def test_an_evaluation_is_that_of_one_device(name: str, eight: Eight) -> None:
     """Rows and the vocabulary are split: beside the model itself, beside another model, and beside its top tokens."""
     for kind in ("model", "other", "of top"):

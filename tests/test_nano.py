@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 
 ALL = [*FAMILIES, ENGLISH]
 # TINY's tokenizer has 320 tokens, so that conversations are long.
-RECIPE = Recipe(steps=6, rows=2, length=512, warmup=2, decay=0.5)
+RECIPE = Recipe(steps=6, rows=2, length=256, warmup=2, decay=0.5)
 
 
 @pytest.fixture(scope="module")

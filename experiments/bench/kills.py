@@ -3,10 +3,10 @@ makes?
 
     python -m experiments.bench.kills
 
-A run is killed one to three times, at moments that are uniform over the seconds of an unbroken run, from the start of
-the process on, and then ends by itself: prune by the same command, the others with --resume. After each kill nothing
-half-made may stand under the final name; at the end all bytes are compared with the unbroken run's, but for what
-a run measures of itself.
+A run is killed one to three times and then ends by itself: prune by the same command, the others with --resume. The
+moments are uniform over the work: from the first file that a process writes, for before it there is nothing to lose,
+for as long as an unbroken run goes on after its own. After each kill nothing half-made may stand under the final name;
+at the end all bytes are compared with the unbroken run's, but for what a run measures of itself.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,8 @@ from ..nano.specialise import write_rows
 FIGURES = ("seconds", "compile_seconds", "tokens_per_s", "peak_rss_bytes")  # of profile.json and heal.json: measured
 UNFINISHED = "out.progress"  # the folder of a run that goes on
 THROUGHPUT = b"- Forward throughput"
-COLUMNS = ("before", "within", "after", "compared", "differing", "half", "left over")
+COLUMNS = ("within", "after", "compared", "differing", "half", "left over")
+POLL_S = 0.01
 
 
 def prepare(folder: Path) -> dict[str, list[str]]:
@@ -71,12 +73,26 @@ def start(words: list[str], place: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, cwd=place, env=os.environ | path, stdout=subprocess.DEVNULL)
 
 
-def complete(words: list[str], place: Path) -> float:
-    """Seconds of a run that nobody kills."""
+def wait_for_work(process: "subprocess.Popen[bytes]", place: Path) -> bool:
+    """Wait for the first file that the process writes; False where it ends without one."""
+    before = versions(place)
+    while process.poll() is None:
+        if versions(place) != before:
+            return True
+        time.sleep(POLL_S)
+    return False
+
+
+def complete(words: list[str], place: Path) -> tuple[float, float]:
+    """A run that nobody kills: its seconds, and those from the first file that it writes on."""
     begin = time.perf_counter()
-    status = start(words, place).wait()
+    process = start(words, place)
+    wait_for_work(process, place)
+    wrote = time.perf_counter()
+    status = process.wait()
     assert status == 0, f"gptoss-jax {' '.join(words)}: exit status {status}"
-    return time.perf_counter() - begin
+    end = time.perf_counter()
+    return end - begin, end - wrote
 
 
 def made(place: Path) -> dict[str, str]:
@@ -98,8 +114,13 @@ def made(place: Path) -> dict[str, str]:
 
 
 def versions(place: Path) -> dict[str, int]:
-    """When each file was written: what differs shows that a process has begun its work."""
-    return {str(path): path.lstat().st_mtime_ns for path in place.rglob("*")}
+    """When each file was written. One that is renamed or removed meanwhile is not among them."""
+    found = {}
+    for folder, _, names in os.walk(place):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found[f"{folder}/{name}"] = os.lstat(f"{folder}/{name}").st_mtime_ns
+    return found
 
 
 def round_of_kills(words: list[str], place: Path, moments: list[float], expected: dict[str, str]) -> Counter[str]:
@@ -107,16 +128,19 @@ def round_of_kills(words: list[str], place: Path, moments: list[float], expected
     counts: Counter[str] = Counter()
     place.mkdir()
     for moment in moments:
-        before, process = versions(place), start(words, place)
+        process = start(words, place)
+        if not wait_for_work(process, place):
+            assert process.wait() == 0
+            break
         try:
             assert process.wait(moment) == 0
-            break  # it was faster than the unbroken one
+            break  # less was left to do than of the unbroken one
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
         there = made(place)
         finished = there.keys() == expected.keys()
-        counts["after" if finished else "within" if versions(place) != before else "before"] += 1
+        counts["after" if finished else "within"] += 1
         counts["half"] += any(expected.get(name) != digest for name, digest in there.items())
         if finished:
             break
@@ -138,8 +162,8 @@ def main(kills: int, only: tuple[str, ...], seed: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         commands = prepare(folder)
-        click.echo(f"| command | unbroken, s | kills | {' | '.join(COLUMNS)} |")
-        click.echo("|---|" + "---:|" * (2 + len(COLUMNS)))
+        click.echo(f"| command | unbroken, s | of work, s | kills | {' | '.join(COLUMNS)} |")
+        click.echo("|---|" + "---:|" * (3 + len(COLUMNS)))
         for command, words in commands.items():
             if only and command not in only:
                 continue
@@ -149,14 +173,14 @@ def main(kills: int, only: tuple[str, ...], seed: int) -> None:
             complete(words, place)  # a first time, with everything still to be read from the disk
             shutil.rmtree(place)
             place.mkdir()
-            seconds, expected = complete(words, place), made(place)
+            (seconds, work), expected = complete(words, place), made(place)
             shutil.rmtree(place)
             counts: Counter[str] = Counter()
-            while (done := sum(counts[column] for column in COLUMNS[:3])) < kills:
-                moments = [rng.uniform(0, seconds) for _ in range(rng.randint(1, 3))]
+            while (done := sum(counts[column] for column in COLUMNS[:2])) < kills:
+                moments = [rng.uniform(0, work) for _ in range(rng.randint(1, 3))]
                 counts += round_of_kills(words, place, moments, expected)
             cells = " | ".join(str(counts[column]) for column in COLUMNS)
-            click.echo(f"| {command} | {seconds:.1f} | {done} | {cells} |")
+            click.echo(f"| {command} | {seconds:.1f} | {work:.1f} | {done} | {cells} |")
 
 
 if __name__ == "__main__":

@@ -102,6 +102,10 @@ def _head(found: Found, keeps: Sequence[int]) -> str:
     )
 
 
+def _p(value: float) -> str:
+    return f"{value:.2g}" if value >= 1e-15 else "< 1e-15"
+
+
 def _compared(found: Found, keep: int) -> str:
     """Each rule beside REAP and beside the whole model, over all families."""
     of, whole, ids = {rule: found.every(rule, keep) for rule in RULES}, found.every(FULL, keep), found.ids()
@@ -111,7 +115,7 @@ def _compared(found: Found, keep: int) -> str:
     for rule in RULES:
         lost = results.exact_difference(of[rule], whole, ids)
         kl = sum(a[:, 1].sum() for a in of[rule]) / sum(a[:, 2].sum() for a in of[rule])
-        beside = ["", ""] if rule == REFERENCE else [_points(more[rule]), f"{corrected[rule]:.2g}"]
+        beside = ["", ""] if rule == REFERENCE else [_points(more[rule]), _p(corrected[rule])]
         rows.append([f"`{rule}`", f"{100 * _mean(of[rule]):.1f}", f"{kl:.4f}", *beside, _points(lost)])
     head = ["", "exact match, %", "KL", f"points more than `{REFERENCE}`", "p", "points more than all experts"]
     return "\n".join([f"## Keep {keep}", "", *table(head, rows)])
