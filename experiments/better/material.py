@@ -34,6 +34,12 @@ def questions(model: Path, family: str, seed: int, calibration: int, count: int,
     return Questions(family, file, pick("evaluation", [family], after + count, seed)[after:])
 
 
+def may_be_looked_at(family: str, seed: int) -> list[Instance]:
+    """200 evaluation questions by which variants may be told apart: none of those of the report."""
+    end = 400 if seed else LOOKED_AT.get(family, OTHERS_LOOKED_AT)
+    return pick("evaluation", [family], end, seed)[end - 200 :]
+
+
 def _write(file: Path, model: Path, examples: list[Instance]) -> None:
     tokenizer, lines = load_tokenizer(model), []
     for number, example in enumerate(examples):

@@ -175,7 +175,7 @@ def curves(found: Found, keeps: Sequence[int], file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 7), layout="constrained")
-    panels = figure.subplots(2, 5, sharex=True).flat
+    panels = figure.subplots(2, 5, sharex=True).flatten()
     some = {"all families": list(found.families)} | {name: [name] for name in found.families}
     for axes, (title, those) in zip(panels, some.items(), strict=False):
         for number, rule in enumerate(RULES):
@@ -184,7 +184,9 @@ def curves(found: Found, keeps: Sequence[int], file: Path) -> None:
             axes.plot(keeps, shares, label=rule, marker="o", markersize=3, **style)
         axes.axhline(100 * _mean([found.of(name, FULL) for name in those]), color="0.3", linewidth=0.8)
         axes.set(title=title, ylim=(0, 101), xticks=keeps)
-    figure.axes[0].legend(fontsize=7)
+    for axes in panels[len(some) :]:
+        axes.axis("off")
+    panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center")
     figure.supxlabel("experts kept of 16")
     figure.supylabel("exact match, %")
     figure.savefig(file, dpi=110)

@@ -1,6 +1,7 @@
 """Other ways to choose together and to heal, beside the one that the product has: each measured, kept or dropped.
 
     python -m experiments.better.variants WORK --family arithmetic --family logic --family lists --family times
+    python -m experiments.better.variants WORK --model nano-1/model --seed 1
 
 WORK is that of `experiments.better`, whose profiles, eliminations and rows are used. Questions to answer are evaluation
 questions by which variants may be told apart: none of them is among those of the report. Stopped at any time, the same
@@ -41,10 +42,9 @@ from ..nano import evaluate
 from ..nano.corpus import prompt_and_reply
 from ..nano.families import FAMILIES, Instance, pick
 from .candidates import KD, Choices
-from .material import OTHERS_LOOKED_AT, Questions
+from .material import Questions, may_be_looked_at
 from .measure import DTYPE, Judge, Values
 
-LOOKED_AT = slice(OTHERS_LOOKED_AT - 200, OTHERS_LOOKED_AT)
 FEWER = 50  # rows
 FAR = 1e9  # what is taken from the logit of an expert that is out of reach
 LAYERS_EXCHANGED = 2
@@ -69,9 +69,9 @@ HEALINGS: dict[str, dict[str, Any]] = {
 class Ways:
     """Of one family: what each variant chooses or heals."""
 
-    def __init__(self, model: Path, family: str, keep: int, work: Path):
-        asked = Questions(family, work / "rows" / f"{family}.jsonl", pick("evaluation", [family], 600)[LOOKED_AT])
-        self.model, self.asked, self.keep, self.work = model, asked, keep, work / "variants" / family
+    def __init__(self, model: Path, family: str, keep: int, work: Path, seed: int = 0):
+        asked = Questions(family, work / "rows" / f"{family}.jsonl", may_be_looked_at(family, seed))
+        self.model, self.seed, self.asked, self.keep, self.work = model, seed, asked, keep, work / "variants" / family
         self.work.mkdir(parents=True, exist_ok=True)
         self.choices = Choices(model, asked, work)
         self.source = gj.open(str(model)).source
@@ -99,7 +99,7 @@ class Ways:
     def _own(self) -> list[Row]:
         """The prompts with what the model itself replies."""
         tokenizer = load_tokenizer(self.model)
-        examples: Sequence[Instance] = pick("calibration", [self.asked.family], len(self._rows()))
+        examples: Sequence[Instance] = pick("calibration", [self.asked.family], len(self._rows()), self.seed)
         said = evaluate.replies(self.source, self.model, examples)
         return [Row(prompt_and_reply(e, tokenizer)[0] + reply) for e, reply in zip(examples, said, strict=True)]
 
@@ -149,7 +149,7 @@ class Ways:
         layers = ranking.keep(self.keep).layers
         assert ranking.losses is not None
         cost = [of[self.keep] for of in ranking.losses]
-        judge = Judge(self.model, pick("calibration", [self.asked.family], FEWER))
+        judge = Judge(self.model, pick("calibration", [self.asked.family], FEWER, self.seed))
 
         def divergence(layers: Layers) -> float:
             found = judge._divergence(layers, {})
@@ -178,22 +178,24 @@ class Ways:
 
 @click.command()
 @click.argument("work", type=click.Path(path_type=Path, exists=True))
+@click.option("--model", default="nano", show_default=True)
+@click.option("--seed", default=0, show_default=True, help="That of the model, from which its questions follow.")
 @click.option("--family", type=click.Choice([*FAMILIES]), multiple=True, default=("arithmetic", "logic", "lists"))
 @click.option("--keep", type=int, default=8, show_default=True)
 @click.option("--variant", multiple=True, help="[default: all]")
-def main(work: Path, family: tuple[str, ...], keep: int, variant: tuple[str, ...]) -> None:
+def main(work: Path, model: str, seed: int, family: tuple[str, ...], keep: int, variant: tuple[str, ...]) -> None:
     """Measure what is not measured yet, and print the table."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     jax.config.update("jax_compilation_cache_dir", str((work / "compiled").absolute()))
-    model, found = Path(str(locate("nano"))), dict[str, dict[str, np.ndarray]]()
+    folder, found = Path(str(locate(model))), dict[str, dict[str, np.ndarray]]()
     for name in family:
-        ways, judge = Ways(model, name, keep, work), None
+        ways, judge = Ways(folder, name, keep, work, seed), None
         for way, make in ways.all().items():
             if variant and way not in variant:
                 continue
             file = ways.work / f"{way}, {keep}.npy"
             if not file.exists():
-                judge = judge or Judge(model, ways.asked.evaluation)
+                judge = judge or Judge(folder, ways.asked.evaluation)
                 np.save(ways.work / "partial.npy", judge.of(*make()))
                 (ways.work / "partial.npy").rename(file)
             found.setdefault(way, {})[name] = np.load(file)
