@@ -1,6 +1,6 @@
 """Other ways to choose together and to heal, beside the one that the product has: each measured, kept or dropped.
 
-    python -m experiments.better.variants WORK --family arithmetic --family logic --family lists --family times
+    python -m experiments.better.variants WORK --keep 8
     python -m experiments.better.variants WORK --model nano-1/model --seed 1
 
 WORK is that of `experiments.better`, whose profiles, eliminations and rows are used. Questions to answer are evaluation
@@ -180,7 +180,7 @@ class Ways:
 @click.argument("work", type=click.Path(path_type=Path, exists=True))
 @click.option("--model", default="nano", show_default=True)
 @click.option("--seed", default=0, show_default=True, help="That of the model, from which its questions follow.")
-@click.option("--family", type=click.Choice([*FAMILIES]), multiple=True, default=("arithmetic", "logic", "lists"))
+@click.option("--family", type=click.Choice([*FAMILIES]), multiple=True, default=(*FAMILIES,), show_default="all")
 @click.option("--keep", type=int, default=8, show_default=True)
 @click.option("--variant", multiple=True, help="[default: all]")
 def main(work: Path, model: str, seed: int, family: tuple[str, ...], keep: int, variant: tuple[str, ...]) -> None:
