@@ -252,10 +252,10 @@ def test_prompts_that_leave_no_room_are_refused() -> None:
             prompts_of(rows, TINY, 4)
 
 
-@pytest.mark.parametrize(("form", "sizes"), [("mxfp4", {}), ("bf16", {"hidden_size": 256, "expert_hidden_size": 384})])
-def test_steps_compile_for_tpus(form: Any, sizes: dict[str, int]) -> None:
-    """Two layers over eight chips, by the TPU's own compiler; four bits of gpt-oss-20b's shape."""
-    config = replace(GPT_OSS_20B, num_layers=2, layer_types=GPT_OSS_20B.layer_types[:2], **sizes)
+@pytest.mark.parametrize("form", ["bf16", "mxfp4"])
+def test_steps_compile_for_tpus(form: Any) -> None:
+    """Two layers of gpt-oss-20b's shape over eight chips, by the TPU's own compiler."""
+    config = replace(GPT_OSS_20B, num_layers=2, layer_types=GPT_OSS_20B.layer_types[:2])
     slice_ = mesh.make(config, 2, 4, topologies.devices("v5e:2x4"))
     how, network = How(config, GREEDY, (1,), routing=True), resident.abstract(config, "bfloat16", slice_, form)
     run = resident.mapped(how, slice_)

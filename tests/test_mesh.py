@@ -25,18 +25,7 @@ from gptoss_jax.network.source import abstract
 from gptoss_jax.network.swap import AT_ONCE
 from gptoss_jax.run.scores import TOP_LOGITS, UNEMBED_BLOCK
 from gptoss_jax.statistics.sums import DECLARED
-from tests.on_eight_devices import (
-    EIGHT,
-    EVALUATED,
-    GENERATED,
-    GOLDEN,
-    HEALED,
-    LENGTHS,
-    MESHES,
-    ON_ONE_DEVICE,
-    REFUSED,
-    named,
-)
+from tests.on_eight_devices import EIGHT, GOLDEN, HEALED, LENGTHS, MESHES, ON_ONE_DEVICE, REFUSED, SPLITS, named
 
 from .bad_input import SHORT, Refused, case
 
@@ -126,7 +115,7 @@ def test_four_bits_in_memory_change_no_bit_of_the_results(kind: str, eight: Eigh
         np.testing.assert_array_equal(ours, floats[name], err_msg=name)
 
 
-@pytest.mark.parametrize("run", [*GENERATED, "2x4 mxfp4"])
+@pytest.mark.parametrize("run", [*SPLITS, "2x4 mxfp4"])
 def test_replies_over_meshes(run: str, eight: Eight) -> None:
     """Tokens and experts are those of one device, where rows end and prompts that waited take their places."""
     one, ours = eight.of("generated one", "said"), eight.of(f"generated {run}", "said")
@@ -331,7 +320,7 @@ def test_four_bits_of_a_bf16_checkpoint_are_refused(tiny_bf16: Path, rows_jsonl:
     refused(*command, says=(str(tiny_bf16), "BF16", "--weights mxfp4", "MXFP4"))
 
 
-@pytest.mark.parametrize("name", EVALUATED)
+@pytest.mark.parametrize("name", SPLITS)
 def test_an_evaluation_is_that_of_one_device(name: str, eight: Eight) -> None:
     """Rows and the vocabulary are split: beside the model itself, beside another model, and beside its top tokens."""
     for kind in ("model", "other", "of top"):

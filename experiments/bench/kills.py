@@ -73,14 +73,11 @@ def start(words: list[str], place: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, cwd=place, env=os.environ | path, stdout=subprocess.DEVNULL)
 
 
-def wait_for_work(process: "subprocess.Popen[bytes]", place: Path) -> bool:
-    """Wait for the first file that the process writes; False where it ends without one."""
+def wait_for_work(process: "subprocess.Popen[bytes]", place: Path) -> None:
+    """Wait for the first file that the process writes, or for its end."""
     before = versions(place)
-    while process.poll() is None:
-        if versions(place) != before:
-            return True
+    while process.poll() is None and versions(place) == before:
         time.sleep(POLL_S)
-    return False
 
 
 def complete(words: list[str], place: Path) -> tuple[float, float]:
@@ -129,9 +126,7 @@ def round_of_kills(words: list[str], place: Path, moments: list[float], expected
     place.mkdir()
     for moment in moments:
         process = start(words, place)
-        if not wait_for_work(process, place):
-            assert process.wait() == 0
-            break
+        wait_for_work(process, place)
         try:
             assert process.wait(moment) == 0
             break  # less was left to do than of the unbroken one
