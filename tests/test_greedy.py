@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gptoss_jax.network.products import pairs
-from gptoss_jax.selection.greedy import Aim, Grams, eliminate, loss, losses_without
+from gptoss_jax.selection.greedy import Aim, Grams, eliminate, loss, losses_without, weighted
 
 E, D = 8, 16
 
@@ -25,7 +25,7 @@ def case(seed: int, tokens: int = 60) -> tuple[Grams, np.ndarray]:
     first, second = pairs(E)
     products = np.einsum("TPD,TPD->TP", outputs[:, first], outputs[:, second])
     weights = rng.uniform(0.1, 2, tokens)
-    arrays = (jnp.asarray(x, jnp.float32) for x in (logits, products, weights))
+    arrays = (jnp.asarray(x, jnp.float32) for x in (logits, products, weights, rng.uniform(0, 2, tokens)))
     return Grams(*arrays, jnp.asarray(np.arange(tokens) % 2)), outputs
 
 
@@ -70,6 +70,16 @@ def test_tokens_without_weight_do_not_count() -> None:
     assert float(loss(half, only((1, 2)), 3)) == pytest.approx(float(loss(alone, only((1, 2)), 3)), rel=1e-6)
 
 
+def test_tokens_count_by_how_far_they_are_turned() -> None:
+    grams, outputs = case(7)
+    assert weighted(grams, "greedy") is grams
+    turned, kept = weighted(grams, "greedy_cosine"), (1, 4, 6)
+    change = mixed(np.asarray(grams.logits_TE), outputs, tuple(range(E)), 3)
+    change -= mixed(np.asarray(grams.logits_TE), outputs, kept, 3)
+    expected = sum(w * u * (c @ c) for w, u, c in zip(grams.weights_T, grams.turns_T, change, strict=True))
+    assert float(loss(turned, only(kept), 3)) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_each_step_takes_the_cheapest_and_its_losses_are_those_of_the_sets() -> None:
     grams, outputs = case(3)
     found = eliminate(grams, 3, 2, Aim((1, 1)))
@@ -83,7 +93,8 @@ def test_each_step_takes_the_cheapest_and_its_losses_are_those_of_the_sets() -> 
 
 
 def test_of_equal_experts_the_highest_goes() -> None:
-    grams = Grams(jnp.zeros((5, E)), jnp.ones((5, len(pairs(E)[0]))), jnp.ones(5), jnp.zeros(5, int))
+    ones = jnp.ones(5)
+    grams = Grams(jnp.zeros((5, E)), jnp.ones((5, len(pairs(E)[0]))), ones, ones, jnp.zeros(5, int))
     assert eliminate(grams, 2, 5).gone == (7, 6, 5)
 
 

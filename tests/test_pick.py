@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +20,7 @@ from gptoss_jax.evaluation.intervals import Estimate
 from gptoss_jax.evaluation.sides import Request
 from gptoss_jax.search import greedy
 from gptoss_jax.search.pick import Trial, best, smallest
+from gptoss_jax.selection.ranking import Ranking
 
 from .bad_input import Program, Refused, case, dump
 from .test_heal import ROWS, rows  # noqa: F401  (a fixture is used by name)
@@ -74,7 +74,7 @@ def test_rows_that_judge_are_none_that_candidates_are_made_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     judged: list[Request] = []
-    made: list[np.ndarray] = []
+    made: list[dict[str, Ranking]] = []
     evaluate, eliminate = evaluation.run, greedy.run
 
     def spy(request: Request, *arguments: Any, **options: Any) -> Any:
@@ -82,26 +82,33 @@ def test_rows_that_judge_are_none_that_candidates_are_made_of(
         return evaluate(request, *arguments, **options)
 
     def spy_too(*arguments: Any) -> Any:
-        ranking = eliminate(*arguments)
-        assert ranking.origin.row_hashes is not None
-        made.append(ranking.origin.row_hashes)
-        return ranking
+        made.append(eliminate(*arguments))
+        return made[-1]
 
     monkeypatch.setattr(evaluation, "run", spy)
     monkeypatch.setattr(greedy, "run", spy_too)
     mine = dump(tmp_path / "mine.json", [[0, 2, 3, 5]] * 4)
-    picks = ["--pick", "greedy", "--pick", "reap", "--pick", "swap", "--pick", mine]
+    names = ["greedy", "reap", "swap", "greedy_cosine", str(mine)]
+    picks = [word for name in names for word in ("--pick", name)]
     assert program(*line(tiny_mxfp4, rows, *picks, "--keep", 4))[0] == 0
     kept = gj.KeepSets.read("keep.json", TINY)
-    assert kept.tried is not None and [one["name"] for one in kept.tried] == ["greedy", "reap", "swap", str(mine)]
-    assert {*judged[0].keep_sets} == {"greedy", "reap", "swap", str(mine)}
+    assert kept.tried is not None and [one["name"] for one in kept.tried] == names == [*judged[0].keep_sets]
     hashes = {row["id"]: row_hash(Row(row["text"], row["id"])) for row in ROWS}
-    assert {*made[0].tolist()} == {hashes[name] for name in hashes.keys() - HELD}
+    (eliminated,) = made  # by both rules in one run
+    assert [*eliminated] == ["greedy", "greedy_cosine"]
+    for rule, ranking in eliminated.items():
+        assert ranking.origin.criterion == rule and ranking.origin.row_hashes is not None
+        assert {*ranking.origin.row_hashes.tolist()} == {hashes[name] for name in hashes.keys() - HELD}
+        assert judged[0].keep_sets[rule] == ranking.keep(4)
+    alone = [row for row in ROWS if row["id"] not in HELD]
+    options = {"data": alone, "max_seq_length": 64, "batch_size": 4, "dtype": "float32"}
+    cosine = gj.select(str(tiny_mxfp4), 4, rule="greedy_cosine", **options)
+    assert cosine.layers == eliminated["greedy_cosine"].keep(4).layers
     assert judged[0].wanted is is_held_out and 0 < len(HELD) < len(ROWS)
     assert kept.origin.row_hashes is not None  # all of them: `eval` refuses the rows that judged as well
     assert kept.origin.row_hashes.tolist() == sorted(hashes.values())
     least = min(kept.tried, key=lambda one: one["kl"][0])
-    assert "picked of greedy, reap, swap" in str(kept.origin.rule)
+    assert "picked of greedy, reap, swap, greedy_cosine" in str(kept.origin.rule)
     for one in kept.tried:
         assert one["kl"][1] <= one["kl"][0] <= one["kl"][2] and one["keep"] == 4
     assert kept.origin.criterion == ("unknown" if least["name"] == str(mine) else least["name"])
@@ -206,7 +213,7 @@ BAD: Sequence[Any] = [
     case("weights alone", ["--pick", "aimer", "--keep", 4], "--pick aimer is of the weights alone"),
     case("no such file", ["--pick", "none.json", "--keep", 4], "none.json", "no such file"),
     case("a bound without picking", ["--max-kl", 0.1, "--rule", "greedy"], "--max-kl means nothing to --rule greedy"),
-    case("a bound of a profile", ["--max-kl", 0.1], "--data goes with --rule greedy and --pick"),
+    case("a bound of a profile", ["--max-kl", 0.1], "--data goes with --rule greedy, --rule greedy_cosine and --pick"),
     case("answers that nobody asks", ["--pick", "reap", "--min-match", 0.5], "--min-match needs --replies"),
     case("two ways to say how many", ["--pick", "reap", "--keep", 4, "--max-kl", 0.1], "takes one of"),
     case("a criterion", ["--pick", "reap", "--keep", 4, "--criterion", "swap"], "--criterion means nothing to --pick"),

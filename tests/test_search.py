@@ -35,14 +35,15 @@ def line(model: Path, rows: Path, *more: object) -> list[object]:
 
 
 def found(model: Path, rows: Any, **options: Any) -> gj.KeepSets:
-    return gj.select(str(model), 4, rule="greedy", data=rows, **(OPTIONS | options))
+    return gj.select(str(model), **({"keep": 4, "rule": "greedy", "data": rows} | OPTIONS | options))
 
 
-def changes(model: Path, rows: list[dict[str, str]]) -> np.ndarray:
-    """float64 [tokens, L, E]: by how much each layer's output changes without each expert, of the stream behind it: the
-    layer runs again, a row at a time."""
+def changes(model: Path, rows: list[dict[str, str]], rule: str = "greedy") -> np.ndarray:
+    """float64 [tokens, L, E]: by how much each layer's output changes without each expert, of the stream behind it, by
+    the rule: the layer runs again, a row at a time."""
     network, tokenizer = load(Checkpoint(model), "float32"), load_tokenizer(model)
     step = jax.jit(lambda m, tokens: m(tokens, HERE, lambda output: output.hidden).layers)
+    embedding = np.asarray(network.embedding[...], np.float64)
     bias, all_ = network.layers.moe.router.bias[...], []
     for row in rows:
         ids = np.array(tokenizer(row["text"], add_special_tokens=False)["input_ids"][-64:], np.int32)
@@ -57,21 +58,26 @@ def changes(model: Path, rows: list[dict[str, str]]) -> np.ndarray:
                 change = np.asarray(hidden(network)[layer], np.float64)[0, : len(ids)] - whole[layer]
                 of_row[:, layer, expert] = (change**2).sum(-1) / (whole[layer] ** 2).sum(-1)
         network.layers.moe.router.bias[...] = bias
+        if rule == "greedy_cosine":
+            before = np.concatenate([embedding[ids][None], whole[:-1]])
+            norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(whole, axis=-1)
+            of_row *= (1 - (before * whole).sum(-1) / norms).T[..., None]
         all_.append(of_row)
     return np.concatenate(all_)
 
 
 def first_to_go(model: Path, rows: list[dict[str, str]], **options: Any) -> list[tuple[int, float]]:
     """Of each layer the expert that goes first, and what is lost then."""
-    whole = gj.select(str(model), E, rule="greedy", data=rows, **(OPTIONS | options))
+    whole = found(model, rows, **(options | {"keep": E}))
     assert whole.losses is not None
     worst = [int(np.nanargmin(np.array(of_layer, float))) for of_layer in whole.losses]
     return [(layer_[at], losses[at]) for layer_, losses, at in zip(whole.layers, whole.losses, worst, strict=True)]  # type: ignore[misc]
 
 
-def test_who_goes_first_is_whose_absence_changes_the_layer_least(tiny_bf16: Path) -> None:
-    expected = changes(tiny_bf16, ROWS[:6]).mean(0)
-    for layer, (expert, loss) in enumerate(first_to_go(tiny_bf16, ROWS[:6])):
+@pytest.mark.parametrize("rule", ["greedy", "greedy_cosine"])
+def test_who_goes_first_is_whose_absence_changes_the_layer_least(rule: str, tiny_bf16: Path) -> None:
+    expected = changes(tiny_bf16, ROWS[:6], rule).mean(0)
+    for layer, (expert, loss) in enumerate(first_to_go(tiny_bf16, ROWS[:6], rule=rule)):
         assert expert == int(expected[layer].argmin())
         assert loss == pytest.approx(expected[layer].min(), rel=1e-3)  # differences of float32's
 
@@ -140,6 +146,7 @@ WAYS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
     "truncate": (("--max-seq-length", 40, "--truncate", "right"), {"max_seq_length": 40, "truncate": "right"}),
     "tokens": (("--tokens", "reply"), {"tokens": "reply"}),
     "dtype": (("--dtype", "bfloat16"), {"dtype": "bfloat16"}),
+    "rule": (("--rule", "greedy_cosine"), {"rule": "greedy_cosine"}),
 }
 
 
@@ -228,6 +235,7 @@ def test_a_run_of_other_settings_is_not_gone_on_with(
     refused(*argv, says=("unfinished run", "--resume goes on"))
     refused(*argv, "--tokens", "reply", "--resume", says=("--tokens 'all'", "'reply'"))
     refused(*argv, "--num-rows", 5, "--resume", says=("rows' hash",))
+    refused(*argv, "--rule", "greedy_cosine", "--resume", says=("--rule ['greedy']", "['greedy_cosine']"))
 
 
 # Bad input.
@@ -244,8 +252,13 @@ BAD = [
     case("more than all", lambda argv: [*argv[:-1], 8], "--keep 8", "7 experts"),
     case("another model", lambda argv: [*argv, "--model", "nano"], "--model goes with a profile"),
     case("little memory", lambda argv: [*argv, "--memory-gib", 0.01], "--memory-gib 0.01 is too little"),
-    case("an unknown rule", lambda argv: [*argv, "--rule", "best"], "--rule is 'best'", "score, greedy"),
-    case("data for scores", lambda argv: [*argv, "--rule", "score"], "--data goes with --rule greedy"),
+    case("beside candidates", lambda argv: [*argv, "--pick", "reap"], "--rule greedy", "--pick greedy"),
+    case("an unknown rule", lambda argv: [*argv, "--rule", "best"], "--rule is 'best'", "score, greedy, greedy_cosine"),
+    case(
+        "data for scores",
+        lambda argv: [*argv, "--rule", "score"],
+        "--data goes with --rule greedy, --rule greedy_cosine and --pick",
+    ),
 ]
 MAXMIN = ["--blend", "maxmin", "--domain", "a=2", "--domain", "b"]
 

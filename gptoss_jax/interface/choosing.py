@@ -15,7 +15,7 @@ from ..run.options import Writing
 from ..selection import choice
 from ..selection import ranking as rankings
 from ..selection.coverage import domain_coverages, fewest_experts
-from ..selection.criteria import CRITERIA, GREEDY, Criterion, masses, named
+from ..selection.criteria import CRITERIA, ELIMINATIONS, Criterion, masses, named
 from ..selection.evidence import Evidence, read_evidence
 from ..selection.intervals import unsettled
 from ..selection.mixes import Mix
@@ -139,7 +139,7 @@ def select(
 
     Args:
         chosen_from: an open profile, its folder, a saliency.parquet; or, with `keep` alone, a ranking, or a model for
-            a criterion of the weights alone; with the rule "greedy" a model.
+            a criterion of the weights alone; with the rules "greedy" and "greedy_cosine" a model.
         keep: their number, or a per cent of the experts as "50%", of which a part of an expert is left out; a list
             gives a list of keep-sets, of which each smaller lies inside the larger.
         criterion, domain, seed, min_count: as for `rank`.
@@ -152,14 +152,15 @@ def select(
         max_kl, min_match: in the place of `keep`, with `pick`, as few as keep the KL in nats a token, or the share of
             right answers, within these bounds: the ends of their intervals.
         rule: "greedy" takes the expert away, again and again, whose absence changes the layer's output least, over the
-            rows of `data`; the numbers that `keep` names are sets of one such elimination.
-        out: the file for the keep-sets; those of several numbers stand beside it, as keep-16.json. With the rule
-            "greedy" keep-ranking.json has all experts, with what their going costs.
+            rows of `data`; with "greedy_cosine" tokens count by how far the layer turns their stream. The numbers that
+            `keep` names are sets of one such elimination.
+        out: the file for the keep-sets; those of several numbers stand beside it, as keep-16.json. With these rules
+            keep-ranking.json has all experts, with what their going costs.
         overwrite: replaces existing files.
         resume: goes on with the unfinished elimination beside `out`, if there is one.
-        **options: with the rule "greedy" those of the command `select` that name rows and devices, as data="rows.jsonl"
-            or tokens="reply"; with pick=("greedy", "reap", "mine.json") these are judged, on a fifth of the rows, and
-            the best is taken.
+        **options: with these rules those of the command `select` that name rows and devices, as data="rows.jsonl" or
+            tokens="reply"; with pick=("greedy", "greedy_cosine", "reap", "mine.json") these are judged, on a fifth of
+            the rows, and the best is taken.
 
     RankingError where there are no such sets, which says the nearest that there are.
 
@@ -177,14 +178,10 @@ def select(
     """
     ranked = Ranked(criterion=criterion, domain=domain, seed=seed, min_count=min_count)
     keeping = Keeping(keep, budget_gib, coverage, blend, floor, protect_outliers, context, rows, max_kl, min_match)
-    if options.get("pick"):
-        from .searching import pick  # with it comes JAX
+    if Searching(rule=rule).rule in ELIMINATIONS or options.get("pick"):
+        from .searching import search  # with it comes JAX
 
-        found = pick(chosen_from, ranked, keeping, format, out, overwrite, resume, **options)
-    elif Searching(rule=rule).rule == GREEDY:
-        from .searching import eliminate
-
-        found = eliminate(chosen_from, ranked, keeping, format, out, overwrite, resume, **options)
+        found = search(chosen_from, rule, ranked, keeping, format, out, overwrite, resume, **options)
     elif options or resume:
         named = ", ".join([*options] or ["resume"])
         raise OptionError(f"rule='score' chooses from a profile, and takes no {named}: leave it out, or take 'greedy'")

@@ -23,6 +23,7 @@ from ..run.progress import Progress
 from ..search import elsewhere, greedy
 from ..search import pick as picking
 from ..search.pick import LONGEST
+from ..selection.criteria import ELIMINATIONS, GREEDY_COSINE
 from ..selection.keep_sets import KeepSets, Lost
 from ..selection.mixes import weights_of
 from ..selection.ranking import Ranking
@@ -35,8 +36,9 @@ ELSEWHERE = "elsewhere"  # the folder of what other domains lose
 NAMED = 20  # domains that are told of
 
 
-def eliminate(
+def search(
     model: Any,
+    rule: str,
     ranked: Ranked,
     keeping: Keeping,
     format: str = "same",
@@ -46,13 +48,34 @@ def eliminate(
     tell: Callable[[str], Any] = lambda line: None,
     **options: Any,
 ) -> list[Selected]:
-    """What `select --rule greedy` runs; `tell` is given what a user should know before the first step."""
+    """What `select` runs with a rule of `ELIMINATIONS`, or with the option `pick`; `tell` is given what a user should
+    know before each step."""
+    asked = (model, ranked, keeping, format, out, overwrite, resume, tell)
+    if not options.get("pick"):
+        return _eliminate(rule, *asked, **options)
+    if rule in ELIMINATIONS:
+        raise OptionError(f"--rule {rule} goes without --pick: name it as a candidate, --pick {rule}")
+    return _pick(*asked, **options)
+
+
+def _eliminate(
+    rule: str,
+    model: Any,
+    ranked: Ranked,
+    keeping: Keeping,
+    format: str,
+    out: str | AnyPath | None,
+    overwrite: bool,
+    resume: bool,
+    tell: Callable[[str], Any],
+    **options: Any,
+) -> list[Selected]:
     opened = as_model(model)
-    _refuse(ranked, {"domain", "seed"}, "--rule greedy")
-    _refuse(keeping, {"keep", "budget_gib", "context", "rows", "blend"}, "--rule greedy")
+    _refuse(ranked, {"domain", "seed"}, f"--rule {rule}")
+    _refuse(keeping, {"keep", "budget_gib", "context", "rows", "blend"}, f"--rule {rule}")
     data, searching, placing = _asked(opened, model, ranked, options)
     counting = Counting(keep=searching.tokens)
-    request = greedy.Request(opened.name, data, counting, placing, ranked.domain, keeping.blend)
+    request = greedy.Request(opened.name, data, counting, placing, (rule,), ranked.domain, keeping.blend)
     counts, why = _counts(opened, keeping, format)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "keep.json" if out is None else place(out)
@@ -62,7 +85,7 @@ def eliminate(
             overwrite = kept.may_replace(overwrite, resume)
             check_files(counts, target, overwrite)
             atomic.check_free(_of_all(target), overwrite)
-        ranking = greedy.run(request, opened.source, kept, resume, tell)
+        ranking = greedy.run(request, opened.source, kept, resume, tell)[rule]
         found = [_selected(ranking, count, why, opened.config.top_k) for count in counts]
         found = _judged_elsewhere(found, request, searching.scored, opened.source, kept, tell)
         with hosts.first_alone():
@@ -73,18 +96,17 @@ def eliminate(
     return found
 
 
-def pick(
+def _pick(
     model: Any,
     ranked: Ranked,
     keeping: Keeping,
-    format: str = "same",
-    out: str | AnyPath | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    tell: Callable[[str], Any] = lambda line: None,
+    format: str,
+    out: str | AnyPath | None,
+    overwrite: bool,
+    resume: bool,
+    tell: Callable[[str], Any],
     **options: Any,
 ) -> list[Selected]:
-    """What `select --pick` runs; `tell` is given what a user should know before each step."""
     opened = as_model(model)
     _refuse(ranked, {"domain", "seed"}, "--pick")
     _refuse(keeping, {"keep", "budget_gib", "context", "rows", "max_kl", "min_match"}, "--pick")
@@ -240,7 +262,8 @@ def _selected(ranking: Ranking, count: int, why: tuple[str, ...], top_k: int) ->
     assert ranking.losses is not None, "they are what the ranking follows from"
     lost = np.array([losses[count] if count < len(losses) else 0 for losses in ranking.losses])
     worst = int(lost.argmax())
-    told = f"layers' outputs move by {lost.mean():.4g} of the stream's square in the mean, most in layer "
+    turned = ", times how far the layer turns it," if ranking.origin.criterion == GREEDY_COSINE else ""
+    told = f"layers' outputs move by {lost.mean():.4g} of the stream's square{turned} in the mean, most in layer "
     return Selected(kept, {}, (*why, *serving_limits(count, top_k), f"{told}{worst}: {lost[worst]:.4g}"))
 
 

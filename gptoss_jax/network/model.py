@@ -22,6 +22,8 @@ from .router import Routing
 class LayerOutput(NamedTuple):
     """What a layer shows to whoever observes it."""
 
+    before: Float[Array, "B S D"]
+    """The residual stream that the layer takes."""
     hidden: Float[Array, "B S D"]
     """The layer's output, the residual stream after it."""
     routing: Routing
@@ -101,11 +103,12 @@ class Layer(nnx.Module):
         what it shows beside its output; `follows`, that several tokens see what stands in the cache."""
         if interventions.steering is not None:
             x_BSD = x_BSD + interventions.steering.astype(x_BSD.dtype)
+        before_BSD = x_BSD
         attended_BSD, cache = self.attend(x_BSD, tokens, rope_tables, sliding, place, cache, follows)
         x_BSD = x_BSD + attended_BSD
         mixed = self.mix(x_BSD, tokens, place, index, interventions, further)
         hidden = x_BSD + mixed.output_BSD
-        return LayerOutput(hidden, mixed.routing, mixed.mixture, cache, mixed.changes_Tk, mixed.products_TP)
+        return LayerOutput(before_BSD, hidden, mixed.routing, mixed.mixture, cache, mixed.changes_Tk, mixed.products_TP)
 
     def attend(
         self,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import OptionError
-from ..selection.criteria import CRITERIA, GREEDY, LETTERS
+from ..selection.criteria import CRITERIA, ELIMINATIONS, LETTERS
 from .kinds import COUNTED, DOMAINS, KEEPS, ROWS, SHARES, TEXT, one_of, real, whole
 from .options import Options, option
 
@@ -39,7 +39,7 @@ class Ranked(Options):
     )
 
 
-RULES = ("score", GREEDY)
+RULES = ("score", *ELIMINATIONS)
 # What a search takes of other options; --domain and --seed are those of `Ranked`.
 OF_DATA = (
     *("split", "subset", "text_column", "id_column", "domain_column", "keep_thinking", "skip_bad_rows"),
@@ -59,21 +59,22 @@ class Searching(Options):
     rule: str = option(
         "score",
         one_of(*RULES),
-        "How experts are chosen. score: the best by --criterion, from a profile. greedy: from a MODEL and --data; of "
-        "each layer again and again the expert goes whose absence changes the layer's output least.",
+        "How experts are chosen. score: the best by --criterion, from a profile. From a MODEL and --data: "
+        + "; ".join(f"{name}: {help}" for name, help in ELIMINATIONS.items())
+        + ".",
     )
     data: Any = option(
         "",
         ROWS,
-        "With --rule greedy or --pick, the rows by which experts are chosen, as profile takes them. With --domain, a "
+        "With such a rule or --pick, the rows by which experts are chosen, as profile takes them. With --domain, a "
         "fifth of the rows of other domains shows what is lost there.",
     )
-    tokens: str = option("all", COUNTED, "With --rule greedy, which tokens count, as --keep of profile says.")
+    tokens: str = option("all", COUNTED, "With such a rule or --pick, which tokens count, as --keep of profile says.")
     pick: tuple[str, ...] = option(
         (),
         TEXT,
         "Judges candidates on a fifth of the rows of --data, and takes the one with which MODEL's expectations move "
-        "least: greedy, a criterion, or a keep.json; may be given several times.",
+        f"least: {', '.join(ELIMINATIONS)}, a criterion, or a keep.json; may be given several times.",
         several=0,
     )
     scored: str = option(

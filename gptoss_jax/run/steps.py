@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
@@ -28,6 +29,7 @@ from .scores import TokenScores, token_scores
 float32_is_float32 = jax.default_matmul_precision("highest")
 # Jitted steps of a kind: a second run in a process traces and compiles nothing that one of these did.
 STEPS_KEPT = 8
+TINIEST = 1e-30  # squared norm that is divided by: a stream of zeros, as of an empty row of the embedding, stays one
 
 
 class Asked(NamedTuple):
@@ -86,7 +88,19 @@ def _grams(output: LayerOutput, batch: Batch) -> Grams:
     """What a token's squared change counts is relative to the residual stream behind the layer, as in `_swaps`."""
     assert output.products_TP is not None, "asked for"
     weights_T = batch.weights.reshape(-1) / _squared_stream(output)
-    return Grams(output.routing.logits_TE, output.products_TP, weights_T, batch.groups.reshape(-1))
+    return Grams(output.routing.logits_TE, output.products_TP, weights_T, _turns(output), batch.groups.reshape(-1))
+
+
+def _turns(output: LayerOutput) -> Float[Array, " T"]:
+    """1 − cosine of the residual stream before and behind the layer, as half the squared distance of their directions:
+    most layers turn it by little, and 1 − 0.9999 would be float32's rounding to a thousandth."""
+
+    def direction(x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        wide_BSD = x_BSD.astype(jnp.float32)
+        return wide_BSD * lax.rsqrt(jnp.maximum((wide_BSD**2).sum(-1, keepdims=True), TINIEST))
+
+    distances_BS = ((direction(output.hidden) - direction(output.before)) ** 2).sum(-1)
+    return distances_BS.reshape(-1) / 2
 
 
 def _swaps(output: LayerOutput) -> Float[Array, "T k"] | None:
@@ -171,7 +185,7 @@ def specs(asked: Asked) -> Results:
         Chosen(chosen, chosen) if asked.routing else None,
         TokenScores(scores, scores) if asked.scores else None,
         finals if asked.finals else None,
-        Grams(chosen, chosen, tokens, tokens) if asked.grams else None,
+        Grams(chosen, chosen, tokens, tokens, tokens) if asked.grams else None,
     )
 
 

@@ -4,7 +4,7 @@ A layer's tokens are kept in the run's progress until all batches have passed it
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..errors import StatisticsError
 from ..run.engine import Clock, Engine, Unit
 from ..run.progress import Progress
 from ..run.steps import Asked
-from ..selection.greedy import Aim, Elimination, Grams, eliminate
+from ..selection.greedy import Aim, Elimination, Grams, eliminate, weighted
 
 ASKED = Asked(statistics=False, grams=True)
 
@@ -30,8 +30,8 @@ class State:
     tokens: float = 0.0
     seconds: float = 0.0
     compile_seconds: float = 0.0
-    found: list[Elimination] = field(default_factory=list)
-    """Those of the first layers."""
+    found: dict[str, list[Elimination]] = field(default_factory=dict)
+    """Of each rule those of the first layers."""
 
     def to_bytes(self) -> bytes:
         """Write the state as a file's bytes."""
@@ -41,8 +41,12 @@ class State:
     def from_bytes(cls, data: bytes) -> "State":
         """Read what `to_bytes` writes."""
         kept = json.loads(data)
-        found = [Elimination(tuple(gone), tuple(losses)) for gone, losses in kept.pop("found")]
-        return cls(**kept, found=found)
+        return cls(**kept | {"found": _of_lists(kept["found"])})
+
+
+def _of_lists(found: Mapping[str, Any]) -> dict[str, list[Elimination]]:
+    """What JSON keeps of them."""
+    return {rule: [Elimination(tuple(gone), tuple(losses)) for gone, losses in of] for rule, of in found.items()}
 
 
 def search(
@@ -50,24 +54,27 @@ def search(
     dataset: Dataset,
     top_k: int,
     aim: Aim,
+    rules: Sequence[str],
     progress: Progress,
     state: State,
     advance: Callable[[Unit], Any],
-) -> list[Elimination]:
-    """The elimination of each layer down to one expert, from `state` on, which `progress` keeps as the run goes.
+) -> dict[str, list[Elimination]]:
+    """By each rule the elimination of each layer down to one expert, from `state` on, which `progress` keeps as the run
+    goes.
 
     The model runs with all its experts: each layer is judged at the inputs of the full model. Process 0 keeps what
     layers give, and eliminates; all return the same. StatisticsError where a layer gives what is not finite.
     """
     engine.clock = Clock(state.seconds, state.compile_seconds)
     batches = list(dataset.batches())
+    state.found = state.found or {rule: [] for rule in rules}
 
     def eliminate_whole() -> None:
         """Those layers that all batches have passed."""
         passed = state.units // len(batches)  # layers, or all of them
         whole = passed if engine.keeps_units else passed * engine.num_layers
-        while hosts.is_first() and len(state.found) < whole:
-            _eliminate(len(state.found), len(batches), top_k, aim, progress, state)
+        while hosts.is_first() and (layer := len(state.found[rules[0]])) < whole:
+            _eliminate(layer, len(batches), top_k, aim, progress, state)
 
     for unit in engine.run(batches, ASKED, state.units):
         if hosts.is_first():
@@ -82,20 +89,19 @@ def search(
         eliminate_whole()
         advance(unit)
     eliminate_whole()  # of a run that was stopped before the last one
-    found: list[Any] = hosts.exchange(state.found)[0]
-    return [Elimination(tuple(gone), tuple(losses)) for gone, losses in found]
+    return _of_lists(hosts.exchange(state.found)[0])
 
 
 def _by_layer(grams: Grams, folds: int) -> Iterator[Grams]:
     """Those of the tokens that count, a layer at a time, [T, …]; groups are folds of domains."""
-    for logits_BSE, products_BSP, weights_BS, groups_BS in zip(*grams, strict=True):
-        counts_BS = weights_BS != 0
-        of_layer = Grams(logits_BSE, products_BSP, weights_BS, (groups_BS // folds).astype(np.int32))
+    for of_layer in map(Grams._make, zip(*grams, strict=True)):
+        counts_BS = of_layer.weights_T != 0
+        of_layer = of_layer._replace(domains_T=(of_layer.domains_T // folds).astype(np.int32))
         yield Grams(*(np.ascontiguousarray(x[counts_BS]) for x in of_layer))
 
 
 def _eliminate(layer: int, batches: int, top_k: int, aim: Aim, progress: Progress, state: State) -> None:
-    """The layer's elimination, after which nothing of its tokens is kept."""
+    """The layer's eliminations, after which nothing of its tokens is kept."""
     kept = [progress.read(_name(layer, batch)) for batch in range(batches)]
     for batch, data in enumerate(kept):
         if data is None:
@@ -105,7 +111,8 @@ def _eliminate(layer: int, batches: int, top_k: int, aim: Aim, progress: Progres
     for name, array in grams._asdict().items():
         if not np.isfinite(array).all():
             raise StatisticsError(f"layer {layer}: {name} of a token is not finite: check the checkpoint's weights")
-    state.found.append(eliminate(grams, top_k, aim=aim))
+    for rule, found in state.found.items():
+        found.append(eliminate(weighted(grams, rule), top_k, aim=aim))
     progress.save(state, always=True)
     for batch in range(batches):
         progress.drop(_name(layer, batch))

@@ -1,7 +1,7 @@
-"""The job `select --rule greedy`: rows and a model's source become a ranking, of which every number of experts is a
-keep-set."""
+"""The job `select --rule greedy`, and its like: rows and a model's source become a ranking, of which every number of
+experts is a keep-set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..run.job import keeping
 from ..run.options import Counting, Data, Placing, by_flag
 from ..run.progress import Progress
 from ..run.reading import Wanted, make_dataset, tokenizer_of
-from ..selection.criteria import GREEDY
+from ..selection.criteria import GREEDY, GREEDY_COSINE
 from ..selection.greedy import Aim, Elimination
 from ..selection.mixes import Mix, weights_of
 from ..selection.origin import Origin, rows_as_text
@@ -32,7 +32,10 @@ from .elimination import ASKED, State, search
 FEWEST = 16  # tokens of a domain for each expert of a layer, below which what a choice rests on is chance
 
 # Options that decide what a run computes, beside its rows.
-DECIDING = ("--max-seq-length", "--truncate", "--tokens", "--domain", "--blend", "--engine", "--dtype", "--weights")
+DECIDING = (
+    *("--rule", "--max-seq-length", "--truncate", "--tokens", "--domain", "--blend"),
+    *("--engine", "--dtype", "--weights"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Request:
     data: Data
     counting: Counting
     placing: Placing
+    rules: Sequence[str] = (GREEDY,)
+    """Those of `ELIMINATIONS` by which experts are eliminated, in one run."""
     domain: Mix = None
     blend: str = "weights"
     """As the option of `select` has it."""
@@ -62,7 +67,8 @@ class Request:
         """All options by the names that users know."""
         data = self.data.data
         given = by_flag(replace(self.data, data=data if isinstance(data, str) else "records"), self.placing)
-        return {**given, "--tokens": self.counting.keep, "--domain": self.domain, "--blend": self.blend}
+        asked = {"--rule": list(self.rules), "--tokens": self.counting.keep}
+        return {**given, **asked, "--domain": self.domain, "--blend": self.blend}
 
 
 def run(
@@ -71,8 +77,8 @@ def run(
     kept: Progress,
     resume: bool = False,
     tell: Callable[[str], Any] = lambda line: None,
-) -> Ranking:
-    """Eliminate experts over the rows that the request names; `kept` holds what is finished.
+) -> dict[str, Ranking]:
+    """Eliminate experts over the rows that the request names, by each rule; `kept` holds what is finished.
 
     `tell` is given what a user should know, line by line, before the first step.
     """
@@ -94,9 +100,10 @@ def run(
     with keeping(kept):
         state = kept.kept(State.from_bytes, "state") or State()
         engine = choose.build(source, choice.engine, given, kept)
+        top_k, rules = source.config.top_k, request.rules
         with bar(dataset.tokens_of_process, "tokens", shown=hosts.is_first(), done=state.tokens) as advance:
-            found = search(engine, dataset, source.config.top_k, aim, kept, state, lambda unit: advance(unit.tokens))
-    return _ranking(found, request, source, dataset)
+            found = search(engine, dataset, top_k, aim, rules, kept, state, lambda unit: advance(unit.tokens))
+    return {rule: _ranking(rule, of_rule, request, source, dataset) for rule, of_rule in found.items()}
 
 
 def _aim(request: Request, dataset: Dataset, num_experts: int) -> Aim:
@@ -149,7 +156,7 @@ def _settings(request: Request, source: Source, dataset: Dataset, given: choose.
     }
 
 
-def _ranking(found: list[Elimination], request: Request, source: Source, dataset: Dataset) -> Ranking:
+def _ranking(rule: str, found: list[Elimination], request: Request, source: Source, dataset: Dataset) -> Ranking:
     """All experts, the last one to go first."""
     E = source.config.num_experts
     layers = [[*one.kept(E, 1), *reversed(one.gone)] for one in found]
@@ -159,10 +166,11 @@ def _ranking(found: list[Elimination], request: Request, source: Source, dataset
         for of_layer in losses
     ]
     worst = "the worst domain's" if request.blend == "maxmin" else "the"
+    of_tokens = ", of tokens by how far it turns their stream" if rule == GREEDY_COSINE else ""
     origin = Origin(
-        criterion=GREEDY,
+        criterion=rule,
         domains=weights_of(request.domain),
-        rule=f"elimination by {worst} change of the layer's output",
+        rule=f"elimination by {worst} change of the layer's output{of_tokens}",
         model_fingerprint=source.fingerprint(),
         calibration_rows=rows_as_text(dataset.row_hashes),
     )

@@ -28,7 +28,7 @@ from ..run.options import Counting, Data, Placing, by_flag
 from ..run.profile import Profile
 from ..run.progress import Progress
 from ..run.reading import read, tokenizer_of
-from ..selection.criteria import CRITERIA, GREEDY
+from ..selection.criteria import CRITERIA, ELIMINATIONS
 from ..selection.keep_sets import KeepSets
 from ..selection.mixes import Mix
 from ..selection.origin import rows_as_text
@@ -101,7 +101,7 @@ def fitted(row: Row) -> bool:
 
 def files_of(request: Request, source: Source) -> dict[str, KeepSets]:
     """The keep-sets that are files, by their names. RankingError where one cannot be used."""
-    files = [name for name in request.searching.pick if name != GREEDY and name not in CRITERIA]
+    files = [name for name in request.searching.pick if name not in ELIMINATIONS and name not in CRITERIA]
     return {name: KeepSets.read(name, source.config) for name in files}
 
 
@@ -113,8 +113,8 @@ class Candidates:
         self.rankings: dict[str, Ranking] = {}
         self.files = files_of(request, source)
         for name in request.searching.pick:
-            if name == GREEDY:
-                self.rankings[name] = self._greedy()
+            if name in ELIMINATIONS:
+                self.rankings[name] = self._eliminated(name)
             elif name in CRITERIA:
                 self.rankings[name] = self._profile().rank(name, request.domain, request.seed)
 
@@ -124,17 +124,19 @@ class Candidates:
         sizes = {name: {*map(len, sets.layers)} for name, sets in self.files.items()}
         return found | {name: sets for name, sets in self.files.items() if sizes[name] == {count}}
 
-    def _greedy(self) -> Ranking:
-        file, request = self.work / "greedy.json", self.request
-        if not file.exists():
-            counting = Counting(keep=request.searching.tokens)
-            asked = greedy.Request(
-                request.model, request.data, counting, request.placing, request.domain, wanted=fitted
-            )
-            kept = Progress(file)
-            greedy.run(asked, self.source, kept, kept.exists(), self.tell).write(file)
+    def _eliminated(self, rule: str) -> Ranking:
+        """By the rule, and by all others that are asked for: the model runs once."""
+        request = self.request
+        rules = tuple(name for name in ELIMINATIONS if name in request.searching.pick)
+        files = {name: self.work / f"{name}.json" for name in rules}
+        if not all(file.exists() for file in files.values()):
+            of = request.model, request.data, Counting(keep=request.searching.tokens), request.placing
+            kept = Progress(self.work / "eliminations")
+            asked = greedy.Request(*of, rules, request.domain, wanted=fitted)
+            for name, ranking in greedy.run(asked, self.source, kept, kept.exists(), self.tell).items():
+                ranking.write(files[name], overwrite=True)
             kept.remove()
-        return Ranking.read(file, self.source.config)
+        return Ranking.read(files[rule], self.source.config)
 
     def _profile(self) -> Profile:
         names, folder = self.request.searching.pick, self.work / "profile"

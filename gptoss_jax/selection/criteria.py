@@ -93,7 +93,14 @@ _DECLARED = (
     ),
     Criterion("random", _random, (), "drawn with --seed, for comparison", mass=""),
 )
-GREEDY = "greedy"  # the criterion of rankings that follow from `greedy.eliminate`, which has no profile
+# The criteria of rankings that follow from `greedy.eliminate`, which have no profile: what its tokens count.
+GREEDY, GREEDY_COSINE = "greedy", "greedy_cosine"
+ELIMINATIONS = {
+    GREEDY: "of each layer again and again the expert goes whose absence changes the layer's output least, relative to "
+    "the residual stream behind it",
+    GREEDY_COSINE: "the same, and a token counts by how far the layer turns its stream: 1 − the cosine of the stream "
+    "before and behind it",
+}
 CRITERIA = {criterion.name: criterion for criterion in _DECLARED}
 LETTERS = (
     "g is the gate of a chosen expert, n the norm of its output, w the weight that EAFT gives the token, Δ the change "

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..network.products import pairs
+from .criteria import GREEDY_COSINE
 
 AT_ONCE = 1024  # tokens whose changes are in memory: 11 MiB for 32 experts, of which a token takes 4
 
@@ -32,11 +33,19 @@ class Grams(NamedTuple):
     weights_T: Float[Any, " T"]
     """What a token's squared change counts: w/‖h‖², w the token's own weight and h the residual stream behind the
     layer; 0 leaves it out. float32."""
+    turns_T: Float[Any, " T"]
+    """How far the layer turns the stream: 1 − the cosine of it before and behind the layer, float32."""
     domains_T: Int[Any, " T"]
     """The domain in whose loss it counts."""
 
 
-WIDE = Grams(True, True, False, False)  # which of them have a last axis beside that of tokens
+WIDE = Grams(True, True, False, False, False)  # which of them have a last axis beside that of tokens
+
+
+def weighted(grams: Grams, rule: str) -> Grams:
+    """With the weights that tokens have by a rule of `criteria.ELIMINATIONS`: all alike, or the more the more of its
+    work the layer does on them."""
+    return grams._replace(weights_T=grams.weights_T * grams.turns_T) if rule == GREEDY_COSINE else grams
 
 
 class Aim(NamedTuple):

@@ -12,7 +12,7 @@ from ..errors import ProfileError, reason
 from ..files.paths import AnyPath, storage_errors
 from ..statistics.counted import STORE, counted_rows
 from ..statistics.tables import SALIENCY
-from .criteria import CRITERIA, GREEDY
+from .criteria import CRITERIA, ELIMINATIONS
 from .mixes import Mix, weights_of
 
 INFO = "profile.json"
@@ -72,7 +72,7 @@ class Origin:
         if self.domains is None:
             return "unknown data"
         rows, of = ("rows", "profile") if self.answers_hash is None else ("answers", "activation dataset")
-        if self.criterion == GREEDY:
+        if self.criterion in ELIMINATIONS:
             of = "data"
         if not self.domains:
             return f"all {rows} of the {of}"
