@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -19,7 +20,7 @@ from gptoss_jax.data.batching import Document, packed, padded
 from gptoss_jax.devices import mesh as sharding
 from gptoss_jax.devices.placement import here
 from gptoss_jax.evaluation.compare import TOP, Top
-from gptoss_jax.healing import loss, resident, streamed, trained
+from gptoss_jax.healing import loss, resident, streamed, trained, training
 from gptoss_jax.healing.engine import Engine
 from gptoss_jax.healing.loss import Finals, distance, scored, top
 from gptoss_jax.healing.resident import Resident
@@ -27,6 +28,7 @@ from gptoss_jax.healing.streamed import Streamed
 from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.model import Layer
 from gptoss_jax.network.source import abstract, abstract_part, load
+from gptoss_jax.run.distilling import Distilling
 from tests import oracle
 from tests.oracle import relative
 
@@ -129,6 +131,21 @@ def test_what_is_trained_takes_the_place_of_the_models_own_as_it_will_be_written
     assert (runs.losses(changed, batches(), teachers).kl != same.kl).all()
     whole = [dataclasses.replace(batch, kept=np.ones_like(batch.kept)) for batch in batches()]
     assert np.abs(runs.losses(given, whole, teachers).kl).max() < 1e-6 < same.kl.min()
+
+
+def test_rows_of_routers_learn_the_less_the_wider_a_model_is() -> None:
+    """Adam's first step moves every value by the rate: a logit, which sums over the rows, moves alike in all widths."""
+    first = {"layers/moe/router/kernel": jnp.ones((L, E, 400)), "layers/moe/router/bias": jnp.ones((L, E))}
+    optimizer = optax.adam(0.01)
+    ones = jax.tree.map(jnp.ones_like, first)
+    found, _ = training._update(optimizer, ones, 1.0, optimizer.init(first), first)
+    np.testing.assert_allclose(1 - found["layers/moe/router/bias"], 0.01, rtol=1e-4)
+    np.testing.assert_allclose(1 - found["layers/moe/router/kernel"], 0.004, rtol=1e-4)  # 160 of 400
+
+
+def test_where_no_rate_is_given_it_is_that_of_what_is_trained() -> None:
+    found = [Distilling(train=train).first_rate for train in ("router", "small")]
+    assert found == [0.01, 0.003] and Distilling(train="small", rate=0.5).first_rate == 0.5
 
 
 # The loss alone, of a student that is drawn.

@@ -1,6 +1,7 @@
 """What a model card says of a healing."""
 
 from ..evaluation.intervals import LEVEL
+from ..run.distilling import NANO_WIDTH
 from ..selection.origin import quoted
 from .deciding import Change
 from .job import Healing
@@ -53,8 +54,9 @@ def _trained(healing: Healing) -> str:
     done = f"{len(curve.losses)} of {how.steps} steps" if len(curve.losses) < how.steps else f"{how.steps} steps"
     return (
         f"The {TRAINED[how.train]} of the kept experts were trained to expect what the whole model expects: {done} of "
-        f"Adam at {how.rate:g}, which falls as a cosine. Of the states looked at, that after "
-        f"{curve.steps[curve.best]} steps did best on rows that were held out."
+        f"Adam, whose rate falls from {how.first_rate:g} as a cosine, that of rows of routers times {NANO_WIDTH} over "
+        f"the model's width. Of the states looked at, that after {curve.steps[curve.best]} steps did best on rows that "
+        "were held out."
     )
 
 

@@ -10,7 +10,7 @@ import optax
 
 from ..errors import StatisticsError
 from ..network.batch import Batch
-from ..run.distilling import Distilling
+from ..run.distilling import NANO_WIDTH, Distilling
 from .engine import Engine
 from .loss import Teacher
 from .states import States
@@ -73,7 +73,7 @@ def train(
 
     `advance` is told of steps. StatisticsError where a loss is not finite, or a value is none of BF16's.
     """
-    optimizer = optax.adam(optax.cosine_decay_schedule(how.rate, max(how.steps, 1)))
+    optimizer = optax.adam(optax.cosine_decay_schedule(how.first_rate, max(how.steps, 1)))
     arrays, curve, step = Arrays(first, optimizer.init(first), first), Curve(), 0
     if (line := states.line()) is not None:
         step, curve = line["number"], Curve(line["steps"], line["held"], line["losses"])
@@ -103,7 +103,15 @@ def train(
 def _update(optimizer: Any, gradients: Trained, weight: Any, moments: Any, trained: Trained) -> tuple[Trained, Any]:
     mean = {path: gradients[path] / weight for path in trained}
     updates, moments = optimizer.update(mean, moments, trained)
-    return optax.apply_updates(trained, updates), moments
+    scaled = {path: of_width(path, update) for path, update in updates.items()}
+    return optax.apply_updates(trained, scaled), moments
+
+
+def of_width(path: str, update: Any) -> Any:
+    """The update of a parameter, whose rate is that of nano. A step of Adam moves every value of a router's row by as
+    much, and a logit sums over them: it moves by the more the wider the model is, unless the rate of the rows falls as
+    one over the width (arXiv:2203.03466)."""
+    return update * (NANO_WIDTH / update.shape[-1]) if path.endswith("router/kernel") else update
 
 
 def _order(batches: int, step: int, seed: int) -> int:

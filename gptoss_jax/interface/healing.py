@@ -6,6 +6,7 @@ from typing import Any
 
 from convert import cut
 from convert.cut import Bar, Pruned, silent
+from convert.tensors import AnyCheckpoint
 
 from ..devices import hosts
 from ..files import atomic
@@ -102,22 +103,35 @@ def heal(
     found = _each(requests, source, kept, resume, tell)
     best = min(found, key=lambda name: found[name].overall.written.value)
     tried = [_line(name, sets[name], found[name]) for name in sets]
-    healing, pruned = found[best], None
+    chosen_sets, pruned = replace(sets[best], tried=tried if len(sets) > 1 else sets[best].tried), None
     with hosts.first_alone():
         if hosts.is_first():
-            pruned = cut.prune(
-                source,
-                replace(sets[best], tried=tried if len(sets) > 1 else sets[best].tried),
-                target,
-                model=opened.name,
-                format=writing.format,  # type: ignore[arg-type]
-                max_shard_bytes=writing.max_shard_size,
-                overwrite=overwrite,
-                healed=cut.Healed(healing.values, section(healing), {FILE: healing.to_json().encode()}),
-                progress=progress,
-            )
+            pruned = _written(found[best], chosen_sets, source, target, writing, overwrite, progress)
             kept.remove()
-    return Healed(target, pruned, healing, tuple(tried))
+    return Healed(target, pruned, found[best], tuple(tried))
+
+
+def _written(
+    healing: Healing,
+    keep_sets: KeepSets,
+    source: AnyCheckpoint,
+    target: AnyPath,
+    writing: Writing,
+    overwrite: bool,
+    progress: Bar,
+) -> Pruned:
+    """The checkpoint, with what was healed in it and heal.json beside it."""
+    return cut.prune(
+        source,
+        keep_sets,
+        target,
+        model=healing.request.model,
+        format=writing.format,  # type: ignore[arg-type]
+        max_shard_bytes=writing.max_shard_size,
+        overwrite=overwrite,
+        healed=cut.Healed(healing.values, section(healing), {FILE: healing.to_json().encode()}),
+        progress=progress,
+    )
 
 
 def _each(

@@ -7,6 +7,8 @@ from ..errors import OptionError
 from .kinds import COUNTED, one_of, real, whole
 from .options import Data, Options, Placing, declared_options, option, taken
 
+# Where none is given: what was found best for nano, by what is trained, and nano's hidden_size.
+RATES, NANO_WIDTH = {"router": 1e-2, "small": 3e-3}, 160
 PASSES = ("routers", "biases")  # of --reconstruct, in their order
 
 
@@ -17,10 +19,16 @@ class Distilling(Options):
     steps: int = option(
         60, whole(0), "Steps of Adam, whose rate falls to zero as a cosine; with --reconstruct there may be none."
     )
-    rate: float | int = option(3e-3, real(above=0.0), "The rate of learning of the first step.")
+    rate: float | int | None = option(
+        None,
+        real(above=0.0),
+        f"The rate of learning of the first step, for a model as wide as nano, {NANO_WIDTH}: the wider a model, the "
+        "less rows of routers learn by it, since a logit sums over them.",
+        otherwise=", ".join(f"{rate:g} of {kind}" for kind, rate in RATES.items()),
+    )
     train: str = option(
         "router",
-        one_of("router", "small"),
+        one_of(*RATES),
         "What is trained. router: the routers' rows and biases of the experts that stay. small: these, and norms, "
         "attention's biases and sinks, and experts' biases.",
     )
@@ -46,6 +54,11 @@ class Distilling(Options):
         "After so many steps rows that are held out are looked at: the state that does best there is kept, and three "
         "looks without a better one end the training.",
     )
+
+    @property
+    def first_rate(self) -> float:
+        """The rate of the first step."""
+        return RATES[self.train] if self.rate is None else self.rate
 
     def check(self) -> None:
         if not self.steps and not self.reconstruct:
