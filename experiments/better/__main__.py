@@ -12,7 +12,6 @@ from pathlib import Path
 
 import click
 import jax
-import numpy as np
 
 from convert.sources import locate
 
@@ -20,7 +19,7 @@ from ..nano.families import FAMILIES
 from . import page
 from .candidates import Choices
 from .material import questions
-from .measure import Judge
+from .measure import Judge, save
 
 KEEP = (8, 10, 12, 6)
 FULL = "full"
@@ -57,24 +56,18 @@ def main(
     for number in keep:
         for name in families:
             asked = questions(folder, name, seed, calibration, count, work)
-            choices, judge = Choices(folder, asked, work), None
+            choices, judge = Choices(folder, asked, work), Judge(folder, asked.evaluation)
             results = work / "results" / name
             results.mkdir(parents=True, exist_ok=True)
-            for candidate in (None, *choices.all(number, seeds)):
-                file = results / f"{candidate.name if candidate else FULL}.npy"
-                if file.exists():
-                    continue
-                judge = judge or Judge(folder, asked.evaluation)
-                answered = (
-                    judge.of(None, {}) if candidate is None else judge.of(candidate.layers, choices.values(candidate))
-                )
-                np.save(results / "partial.npy", answered)
-                (results / "partial.npy").rename(file)
-                click.echo(f"{name}: {file.stem}: {100 * answered[:, 0].mean():.1f} % right")
+            if not (file := results / f"{FULL}.npy").exists():
+                save(file, judge.of(None, {}))
+            for one in choices.all(number, seeds):
+                if not (file := results / f"{one.name}.npy").exists():
+                    save(file, found := judge.of(one.layers, choices.values(one)))
+                    click.echo(f"{name}: {one.name}: {100 * found[:, 0].mean():.1f} % right")
     keeps = " ".join(f"--keep {number}" for number in keep)
     command = f"python -m experiments.better WORK --model {model} --seed {seed} --seeds {seeds} {keeps}"
-    found = page.Found(work, families, seeds, command)
-    page.write(found, keep, report or work / "better.md")
+    page.write(page.Found(work, families, seeds, command), keep, report or work / "better.md")
 
 
 if __name__ == "__main__":

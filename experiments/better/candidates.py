@@ -1,5 +1,7 @@
 """What is compared on a family's questions: keep-sets by scores, by elimination, picked, and healed."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +15,28 @@ from gptoss_jax.files.atomic import write_file
 from gptoss_jax.healing import job
 from gptoss_jax.run.distilling import distilled
 from gptoss_jax.run.progress import Progress
+from gptoss_jax.selection.criteria import ELIMINATIONS
 
 from .material import Questions
 from .measure import Values
 
 CRITERIA = ("reap", "swap", "frequency")
 SEEDS = range(5)  # of `random`
-PICKED_OF = ("greedy", "reap", "swap")
-# What is healed, and how: by distillation alone, or with each layer brought near the whole model's before.
-HEALED = (("reap", "healed"), ("swap", "healed"), ("greedy", "healed"), ("greedy", "rebuilt"))
+PICKED_OF = ("greedy", "greedy_cosine", "reap", "swap")
+# What is healed, and how: by distillation into the routers, with each layer brought near the whole model's before, or
+# into all small parameters.
+HEALED = (
+    *(("reap", "healed"), ("greedy_cosine", "healed")),
+    *(("picked", "healed"), ("picked", "rebuilt"), ("picked", "small")),
+)
 HOW = {"dtype": "float32", "batch_size": 32, "max_seq_length": 256}
 # A step takes 7 rows of 256 tokens, in which replies of several conversations stand side by side.
 KD: dict[str, Any] = {"dtype": "float32", "batch_size": 7, "max_seq_length": 256}
-WAYS: dict[str, dict[str, Any]] = {"healed": KD, "rebuilt": KD | {"reconstruct": ("routers", "biases")}}
+WAYS: dict[str, dict[str, Any]] = {
+    "healed": KD,
+    "rebuilt": KD | {"reconstruct": ("routers", "biases")},
+    "small": KD | {"train": "small"},
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Choices:
         """Keep-sets by their rules."""
         profile = self._profile()
         found = {name: profile.rank(name).keep(keep) for name in CRITERIA}
-        found["greedy"] = self._elimination().keep(keep)
+        found |= {rule: self.eliminated(rule).keep(keep) for rule in ELIMINATIONS}
         found["picked"] = self._picked(keep)
         return found | {f"random {seed}": profile.rank("random", seed=seed).keep(keep) for seed in SEEDS}
 
@@ -75,16 +86,18 @@ class Choices:
         """What is healed; nothing where it was rolled back, or nothing is."""
         if of.seed is None:
             return {}
-        file = self.folder / f"{of.name}.npz"
+        # Often two rules choose the same: what is healed of it has one file.
+        layers = hashlib.sha256(json.dumps(of.layers).encode()).hexdigest()[:16]
+        file = self.folder / f"{layers}-{of.way}-{of.seed}.npz"
         if not file.exists():
             chosen = distilled(data=str(self.asked.calibration), seed=of.seed, **WAYS[of.way])
             request = job.Request(self.asked.family, gj.KeepSets(of.layers), *chosen)
             kept = Progress(file)
             healing = job.run(request, Checkpoint(self.model), kept, resume=kept.exists())
-            write_file(self.folder / f"{of.name}.json", healing.to_json(), overwrite=True)
-            with (self.folder / f"{of.name}.partial").open("wb") as stream:
+            write_file(file.with_suffix(".json"), healing.to_json(), overwrite=True)
+            with file.with_suffix(".partial").open("wb") as stream:
                 np.savez(stream, **healing.values)  # type: ignore[arg-type]
-            (self.folder / f"{of.name}.partial").rename(file)
+            file.with_suffix(".partial").rename(file)
             kept.remove()
         with np.load(file) as held:
             return {path: held[path] for path in held.files}
@@ -96,10 +109,11 @@ class Choices:
         rows = str(self.asked.calibration)
         return gj.profile(str(self.model), rows, keep="all", swap=True, out=folder, resume=True, **HOW)
 
-    def _elimination(self) -> gj.Ranking:
-        file, whole = self.folder / "greedy.json", self.folder / "greedy-ranking.json"
+    def eliminated(self, rule: str) -> gj.Ranking:
+        """All experts, the last one to go first."""
+        file, whole = self.folder / f"{rule}.json", self.folder / f"{rule}-ranking.json"
         if not (file.exists() and whole.exists()):
-            asked = {"rule": "greedy", "data": str(self.asked.calibration)}
+            asked = {"rule": rule, "data": str(self.asked.calibration)}
             gj.select(str(self.model), self.config.top_k, out=file, resume=True, overwrite=True, **asked, **HOW)
         return gj.Ranking.read(whole, self.config)
 

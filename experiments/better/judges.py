@@ -18,7 +18,7 @@ from gptoss_jax.evaluation.markdown import table
 
 from ..nano.families import FAMILIES
 from .candidates import PICKED_OF
-from .measure import Judge
+from .measure import Judge, save
 from .variants import Ways
 
 DRAWS = 2000
@@ -34,14 +34,13 @@ def main(work: Path, family: tuple[str, ...], keep: int, rows: int) -> None:
     jax.config.update("jax_compilation_cache_dir", str((work / "compiled").absolute()))
     model, lines = Path(str(locate("nano"))), []
     for name in family:
-        ways, judge, found = Ways(model, name, keep, work), None, []
-        sets = ways.choices.sets(keep)
-        for rule in PICKED_OF:
-            file = ways.work / f"{rule}, judged, {keep}.npy"
+        ways = Ways(model, name, keep, work)
+        judge, sets = Judge(model, ways.asked.evaluation), ways.choices.sets(keep)
+        files = [ways.work / f"{rule}, judged, {keep}.npy" for rule in PICKED_OF]
+        for rule, file in zip(PICKED_OF, files, strict=True):
             if not file.exists():
-                judge = judge or Judge(model, ways.asked.evaluation)
-                np.save(file, judge.of(sets[rule].layers, {}))
-            found.append(np.load(file))
+                save(file, judge.of(sets[rule].layers, {}))
+        found = [np.load(file) for file in files]
         by_kl, by_answers = lost(np.stack(found), rows)
         right = ", ".join(f"{rule} {of[:, 0].mean():.1%}" for rule, of in zip(PICKED_OF, found, strict=True))
         lines.append([name, right, f"{100 * by_kl:.1f}", f"{100 * by_answers:.1f}"])

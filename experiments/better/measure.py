@@ -3,6 +3,7 @@ from the whole model's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from gptoss_jax.data import batching, tokens
 from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.rows import Row
 from gptoss_jax.data.tokens import load_tokenizer
+from gptoss_jax.healing.loss import Teacher
 from gptoss_jax.healing.resident import Resident
 from gptoss_jax.healing.rows import by_row
-from gptoss_jax.healing.trained import read
+from gptoss_jax.healing.trained import Trained, read
+from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.source import Masked, Source, load
 from gptoss_jax.run.choose import resident_mesh
 from gptoss_jax.run.options import Placing
@@ -31,20 +34,42 @@ Values = Mapping[str, Any]
 """What is healed, by its paths; empty for a candidate that is pruned alone."""
 
 
+def save(file: Path, found: np.ndarray) -> None:
+    """Write an array under its final name when it is whole."""
+    partial = file.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        np.save(stream, found)
+    partial.rename(file)
+
+
 class Judge:
     """The questions of a family, with what the whole model expects of their right replies."""
 
     def __init__(self, model: Path, examples: Sequence[Instance]):
         self.source, self.model, self.examples = Checkpoint(model), model, examples
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """The right replies, by question."""
+        model, examples = self.model, self.examples
         config, tokenizer = self.source.config, load_tokenizer(model)
         rows = [Row("".join(prompt_and_reply(example, tokenizer))) for example in examples]
         encoded = tokens.encode(rows, tokenizer, Groups([""]), config.vocab_size, LENGTH, keep="assistant")
         numbered = [replace(document, group=number) for number, document in enumerate(encoded)]
-        self.batches = list(batching.padded(numbered, ROWS, LENGTH))
+        return list(batching.padded(numbered, ROWS, LENGTH))
+
+    @cached_property
+    def engine(self) -> Resident:
         mesh = resident_mesh(self.source, Placing())
-        self.engine = Resident(load(self.source, DTYPE, mesh), mesh)
-        self.teachers = self.engine.teach(self.batches)
-        self.untrained = read(self.source, "small", mesh)
+        return Resident(load(self.source, DTYPE, mesh), mesh)
+
+    @cached_property
+    def teachers(self) -> list[Teacher]:
+        return self.engine.teach(self.batches)
+
+    @cached_property
+    def untrained(self) -> Trained:
+        return read(self.source, "small", resident_mesh(self.source, Placing()))
 
     def of(self, keep_sets: Sequence[Sequence[int]] | None, values: Values) -> np.ndarray:
         """float64 [questions, 3]: right or wrong, Σ KL and the tokens of the right reply."""

@@ -1,22 +1,21 @@
 """The report: tables, curves, and where it lost."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gptoss_jax.evaluation.intervals import Estimate, holm
+from gptoss_jax.evaluation.intervals import holm
 from gptoss_jax.evaluation.markdown import table
+from gptoss_jax.selection.criteria import ELIMINATIONS
 
 from ..families import results
-from .candidates import CRITERIA, HEALED, SEEDS
+from .candidates import CRITERIA, HEALED, PICKED_OF, SEEDS
 
-PICKED_HEALED = "picked, healed"
 # The rules of what is healed, each with the name that its files have.
 HEALINGS = {f"{rule}, {way}": (rule, way) for rule, way in HEALED}
-RULES = (*CRITERIA, "greedy", "picked", *HEALINGS, PICKED_HEALED, "random")
+RULES = (*CRITERIA, *ELIMINATIONS, "picked", *HEALINGS, "random")
 REFERENCE, FULL = "reap", "full"
 
 
@@ -36,14 +35,12 @@ class Found:
             return self._read(family, FULL)
         if rule == "random":
             return results.mean([self._read(family, f"random {seed}-{keep}") for seed in SEEDS])
-        if rule in (*HEALINGS, PICKED_HEALED):
+        if rule in HEALINGS:
             return results.mean([self.healed(family, rule, keep, seed) for seed in range(self.seeds)])
         return self._read(family, f"{rule}-{keep}")
 
     def healed(self, family: str, rule: str, keep: int, seed: int) -> np.ndarray:
-        """With one seed; what is picked had the least divergence on the calibration rows that were held out."""
-        if rule == PICKED_HEALED:
-            rule = min(HEALINGS, key=lambda one: self._held_out(family, one, keep, seed))
+        """With one seed."""
         base, way = HEALINGS[rule]
         return self._read(family, f"{base}-{keep}-{way}-{seed}")
 
@@ -59,13 +56,6 @@ class Found:
     def _read(self, family: str, name: str) -> np.ndarray:
         found: np.ndarray = np.load(self.work / "results" / family / f"{name}.npy")
         return found
-
-    def _held_out(self, family: str, rule: str, keep: int, seed: int) -> float:
-        base, way = HEALINGS[rule]
-        file = self.work / "choices" / family / f"{base}-{keep}-{way}-{seed}.json"
-        said = json.loads(file.read_text(encoding="utf-8"))
-        value: float = said["overall"]["healed" if said["is_kept"] else "pruned"]["value"]
-        return value
 
 
 def write(found: Found, keeps: Sequence[int], report: Path) -> None:
@@ -96,14 +86,10 @@ def _head(found: Found, keeps: Sequence[int]) -> str:
         "model from the pruned one over the contents of the right replies, in nats a token. Intervals hold 95 %, "
         f"paired and clustered by question. `random` is a mean of five seeds; what is healed one of {found.seeds}, "
         "with what was rolled back counted as it was written: as the pruned model. `healed` is 60 steps of router "
-        "distillation, `rebuilt` the same behind `--reconstruct routers --reconstruct biases`. `picked` is that of "
-        f"`reap`, `swap` and `greedy`, and `{PICKED_HEALED}` that of what is healed or rebuilt, with the least KL on "
-        "calibration questions that were held out."
+        "distillation, `rebuilt` the same behind `--reconstruct routers --reconstruct biases`, `small` with `--train "
+        "small`. `picked` is that of "
+        f"{', '.join(f'`{rule}`' for rule in PICKED_OF)} with the least KL on calibration questions that were held out."
     )
-
-
-def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 1e-15 else "< 1e-15"
 
 
 def _compared(found: Found, keep: int) -> str:
@@ -115,8 +101,8 @@ def _compared(found: Found, keep: int) -> str:
     for rule in RULES:
         lost = results.exact_difference(of[rule], whole, ids)
         kl = sum(a[:, 1].sum() for a in of[rule]) / sum(a[:, 2].sum() for a in of[rule])
-        beside = ["", ""] if rule == REFERENCE else [_points(more[rule]), _p(corrected[rule])]
-        rows.append([f"`{rule}`", f"{100 * _mean(of[rule]):.1f}", f"{kl:.4f}", *beside, _points(lost)])
+        beside = ["", ""] if rule == REFERENCE else [results.points(more[rule]), results.p_value(corrected[rule])]
+        rows.append([f"`{rule}`", f"{100 * _mean(of[rule]):.1f}", f"{kl:.4f}", *beside, results.points(lost)])
     head = ["", "exact match, %", "KL", f"points more than `{REFERENCE}`", "p", "points more than all experts"]
     return "\n".join([f"## Keep {keep}", "", *table(head, rows)])
 
@@ -125,7 +111,7 @@ def _seeds(found: Found, keeps: Sequence[int]) -> Iterator[str]:
     """How much the order of the steps decides."""
     rows = []
     for keep in keeps:
-        for rule in (*HEALINGS, PICKED_HEALED):
+        for rule in HEALINGS:
             every = [[found.healed(f, rule, keep, seed) for f in found.families] for seed in range(found.seeds)]
             rows.append([f"keep {keep}, `{rule}`", *(f"{100 * _mean(of_seed):.1f}" for of_seed in every)])
     yield "## Seeds of healing"
@@ -141,7 +127,7 @@ def _lost(found: Found, keeps: Sequence[int]) -> str:
                 ours, theirs = (found.of(family, name, keep) for name in (rule, REFERENCE))
                 of = results.exact_difference([ours], [theirs], [np.arange(len(ours))])
                 if of.high < 0:
-                    lines.append(f"- keep {keep}, {family}: `{rule}` {_points(of)} points beside `{REFERENCE}`")
+                    lines.append(f"- keep {keep}, {family}: `{rule}` {results.points(of)} points beside `{REFERENCE}`")
     told = lines or ["In no family and at no number of experts is any of these rules significantly worse than `reap`."]
     return "\n".join(["## Where it lost", "", *told])
 
@@ -158,10 +144,6 @@ def _by_family(found: Found, keep: int) -> str:
 
 def _mean(of: Sequence[np.ndarray]) -> float:
     return float(np.mean([one[:, 0].mean() for one in of]))
-
-
-def _points(of: Estimate) -> str:
-    return f"{100 * of.value:+.1f} ({100 * of.low:.1f} to {100 * of.high:.1f})"
 
 
 def _cell(of: np.ndarray) -> str:

@@ -25,7 +25,6 @@ from gptoss_jax.data import batching, tokens
 from gptoss_jax.data.groups import Groups
 from gptoss_jax.data.rows import Row
 from gptoss_jax.data.tokens import load_tokenizer
-from gptoss_jax.devices.placement import here
 from gptoss_jax.evaluation.markdown import table
 from gptoss_jax.healing import job
 from gptoss_jax.network.source import load
@@ -43,26 +42,35 @@ from ..nano.corpus import prompt_and_reply
 from ..nano.families import FAMILIES, Instance, pick
 from .candidates import KD, Choices
 from .material import Questions, may_be_looked_at
-from .measure import DTYPE, Judge, Values
+from .measure import DTYPE, Judge, Values, save
 
 FEWER = 50  # rows
 FAR = 1e9  # what is taken from the logit of an expert that is out of reach
 LAYERS_EXCHANGED = 2
 Layers = list[list[int]]
 
+SLOW, BOTH, SMALL = {"rate": 3e-3}, {"reconstruct": ("routers", "biases")}, {"train": "small"}
+# Of the sets of `greedy`, and of those of `greedy_cosine`.
 HEALINGS: dict[str, dict[str, Any]] = {
-    "KD as it is": {},
+    "KD": {},
     "KD, rate 1e-3": {"rate": 1e-3},
-    "KD, rate 1e-2": {"rate": 1e-2},
-    "KD, 180 steps": {"steps": 180},
-    "KD, small parameters too": {"train": "small"},
-    "KD, all tokens": {"tokens": "all"},
-    "KD, the 64 most probable tokens teach": {"teacher": "top"},
-    "KD of 50 rows": {"num_rows": FEWER},
-    "routers by layer, then KD": {"reconstruct": ("routers",)},
-    "biases, then KD": {"reconstruct": ("biases",)},
-    "routers by layer, biases, then KD": {"reconstruct": ("routers", "biases")},
-    "routers by layer, biases, no KD": {"reconstruct": ("routers", "biases"), "steps": 0},
+    "KD, rate 3e-3": SLOW,
+    "KD, rate 3e-3, 180 steps": SLOW | {"steps": 180},
+    "KD, rate 3e-3, small parameters too": SLOW | SMALL,
+    "KD, rate 3e-3, the 64 most probable tokens teach": SLOW | {"teacher": "top"},
+    "KD, rate 3e-3, of 50 rows": SLOW | {"num_rows": FEWER},
+    "routers by layer, biases, then KD, rate 3e-3": SLOW | BOTH,
+    "routers by layer, biases, no KD": BOTH | {"steps": 0},
+}
+OF_COSINE: dict[str, dict[str, Any]] = {
+    "KD of greedy_cosine": {},
+    "KD of greedy_cosine, rate 3e-2": {"rate": 3e-2},
+    "KD of greedy_cosine, 180 steps": {"steps": 180},
+    "KD of greedy_cosine, all tokens": {"tokens": "all"},
+    "KD of greedy_cosine, small parameters too": SMALL,
+    "KD of greedy_cosine, small parameters too, rate 1e-2": SMALL | {"rate": 1e-2},
+    "greedy_cosine, routers by layer, biases, then KD": BOTH,
+    "greedy_cosine, routers by layer, biases, then KD, small parameters too": BOTH | SMALL,
 }
 
 
@@ -80,8 +88,8 @@ class Ways:
     def all(self) -> dict[str, Callable[[], tuple[Layers, Values]]]:
         """By their names, what makes each."""
         chosen: dict[str, Callable[[], Layers]] = {
-            "greedy": lambda: self._greedy(),
-            "greedy, weights 1 − cosine": lambda: self._greedy(by_cosine=True),
+            "greedy": lambda: self.choices.eliminated("greedy").keep(self.keep).layers,
+            "greedy_cosine": lambda: self.choices.eliminated("greedy_cosine").keep(self.keep).layers,
             "greedy, the 8 best experts of a token": lambda: self._greedy(reach=8),
             "greedy, the 6 best experts of a token": lambda: self._greedy(reach=6),
             "greedy of 50 rows": lambda: self._greedy(rows=self._rows()[:FEWER]),
@@ -89,7 +97,11 @@ class Ways:
             "greedy, replies alone": lambda: self._greedy(counted="reply"),
             "greedy, then exchanges": self._exchanged,
         }
-        healed = {name: partial(self._healed, name, how) for name, how in HEALINGS.items()}
+        healed = {
+            name: partial(self._healed, name, rule, how)
+            for rule, healings in (("greedy", HEALINGS), ("greedy_cosine", OF_COSINE))
+            for name, how in healings.items()
+        }
         return {name: lambda make=make: (make(), {}) for name, make in chosen.items()} | healed
 
     def _rows(self) -> list[Row]:
@@ -103,12 +115,10 @@ class Ways:
         said = evaluate.replies(self.source, self.model, examples)
         return [Row(prompt_and_reply(e, tokenizer)[0] + reply) for e, reply in zip(examples, said, strict=True)]
 
-    def _greedy(
-        self, rows: list[Row] | None = None, by_cosine: bool = False, reach: int | None = None, counted: str = "all"
-    ) -> Layers:
+    def _greedy(self, rows: list[Row] | None = None, reach: int | None = None, counted: str = "all") -> Layers:
         config, number = self.source.config, self.source.config.num_experts - self.keep
         layers = []
-        for grams in self._grams(self._rows() if rows is None else rows, by_cosine, counted):
+        for grams in self._grams(self._rows() if rows is None else rows, counted):
             if reach is not None:
                 best_Tr = np.sort(grams.logits_TE, axis=1)[:, -reach, None]
                 logits_TE = np.where(grams.logits_TE < best_Tr, grams.logits_TE - FAR, grams.logits_TE)
@@ -118,34 +128,24 @@ class Ways:
             layers.append(sorted({*range(config.num_experts)} - {*gone}))
         return layers
 
-    def _grams(self, rows: list[Row], by_cosine: bool, counted: str) -> list[Grams]:
+    def _grams(self, rows: list[Row], counted: str) -> list[Grams]:
         """Of each layer, of all tokens that count."""
         model = load(self.source, DTYPE, self.mesh)
         groups, config = Groups([""]), self.source.config
         encoded = tokens.encode(rows, load_tokenizer(self.model), groups, config.vocab_size, 256, keep=counted)  # type: ignore[arg-type]
         batches = list(batching.padded(encoded, 32, 256))
         engine = Resident(model, partial(steps.mapped, mesh=self.mesh))
-        streams = jax.jit(lambda m, t: (m.embed(t.ids, here()), m(t, here(), lambda output: output.hidden).layers))
         found: list[list[Grams]] = [[] for _ in range(config.num_layers)]
         for batch, unit in zip(batches, engine.run(batches, ASKED, 0), strict=True):
             assert unit.grams is not None
-            embedded, hidden = map(np.asarray, streams(model, batch.tokens))
-            before = np.concatenate([embedded[None], hidden[:-1]])
-            norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(hidden, axis=-1)
-            change_LBS = 1 - (before * hidden).sum(-1) / np.where(norms == 0, 1, norms)
-            counts = batch.weights > 0
             for layer in range(config.num_layers):
-                grams = Grams(*(x[layer][counts] for x in unit.grams))
-                if by_cosine:
-                    weights_T = (grams.weights_T * change_LBS[layer][counts]).astype(np.float32)
-                    grams = grams._replace(weights_T=weights_T)
-                found[layer].append(grams)
+                found[layer].append(Grams(*(x[layer][batch.weights > 0] for x in unit.grams)))
         return [Grams(*map(np.concatenate, zip(*of, strict=True))) for of in found]
 
     def _exchanged(self) -> Layers:
         """Of the layers that cost most, the exchange of one expert for another that lowers the KL most, end to end, on
         the rows that chose."""
-        ranking = self.choices._elimination()
+        ranking = self.choices.eliminated("greedy")
         layers = ranking.keep(self.keep).layers
         assert ranking.losses is not None
         cost = [of[self.keep] for of in ranking.losses]
@@ -167,8 +167,8 @@ class Ways:
             layers = best
         return layers
 
-    def _healed(self, name: str, how: dict[str, Any]) -> tuple[Layers, Values]:
-        layers = self.choices._elimination().keep(self.keep).layers
+    def _healed(self, name: str, rule: str, how: dict[str, Any]) -> tuple[Layers, Values]:
+        layers = self.choices.eliminated(rule).keep(self.keep).layers
         chosen = distilled(data=str(self.asked.calibration), **KD | how)
         kept = Progress(self.work / f"{name}.npz")
         found = job.run(job.Request(self.asked.family, gj.KeepSets(layers), *chosen), self.source, kept, kept.exists())
@@ -189,18 +189,18 @@ def main(work: Path, model: str, seed: int, family: tuple[str, ...], keep: int, 
     jax.config.update("jax_compilation_cache_dir", str((work / "compiled").absolute()))
     folder, found = Path(str(locate(model))), dict[str, dict[str, np.ndarray]]()
     for name in family:
-        ways, judge = Ways(folder, name, keep, work, seed), None
+        ways = Ways(folder, name, keep, work, seed)
+        judge = Judge(folder, ways.asked.evaluation)
         for way, make in ways.all().items():
             if variant and way not in variant:
                 continue
             file = ways.work / f"{way}, {keep}.npy"
             if not file.exists():
-                judge = judge or Judge(folder, ways.asked.evaluation)
-                np.save(ways.work / "partial.npy", judge.of(*make()))
-                (ways.work / "partial.npy").rename(file)
-            found.setdefault(way, {})[name] = np.load(file)
-            right, kl, of = found[way][name].sum(0)
-            click.echo(f"{name}: {way}: {right / len(found[way][name]):.1%} right, KL {kl / of:.4f}", err=True)
+                save(file, judge.of(*make()))
+            answered = np.load(file)
+            found.setdefault(way, {})[name] = answered
+            right, kl, of = answered.sum(0)
+            click.echo(f"{name}: {way}: {right / len(answered):.1%} right, KL {kl / of:.4f}", err=True)
     click.echo(_table(found, family))
 
 

@@ -83,7 +83,12 @@ def _compared(
         if rule == reference:
             rows.append([f"`{rule}`", *cells, "", "", "", ""])
             continue
-        shown = [_points(more[rule]), _p(corrected[0][rule]), _nats(further[rule]), _p(corrected[1][rule])]
+        shown = [
+            results.points(more[rule]),
+            results.p_value(corrected[0][rule]),
+            _nats(further[rule]),
+            results.p_value(corrected[1][rule]),
+        ]
         rows.append([f"`{rule}`", *cells, *shown])
     head = [
         "",
@@ -118,16 +123,8 @@ def _is_best(of: dict[str, list[np.ndarray]], rule: str, setting: int) -> bool:
     return max(scores, key=scores.__getitem__) == rule
 
 
-def _points(estimate: Estimate) -> str:
-    return f"{100 * estimate.value:+.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
-
-
 def _nats(estimate: Estimate) -> str:
     return f"{estimate.value:+.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
-
-
-def _p(p_value: float) -> str:
-    return f"{p_value:.2g}"
 
 
 def _blends(found: Results, profile: gj.Profile, keeps: Sequence[int]) -> Iterator[str]:

@@ -85,3 +85,13 @@ def _divergences(values: Sequence[np.ndarray], ids: Sequence[np.ndarray]) -> Est
     whole = np.concatenate(values)
     of = clusters(np.concatenate(ids), [whole[:, 1], whole[:, 2]])
     return estimates(of, [lambda means: means[..., 0] / means[..., 1]])[0]
+
+
+def points(of: Estimate) -> str:
+    """A difference of shares, in points of per cent, with its interval."""
+    return f"{100 * of.value:+.1f} ({100 * of.low:.1f} to {100 * of.high:.1f})"
+
+
+def p_value(value: float) -> str:
+    """Rounded; what rounding of float64 decides is not shown."""
+    return f"{value:.2g}" if value >= 1e-15 else "< 1e-15"
