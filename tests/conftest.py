@@ -303,6 +303,7 @@ def argv(
         "heal": lambda: ["heal", model, "--keep-sets", keep_sets, "--data", many_rows(tmp_path), *ONE_STEP],
         "convert": lambda: ["convert", model, "--to", "hf", "--format", "bf16"],
         "generate": lambda: ["generate", model, "--prompt", "1 + 1", "--max-new-tokens", 4],
+        "report": lambda: ["report", finished("seen", 3)],
         "plan": lambda: ["plan", model, "--topology", "v5e:2x4"],
         "fingerprint record": lambda: ["fingerprint", "record", NANO, "--data", questions(tmp_path), *SHORTLY],
         "fingerprint import": lambda: ["fingerprint", "import", published_files],

@@ -18,8 +18,8 @@ ROOMS = ("gptoss_jax", "convert", "experiments")
 # A room is a folder or a module directly below its package; `experiments` may import all of them.
 GROUND = ("config", "config_keys", "errors", "files")
 NETWORK = (*GROUND, "devices", "kernels", "network")
-PROFILE = (*NETWORK, "data", "routing", "statistics", "selection", "report", "run")
-JOBS = (*PROFILE, "generation", "evaluation", "search", "healing", "pods", "fingerprints")
+PROFILE = (*NETWORK, "data", "routing", "statistics", "selection", "reports", "run")
+JOBS = (*PROFILE, "generation", "evaluation", "search", "healing", "pods", "fingerprints", "page")
 ARROWS = {
     # The front door reaches what it names when it is first used; for type checkers it says so at once.
     "gptoss_jax": ("interface", "routing", "run", "selection"),
@@ -34,7 +34,7 @@ ARROWS = {
     "gptoss_jax.routing": (*NETWORK, "data"),
     "gptoss_jax.statistics": NETWORK,
     "gptoss_jax.selection": (*NETWORK, "data", "statistics"),
-    "gptoss_jax.report": (*NETWORK, "data", "statistics", "selection"),
+    "gptoss_jax.reports": (*NETWORK, "data", "statistics", "selection"),
     "gptoss_jax.run": PROFILE[:-1],
     "gptoss_jax.generation": PROFILE,
     "gptoss_jax.evaluation": (*PROFILE, "generation"),
@@ -42,6 +42,7 @@ ARROWS = {
     "gptoss_jax.healing": (*PROFILE, "evaluation"),
     "gptoss_jax.pods": PROFILE,
     "gptoss_jax.fingerprints": (*PROFILE, "generation", "evaluation"),
+    "gptoss_jax.page": (*PROFILE, "evaluation"),
     "gptoss_jax.interface": (*JOBS, "convert"),
     "gptoss_jax.cli": (*JOBS, "interface", "convert"),
     "gptoss_jax.__main__": ("cli",),
@@ -91,7 +92,7 @@ def room(name: str) -> str:
 
 def test_relative_imports_are_understood() -> None:
     """The reader itself, at three places whose imports are known."""
-    assert "gptoss_jax.statistics.sums" in IMPORTS["gptoss_jax.report.markdown"]
+    assert "gptoss_jax.statistics.sums" in IMPORTS["gptoss_jax.reports.markdown"]
     assert {"gptoss_jax.errors", "gptoss_jax.interface.checkpoints", "gptoss_jax.run.bar"} <= IMPORTS[
         "gptoss_jax.cli.prune"
     ]

@@ -254,7 +254,9 @@ def test_table_that_claims_to_be_huge(tmp_path: Path, refused: Refused) -> None:
 # Where the output goes.
 
 
-ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert", *FINGERPRINTS])
+ALL = pytest.mark.parametrize(
+    "command", ["profile", "merge", "prune", "rank", "select", "convert", "report", *FINGERPRINTS]
+)
 
 
 @ALL

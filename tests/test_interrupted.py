@@ -49,7 +49,9 @@ main()
 """
 # Commands that write, and of these those that write a folder in several steps, and a checkpoint. What
 # `fingerprint record` writes in a second step is made in memory first, where no disk is full.
-ALL = pytest.mark.parametrize("command", ["profile", "merge", "prune", "rank", "select", "convert", *FINGERPRINTS])
+ALL = pytest.mark.parametrize(
+    "command", ["profile", "merge", "prune", "rank", "select", "convert", "report", *FINGERPRINTS]
+)
 FOLDERS = pytest.mark.parametrize("command", ["profile", "merge", "prune", "convert", "fingerprint import"])
 CHECKPOINTS = pytest.mark.parametrize("command", ["prune", "convert"])
 
@@ -309,7 +311,7 @@ def test_small_disk(argv: list[Any], size: str, says: str, tmp_path: Path) -> No
     assert says in done.stderr
 
 
-@pytest.mark.parametrize("command", ["merge", "prune", "rank", "select", "convert", *FINGERPRINTS])
+@pytest.mark.parametrize("command", ["merge", "prune", "rank", "select", "convert", "report", *FINGERPRINTS])
 def test_read_only_disk(argv: list[Any], tmp_path: Path) -> None:
     done = on_disk("ro", tmp_path, [*argv, "--out", "disk/out"])
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr

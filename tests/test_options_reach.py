@@ -453,7 +453,7 @@ def test_forms_of_a_converted_checkpoint(program: Program, tiny_mxfp4: Path, tmp
 
 @pytest.mark.parametrize(
     "command",
-    ["profile", "eval", "merge", "prune", "heal", "rank", "select", "convert", *FINGERPRINTS],
+    ["profile", "eval", "merge", "prune", "heal", "rank", "select", "convert", "report", *FINGERPRINTS],
 )
 @pytest.mark.slow
 def test_an_output_is_where_it_is_asked_for_and_replaces_when_asked(
@@ -703,6 +703,10 @@ SEEN: dict[str, dict[str, str]] = {
             ["dataset", "domain", "domains", "segment", "by", "mode", "reverse", "keep", "category", "weight"],
             OF_ANSWERS + "test_the_commands_do_what_python_does",
         ),
+        **dict.fromkeys(["out", "overwrite"], OUT),
+    },
+    "report": {
+        **dict.fromkeys(["paths", "model", "title"], "test_page.py::test_the_command_writes_what_the_function_does"),
         **dict.fromkeys(["out", "overwrite"], OUT),
     },
     "plan": dict.fromkeys(

@@ -19,9 +19,9 @@ from gptoss_jax.data.batching import Document, padded
 from gptoss_jax.devices.placement import Placement
 from gptoss_jax.network.experts import Mixture
 from gptoss_jax.network.router import Routing
-from gptoss_jax.report.markdown import concentration, profile_report, thin_evidence, top_experts
-from gptoss_jax.report.pictures import HEIGHT, LEFT, TOP, WIDTH, colour, pictures
-from gptoss_jax.report.rates import rate
+from gptoss_jax.reports.markdown import concentration, profile_report, thin_evidence, top_experts
+from gptoss_jax.reports.pictures import HEIGHT, LEFT, TOP, WIDTH, colour, pictures
+from gptoss_jax.reports.rates import rate
 from gptoss_jax.run import artifacts
 from gptoss_jax.selection import ranking as select
 from gptoss_jax.statistics.store import Sums

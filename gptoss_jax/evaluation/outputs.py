@@ -12,7 +12,7 @@ from ..data.rows import prompts_hash
 from ..files import atomic
 from ..files.parquet import write_parquet
 from ..files.paths import AnyPath, is_path
-from ..report.rates import rate
+from ..reports.rates import rate
 from ..run.artifacts import peak_rss_bytes
 from ..run.choose import GIB
 from . import baseline as baselines

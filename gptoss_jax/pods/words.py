@@ -4,7 +4,7 @@ from typing import Any
 
 from ..devices import mesh as sharding
 from ..errors import MeshError
-from ..report.rates import rate
+from ..reports.rates import rate
 from .plan import GIB, Compiled, Largest
 
 

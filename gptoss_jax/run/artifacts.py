@@ -13,8 +13,8 @@ from typing import Any
 from .. import __version__
 from ..data.groups import FOLDS, MAX_GROUPS, MAX_JOINT, folds_of
 from ..files.parquet import write_parquet
-from ..report.markdown import profile_report, thin_evidence
-from ..report.pictures import pictures
+from ..reports.markdown import profile_report, thin_evidence
+from ..reports.pictures import pictures
 from ..selection import ranking as select
 from ..selection.origin import INFO
 from ..statistics.counted import STORE

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..report.rates import rate
+from ..reports.rates import rate
 
 MEGABYTE = 10**6
 FORM = "{l_bar}{bar}| {done} of {whole} {unit} [{elapsed}<{remaining}, {speed} {unit}/s]"

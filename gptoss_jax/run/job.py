@@ -17,7 +17,7 @@ from ..errors import OptionError, OutputError, ResumeError, UserError
 from ..files import atomic
 from ..files.paths import AnyPath, is_local, is_path, place, storage_errors
 from ..network.source import Source
-from ..report.rates import rate
+from ..reports.rates import rate
 from ..routing.tables import About
 from ..statistics.eaft import EaftOptions
 from . import artifacts, choose, stable, tracing

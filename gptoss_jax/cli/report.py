@@ -1,0 +1,27 @@
+"""The command `report`."""
+
+from typing import Any
+
+import click
+
+from . import terminal
+from .options import MODEL, PATH, command_line
+
+
+@click.command()
+@click.argument("paths", type=PATH, nargs=-1, required=True)
+@click.option("--model", type=MODEL, help="With traces, the model that was traced: its tokenizer says what tokens are.")
+@click.option("--out", type=PATH, default="report.html", help="The file for the page.")
+@click.option("--title", default="", help="What stands at its head.  [default: the model's name]")
+@click.option("--overwrite", is_flag=True, help="Replaces an existing file.")
+def report(paths: tuple[Any, ...], model: Any, out: Any, title: str, overwrite: bool) -> None:
+    """Write one HTML page that shows profiles, keep-sets, evaluations and traces, and opens from disk.
+
+    PATHS are folders and files that the other commands wrote, a profile among them: the folders of profile, eval and
+    --trace, and keep.json files. The page holds all that it shows, and needs no network. What is not given is left out
+    of it, and the page says so.
+    """
+    from ..interface import showing
+
+    file = showing.report(*paths, model=model, out=out, title=title, overwrite=overwrite, command=command_line())
+    terminal.report(str(file))

@@ -1,0 +1,102 @@
+"""What a page has of prompts and replies: their tokens with the experts that each chose, and what models replied."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import EvaluationError, TraceError, reason, refusal
+from ..evaluation.outputs import REPLIES
+from ..files.paths import AnyPath, storage_errors
+from ..routing.segments import SEGMENTS
+from ..routing.tables import Routed
+from ..routing.traces import Trace
+from .packing import Packed
+
+# Bytes of experts and gates of all traces together, before they are compressed to about half: with what else a page of
+# gpt-oss-20b holds it stays below 3 MB.
+ROUTED_BYTES = 2_000_000
+GATE_STEPS = 255  # a gate is shown in steps of 1/255
+REPLIES_SHOWN = 50  # questions of an evaluation
+
+
+def traces_of(traces: Mapping[str, Trace], tokenizer: Any, packed: Packed) -> dict[str, Any]:
+    """The tokens of every trace, as many of each prompt as fit, and the texts of all tokens that are there.
+
+    A token's place in `pieces` is what the arrays hold. `tokens` says of each prompt how many it has, `shown` how many
+    of these the page has, and `routed` of how many of them the experts are known.
+    """
+    found = [(name, trace, *_cut(trace, len(traces))) for name, trace in traces.items()]
+    ids = np.unique(np.concatenate([np.zeros(0, np.int32), *(p.token_ids for *_, some in found for p in some)]))
+    return {
+        "segments": [*SEGMENTS],
+        "pieces": [tokenizer.decode([int(token)]) for token in ids],
+        "traces": [_trace_of(name, trace, lengths, some, ids, packed) for name, trace, lengths, some in found],
+    }
+
+
+def _cut(trace: Trace, traces: int) -> tuple[list[int], list[Routed]]:
+    """The lengths of all prompts, and what is shown of each: what is cut off stands at the end."""
+    most = ROUTED_BYTES // traces // (2 * trace.about.width)
+    lengths, some = [], []
+    each = max(1, most // max(1, len(trace)))
+    for prompt in trace:
+        lengths.append(len(prompt))
+        arrays = (prompt.token_ids, prompt.positions, prompt.segments, prompt.generated, prompt.experts, prompt.gates)
+        some.append(Routed(prompt.prompt_id, *(array[:each] for array in arrays)))
+    return lengths, some
+
+
+def _trace_of(
+    name: str, trace: Trace, lengths: list[int], some: list[Routed], ids: np.ndarray, packed: Packed
+) -> dict[str, Any]:
+    def joined(arrays: Iterator[np.ndarray]) -> np.ndarray:
+        return np.concatenate([*arrays])
+
+    gates = joined(prompt.gates.astype(np.float32) for prompt in some)
+    return {
+        "name": name,
+        "model": trace.info.get("model", ""),
+        "ids": [prompt.prompt_id for prompt in some],
+        "tokens": lengths,
+        "shown": [*map(len, some)],
+        "routed": [len(prompt.experts) for prompt in some],
+        "pieces": packed.add(np.searchsorted(ids, joined(prompt.token_ids for prompt in some)), "u4"),
+        "of_segment": packed.add(joined(prompt.segments for prompt in some), "u1"),
+        "generated": packed.add(joined(prompt.generated for prompt in some), "u1"),
+        "experts": packed.add(
+            joined(prompt.experts for prompt in some), "u1" if trace.about.num_experts <= 256 else "u2"
+        ),
+        "gates": packed.add(np.round(gates * GATE_STEPS), "u1"),
+    }
+
+
+def check_tokenizer(traces: Mapping[str, Trace], found: str, model: str) -> None:
+    """TraceError where a trace is of another tokenizer than the model's, whose hash was found."""
+    for name, trace in traces.items():
+        if trace.about.tokenizer_hash != found:
+            raise TraceError(f"{name}: its tokens are not of the tokenizer of {model}: name the model that was traced")
+
+
+def replies_of(folder: AnyPath) -> list[dict[str, Any]]:
+    """What each model replied to the first questions of an evaluation: objects with the question's `id` and `domain`,
+    and `said`, by model, the baseline under the empty name. Empty where nothing was asked."""
+    file = folder / REPLIES
+    try:
+        with storage_errors(file):
+            lines = file.read_bytes().decode("utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise EvaluationError(f"{file}: cannot be read ({refusal(error)})") from None
+    questions: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            reply = json.loads(line)
+            question = {"id": str(reply["id"] or reply["row"]), "domain": str(reply["domain"]), "said": {}}
+            of = questions.setdefault(int(reply["row"]), question)
+            of["said"][str(reply["model"] or "")] = str(reply["text"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise EvaluationError(f"{file}: line {number} is no reply ({reason(error)}): evaluate again") from None
+    return [questions[row] for row in sorted(questions)][:REPLIES_SHOWN]

@@ -1,0 +1,124 @@
+"""What a page is made of: files and folders that the other commands wrote, each told by what it says of itself."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import InputError, ProfileError, plain, reason, refusal
+from ..evaluation import stored
+from ..evaluation.stored import EVAL
+from ..evaluation.summary import Summary
+from ..files.paths import AnyPath, place, storage_errors
+from ..routing.traces import TRACE, Trace
+from ..run.artifacts import INFO
+from ..run.profile import Profile
+from ..selection.keep_sets import KeepSets
+
+KINDS = "a profile, a trace, an evaluation, or a keep.json"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What all things of a page have in common."""
+
+    num_layers: int
+    num_experts: int
+    top_k: int
+
+    @classmethod
+    def of(cls, profile: Profile) -> "Sizes":
+        return cls(profile.info["num_layers"], profile.info["num_experts"], profile.info["top_k"])
+
+
+@dataclass
+class Things:
+    """Everything that was given, by names that tell them apart."""
+
+    profiles: dict[str, Profile] = field(default_factory=dict)
+    keep_sets: dict[str, KeepSets] = field(default_factory=dict)
+    evaluations: dict[str, Summary] = field(default_factory=dict)
+    traces: dict[str, Trace] = field(default_factory=dict)
+    folders: dict[str, AnyPath] = field(default_factory=dict)
+    """Of evaluations, where their replies are."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """Those of the first profile."""
+        return Sizes.of(next(iter(self.profiles.values())))
+
+
+def opened(paths: Sequence[str | AnyPath]) -> Things:
+    """What lies at these places. InputError where something is none of what a page shows, errors of each kind where it
+    is damaged, and ProfileError where no profile is among them, or things are of models of different sizes."""
+    places = [place(path) for path in paths]
+    things, sets = Things(), dict[str, AnyPath]()
+    for name, path in zip(_names(places), places, strict=True):
+        if (path / INFO).exists():
+            things.profiles[name] = Profile.open(path)
+        elif (path / TRACE).exists():
+            things.traces[name] = Trace.open(path)
+        elif (path / EVAL).exists() or path.name == EVAL:
+            things.evaluations[name] = stored.read(path)
+            things.folders[name] = path if path.is_dir() else path.parent
+        elif _is_keep_sets(path):
+            sets[name] = path
+        else:
+            raise InputError(f"{path}: is nothing that a page shows: give {KINDS}")
+    if not things.profiles:
+        raise ProfileError(f"no profile among {', '.join(map(str, places))}: give one, whose experts the page shows")
+    _check(things)
+    if sets:
+        config, _ = next(iter(things.profiles.values())).evidence().stored_model()
+        things.keep_sets = {name: KeepSets.read(path, config) for name, path in sets.items()}
+    return things
+
+
+def _names(places: Sequence[AnyPath]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    depth = 1
+    while len({_tail(path, depth) for path in places}) < len({*map(str, places)}):
+        depth += 1
+    names = [_tail(path, depth) for path in places]
+    if len({*names}) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{twice} is given twice: name each file or folder once")
+    return names
+
+
+def _tail(path: AnyPath, depth: int) -> str:
+    return "/".join(path.parts[-depth:])
+
+
+def _is_keep_sets(path: AnyPath) -> bool:
+    """Whether it is a JSON file whose kind is that of keep-sets; InputError where it cannot be read."""
+    with storage_errors(path):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder: give {KINDS}")
+        if path.is_dir() or path.suffix != ".json":
+            return False
+    try:
+        with storage_errors(path):
+            said = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({refusal(error)})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file ({reason(error)}): give {KINDS}") from None
+    return isinstance(said, dict) and said.get("kind") == KeepSets.kind
+
+
+def _check(things: Things) -> None:
+    """ProfileError where something is of a model of other sizes than the first profile, or has counted no token."""
+    sizes, (first, *_) = things.sizes, things.profiles
+    found: dict[str, Any] = {name: Sizes.of(profile) for name, profile in things.profiles.items()}
+    for name, trace in things.traces.items():
+        found[name] = Sizes(trace.about.num_layers, trace.about.num_experts, trace.about.top_k)
+    for name, other in found.items():
+        if other != sizes:
+            raise ProfileError(
+                f"{name}: is of a model of {other.num_layers} layers of {other.num_experts} experts, {first} of one of "
+                f"{sizes.num_layers} layers of {sizes.num_experts}: make a page of each"
+            )
+    for name, profile in things.profiles.items():
+        if not profile.info["kept_tokens"]:
+            raise ProfileError(f"{plain(name)}: has counted no token: profile rows of which some are kept")

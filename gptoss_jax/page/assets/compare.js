@@ -1,0 +1,75 @@
+// Two profiles or two domains: by how much experts score otherwise, and in which layers most.
+
+function compare(at) {
+  const sides = ["", "than_"].map((side) => ({ profile: at[`${side}profile`], group: at[`${side}group`] ?? "" }));
+  if (sides[1].profile === undefined && at.than_group === undefined) sides[1] = otherThan(sides[0]);
+  const [one, other] = sides.map((side) => scoresOf({ ...at, ...side, scale: "plain" }));
+  const { layers, experts } = page.said.sizes;
+  const cells = Array.from(one.scores, (score, n) => {
+    const known = one.counts[n] && other.counts[n];
+    const half = Math.hypot(one.halves[n], other.halves[n]);
+    const difference = known ? score - other.scores[n] : NaN;
+    return { layer: Math.floor(n / experts), expert: n % experts, difference, half, clear: Math.abs(difference) > half };
+  });
+  const most = d3.max(cells, (cell) => Math.abs(cell.difference)) || 1;
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      height: Math.max(180, Math.min(620, 40 + layers * Math.max(8, Math.min(18, (width - 60) / experts)))),
+      marginLeft: 40,
+      padding: 0,
+      x: { label: "expert", domain: d3.range(experts), tickFormat: (e) => (e % (experts > 40 ? 8 : 4) ? "" : e) },
+      y: { label: "layer", domain: d3.range(layers), tickFormat: (l) => (l % (layers > 12 ? 4 : 1) ? "" : l) },
+      color: { scheme: "PuOr", domain: [-most, most], legend: true, label: `difference in ${one.criterion}` },
+      ariaLabel: "Heat map of differences",
+      marks: [
+        Plot.cell(cells, { x: "expert", y: "layer", fill: "difference", inset: 0.25, tip: { format: { fill: shown } } }),
+        Plot.dot(cells.filter((cell) => cell.clear), { x: "expert", y: "layer", r: 1.2, fill: "currentColor" }),
+      ],
+    });
+  const table = {
+    columns: ["layer", "expert", "difference", "low", "high"],
+    rows: cells.map((c) => [c.layer, c.expert, c.difference, c.difference - c.half, c.difference + c.half]),
+  };
+  const name = (of) => `${of.profile.name}, ${groupName(of.group)}`;
+  const note = "● the interval of the difference, of independent rows, does not hold 0.";
+  return [
+    element("p", { class: "lead" }, `${name(one)} less ${name(other)}, by ${one.criterion}.`),
+    figureOf("Differences by expert", "differences", draw, table, note),
+    layersApart(one, other),
+  ];
+}
+
+/** What is compared where nobody chose: the next domain, or the next profile. */
+function otherThan({ profile, group }) {
+  const own = named("profiles", profile);
+  const domains = own.groups.filter((one) => one !== group);
+  const next = page.said.profiles.find((one) => one.name !== own.name);
+  return next ? { profile: next.name, group } : { profile: own.name, group: domains[0] ?? group };
+}
+
+/** Half the sum of differences between the shares of a layer's mass: 0 where they are alike, 1 where nothing is. */
+function layersApart(one, other) {
+  const { layers, experts } = page.said.sizes;
+  const masses = [one, other].map((of) => partOf(arrayOf(of.profile.masses), of.profile.groups.indexOf(of.group)));
+  const points = d3.range(layers).map((layer) => {
+    const [a, b] = masses.map((mass) => {
+      const own = mass.subarray(layer * experts, (layer + 1) * experts);
+      const total = d3.sum(own) || 1;
+      return Array.from(own, (value) => value / total);
+    });
+    return { layer, apart: d3.sum(a, (share, n) => Math.abs(share - b[n])) / 2 };
+  });
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      height: 240,
+      x: { label: "layer", domain: d3.range(layers), type: "band", tickFormat: (l) => (l % 4 ? "" : l) },
+      y: { label: "share of Σ g·n that lies elsewhere", grid: true },
+      ariaLabel: "How far layers are apart",
+      marks: [Plot.barY(points, { x: "layer", y: "apart", fill: COLOURS.one }), Plot.ruleY([0])],
+    });
+  const sorted = [...points].sort((a, b) => b.apart - a.apart);
+  const table = { columns: ["layer", "share"], rows: sorted.map(({ layer, apart }) => [layer, apart]) };
+  return figureOf("Layers that differ most", "layers-apart", draw, table);
+}

@@ -1,0 +1,126 @@
+// One expert: where it is used, who runs beside it, which tokens choose it, and whether it stays.
+
+function expert(at) {
+  const { layers, experts } = page.said.sizes;
+  const [layer, id] = [Math.min(layers - 1, Number(at.layer) || 0), Math.min(experts - 1, Number(at.expert) || 0)];
+  const of = scoresOf(at);
+  const place = layer * experts + id;
+  const parts = [
+    steps(layer, id),
+    element(
+      "p",
+      { class: "lead" },
+      `Layer ${layer}, expert ${id}: ${shown(of.counts[place])} tokens of ${groupName(of.group)}; ${of.criterion} `,
+      `${shown(of.scores[place])}, ${placeOf(of, layer, id)} of ${experts}.`,
+    ),
+    byGroup(of, layer, id),
+    stays(of, layer, id),
+    partners(of, layer, id),
+    tokensOf(layer, id),
+  ];
+  return parts.filter((part) => part !== null);
+}
+
+/** Links to the neighbours. */
+function steps(layer, id) {
+  const { layers, experts } = page.said.sizes;
+  const to = (l, e, text) =>
+    l < 0 || e < 0 || l >= layers || e >= experts ? null : linkTo({ layer: String(l), expert: String(e) }, text);
+  return element(
+    "p",
+    { class: "steps" },
+    to(layer, id - 1, "← expert"),
+    to(layer, id + 1, "expert →"),
+    to(layer - 1, id, "↑ layer"),
+    to(layer + 1, id, "layer ↓"),
+  );
+}
+
+/** The place of an expert in the ranking of its layer: of equal scores the lower id first. */
+function placeOf(of, layer, id) {
+  return rankingOf(of.scores, of.counts, layer).indexOf(id) + 1;
+}
+
+/** The experts of a layer, best first; those that no token chose last, in order of id. */
+function rankingOf(scores, counts, layer) {
+  const { experts } = page.said.sizes;
+  const from = layer * experts;
+  const score = (e) => (counts[from + e] ? scores[from + e] : -Infinity);
+  return d3.range(experts).sort((a, b) => (score(a) === score(b) ? a - b : score(b) - score(a)));
+}
+
+/** Its score over each domain, with its interval. */
+function byGroup(of, layer, id) {
+  const { profile } = of;
+  const { experts } = page.said.sizes;
+  const place = layer * experts + id;
+  const criterion = page.said.criteria.findIndex((one) => one.name === of.criterion);
+  const [scores, halves, counts] = [profile.scores, profile.halves, profile.counts].map(arrayOf);
+  const points = profile.groups.map((group, g) => {
+    const [score, half] = [partOf(scores, criterion, g)[place], partOf(halves, criterion, g)[place]];
+    const known = Number.isFinite(half);
+    const count = partOf(counts, g)[place];
+    return { group: groupName(group), score, low: known ? score - half : NaN, high: known ? score + half : NaN, count };
+  });
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      marginLeft: Math.min(180, width / 3),
+      x: { label: of.criterion, grid: true, nice: true },
+      y: { label: null, domain: points.map((point) => point.group) },
+      ariaLabel: "The expert's score by domain",
+      marks: [
+        Plot.ruleX([0]),
+        Plot.barX(points, { x: "score", y: "group", fill: COLOURS.one, fillOpacity: 0.75 }),
+        Plot.ruleY(points.filter((point) => Number.isFinite(point.low)), { x1: "low", x2: "high", y: "group" }),
+      ],
+    });
+  const table = {
+    columns: ["rows", of.criterion, "low", "high", "tokens"],
+    rows: points.map(({ group, score, low, high, count }) => [group, score, low, high, count]),
+  };
+  const note = `Lines are ${page.said.level * 100} % intervals, over folds of the rows.`;
+  return figureOf("By domain", "expert-by-domain", draw, table, note);
+}
+
+/** Whether each of the keep-sets has it and why, and how many must stay for it to be among the best. */
+function stays(of, layer, id) {
+  const { experts } = page.said.sizes;
+  const rows = page.said.keep_sets.map((sets) => {
+    const kept = arrayOf(sets.kept).values[layer * experts + id] === 1;
+    const at = d3.range(experts).filter((e) => arrayOf(sets.kept).values[layer * experts + e]).indexOf(id);
+    return [sets.name, kept ? "stays" : "goes", (kept && sets.reasons?.[layer]?.[at]) || "–", originOf(sets)];
+  });
+  const lead = `By ${of.criterion} over ${groupName(of.group)} it is kept where ${placeOf(of, layer, id)} or more of `;
+  const said = element("p", {}, `${lead}${experts} stay.`);
+  if (!rows.length) return element("section", {}, element("h2", {}, "Whether it stays"), said);
+  const table = tableOf("Keep-sets", ["keep-sets", "decision", "why", "chosen"], rows);
+  return element("section", {}, element("h2", {}, "Whether it stays"), said, table);
+}
+
+/** The experts that its tokens chose besides. */
+function partners(of, layer, id) {
+  const { profile } = of;
+  if (!profile.partners) return null;
+  const { experts } = page.said.sizes;
+  const [others, together] = [profile.partners, profile.together].map(arrayOf);
+  const count = partOf(arrayOf(profile.counts), 0)[layer * experts + id];
+  const times = partOf(together, layer, id);
+  const points = Array.from(partOf(others, layer, id), (other, n) => ({
+    other,
+    times: times[n],
+    share: count ? times[n] / count : 0,
+  })).filter((point) => point.times > 0);
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      height: 60 + 22 * points.length,
+      x: { label: "share of its tokens", domain: [0, 1], grid: true },
+      y: { label: "expert", domain: points.map((point) => point.other), type: "band" },
+      ariaLabel: "Experts that run on the same tokens",
+      marks: [Plot.barX(points, { x: "share", y: "other", fill: COLOURS.third }), Plot.ruleX([0])],
+    });
+  const rows = points.map(({ other, times: n, share }) => [other, n, share]);
+  const table = { columns: ["expert", "tokens", "share"], rows };
+  return figureOf("Who runs beside it", "partners", draw, table, "Over all rows of the profile.");
+}

@@ -1,0 +1,112 @@
+// A plot with all that belongs to it: its table, and files of both.
+
+// Those of Okabe and Ito, which the colour-blind tell apart. Yellow, which is pale on white, is left out.
+const COLOURS = { one: "#0072b2", other: "#d55e00", third: "#009e73", grey: "#888888" };
+const INKS = [COLOURS.one, COLOURS.other, COLOURS.third, "#cc79a7", "#e69f00", "#56b4e9", "#a65628"];
+
+/** How lines of several names are drawn: each in its colour, or where they are too many for that all grey but the
+ * chosen one; what a line is of then shows where it is pointed at. */
+function inksOf(names, chosenName) {
+  const each = [...new Set(names)];
+  if (each.length <= INKS.length) return { legend: true, domain: each, range: INKS.slice(0, each.length) };
+  return { legend: false, domain: each, range: each.map((name) => (name === chosenName ? COLOURS.one : COLOURS.grey)) };
+}
+
+const NARROWEST = 240; // pixels, below which a plot is cut rather than drawn anew
+
+/** A figure: `draw` gives the plot for a width, `table` is { columns, rows }, `name` that of the files. */
+function figureOf(title, name, draw, table, note = "") {
+  const place = element("div", { class: "plot", id: `${name}-plot` });
+  const plot = () => place.firstElementChild;
+  const more = element("details", {}, element("summary", {}, "Table"));
+  more.addEventListener("toggle", () => {
+    if (more.open && more.children.length === 1) more.append(tableOf(title, table.columns, table.rows));
+  });
+  const files = {
+    SVG: () => save(`${name}.svg`, "image/svg+xml", standing(plot())),
+    PNG: () => savePicture(`${name}.png`, plot()),
+    CSV: () => save(`${name}.csv`, "text/csv", csvOf(table)),
+    JSON: () => save(`${name}.json`, "application/json", jsonOf(table)),
+  };
+  const buttons = Object.entries(files).map(([kind, click]) =>
+    element("button", { type: "button", click, "aria-label": `${title} as ${kind}` }, kind),
+  );
+  const figure = element(
+    "figure",
+    { id: name },
+    element("figcaption", {}, element("h2", {}, title), note ? element("p", { class: "note" }, note) : null),
+    place,
+    element("div", { class: "files" }, buttons),
+    more,
+  );
+  drawn(place, draw);
+  return figure;
+}
+
+/** Draws a plot as wide as its place, and again where that changes. At first it is as wide as the view, so that nothing
+ * moves once the place is there. */
+function drawn(place, draw) {
+  let width = document.getElementById("main").clientWidth;
+  place.append(pictured(draw(Math.max(NARROWEST, width))));
+  new ResizeObserver(() => {
+    if (place.clientWidth === width || !place.clientWidth) return;
+    width = place.clientWidth;
+    place.replaceChildren(pictured(draw(Math.max(NARROWEST, width))));
+  }).observe(place);
+}
+
+/** The plot as one picture for whoever hears the page: its parts have no names of their own. */
+function pictured(plot) {
+  for (const svg of plot.matches("svg") ? [plot] : plot.querySelectorAll("svg")) svg.setAttribute("role", "img");
+  for (const part of plot.querySelectorAll("g[aria-label]")) part.removeAttribute("aria-label");
+  for (const legend of plot.querySelectorAll("svg:not([aria-label])")) legend.setAttribute("aria-label", "Legend");
+  return plot;
+}
+
+/** The rows of a table as objects, as JSON. */
+function jsonOf({ columns, rows }) {
+  const named = rows.map((row) => Object.fromEntries(row.map((value, n) => [columns[n], plainOf(value)])));
+  return `${JSON.stringify(named, null, 1)}\n`;
+}
+
+function csvOf({ columns, rows }) {
+  const field = (value) => {
+    const text = String(plainOf(value) ?? "");
+    // A spreadsheet would run what begins so as a formula.
+    const safe = typeof value === "number" ? text : text.replace(/^[=+\-@\t\r]/, "'$&");
+    return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  };
+  return [columns, ...rows].map((row) => `${row.map(field).join(",")}\r\n`).join("");
+}
+
+function plainOf(value) {
+  return value instanceof Node ? value.textContent : value;
+}
+
+/** Gives a file to whoever looks at the page. */
+function save(name, type, content) {
+  const address = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
+  element("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10000);
+}
+
+/** The plot's SVG as a file of its own: with the colours and fonts that it takes from the page. */
+function standing(plot) {
+  const svg = (plot.matches("svg") ? plot : plot.querySelector("svg:last-of-type")).cloneNode(true);
+  const style = getComputedStyle(document.body);
+  svg.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  svg.setAttribute("style", `color: ${style.color}; background: ${style.backgroundColor}; font-family: sans-serif`);
+  return new XMLSerializer().serializeToString(svg);
+}
+
+function savePicture(name, plot) {
+  const text = standing(plot);
+  const box = (plot.matches("svg") ? plot : plot.querySelector("svg:last-of-type")).getBoundingClientRect();
+  const picture = new Image();
+  picture.onload = () => {
+    const canvas = element("canvas", { width: 2 * box.width, height: 2 * box.height });
+    canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+    canvas.toBlob((blob) => save(name, "image/png", blob));
+  };
+  picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
+}

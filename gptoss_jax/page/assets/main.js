@@ -1,0 +1,81 @@
+// The page: which views there are, what can be chosen in each, and light or dark.
+
+const VIEWS = {
+  overview: { title: "Overview", show: overview, choices: ["profile", "group", "criterion", "scale", "keep"] },
+  tradeoff: { title: "Trade-off", show: tradeoff, choices: ["profile", "group", "criterion"] },
+  compare: { title: "Compare", show: compare, choices: ["profile", "group", "than_profile", "than_group", "criterion"] },
+  expert: { title: "Expert", show: expert, choices: ["profile", "group", "criterion"] },
+  answers: { title: "Answers", show: answers, choices: [] },
+};
+
+/** What each choice is among. */
+function optionsOf(name, at) {
+  const groups = (profile) => named("profiles", profile).groups.map((group) => [group, groupName(group)]);
+  const found = {
+    profile: () => ["Profile", page.said.profiles.map((one) => one.name)],
+    than_profile: () => ["less profile", page.said.profiles.map((one) => one.name)],
+    group: () => ["Rows", groups(at.profile)],
+    than_group: () => ["less rows", groups(at.than_profile)],
+    criterion: () => ["Criterion", page.said.criteria.map((one) => one.name)],
+    scale: () => ["Shown as", SCALES],
+    keep: () => ["Keep-sets", [["", "none"], ...page.said.keep_sets.map((one) => one.name)]],
+  };
+  return found[name]();
+}
+
+function show() {
+  const at = chosen();
+  const view = VIEWS[at.view] ?? VIEWS.overview;
+  const held = document.activeElement?.id;
+  const links = Object.entries(VIEWS).map(([name, { title }]) =>
+    element("a", { href: addressOf({ view: name }), "aria-current": VIEWS[at.view] === VIEWS[name] ? "page" : null }, title),
+  );
+  document.getElementById("views").replaceChildren(...links);
+  const choices = view.choices.map((name) => {
+    const [label, options] = optionsOf(name, at);
+    const pairs = options.map((option) => (Array.isArray(option) ? option : [option, option]));
+    return pairs.length > 1 ? choiceOf(label, name, pairs, at[name] ?? pairs[0][0]) : null;
+  });
+  document.getElementById("choices").replaceChildren(...choices.filter((choice) => choice !== null));
+  document.getElementById("main").replaceChildren(...view.show(at));
+  document.title = `${view.title} – ${page.said.title}`;
+  if (held) document.getElementById(held)?.focus({ preventScroll: true });
+}
+
+function made() {
+  const profiles = page.said.profiles.map((one) => [
+    one.name,
+    one.model,
+    one.rows,
+    one.tokens[0],
+    one.counted,
+    one.fingerprint.slice(0, 12),
+    one.command,
+  ]);
+  const columns = ["profile", "model", "rows", "tokens", "counted", "fingerprint", "command"];
+  const warnings = page.said.warnings.map((warning) => element("li", {}, warning));
+  document.getElementById("made").replaceChildren(
+    element("p", {}, `Made by gptoss-jax ${page.said.version}: `, element("code", {}, page.said.command)),
+    ...(warnings.length ? [element("h2", {}, "Warnings"), element("ul", {}, warnings)] : []),
+    tableOf("Where it is from", columns, profiles),
+  );
+}
+
+/** Light, dark, or as the system has it. */
+function theme() {
+  const order = ["light dark", "dark", "light"];
+  const root = document.documentElement;
+  const now = order.indexOf(root.style.colorScheme || order[0]);
+  root.style.colorScheme = order[(now + 1) % order.length];
+  tell(`colours: ${["of the system", "dark", "light"][(now + 1) % order.length]}`);
+  show();
+}
+
+document.getElementById("choices").addEventListener("submit", (event) => event.preventDefault());
+document.getElementById("theme").addEventListener("click", theme);
+openPage().then(() => {
+  watch(show);
+  document.body.classList.add("open"); // all at once: nothing that is there moves when more comes
+  made();
+  show();
+});

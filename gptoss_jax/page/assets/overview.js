@@ -1,0 +1,196 @@
+// Layer × expert: how each expert scores, and how the mass of a layer is spread over its experts.
+
+const SCALES = [
+  ["layer", "share of the layer's highest"],
+  ["plain", "the score itself"],
+  ["all", "times the score over all rows"],
+  ["domain", "share over domains"],
+];
+
+/** The scores [L, E] that are chosen, and what they are of. */
+function scoresOf(at) {
+  const profile = named("profiles", at.profile);
+  const criterion = Math.max(0, page.said.criteria.findIndex((one) => one.name === at.criterion));
+  const group = Math.max(0, profile.groups.indexOf(at.group ?? ""));
+  const [scores, halves, counts] = [profile.scores, profile.halves, profile.counts].map(arrayOf);
+  return {
+    profile,
+    criterion: page.said.criteria[criterion].name,
+    group: profile.groups[group],
+    scores: partOf(scores, criterion, group),
+    halves: partOf(halves, criterion, group),
+    counts: partOf(counts, group),
+    scaled: scaledOf(at.scale, profile, scores, criterion, group),
+  };
+}
+
+/** The scores as the heat map has them. */
+function scaledOf(scale, profile, scores, criterion, group) {
+  const { layers, experts } = page.said.sizes;
+  const own = partOf(scores, criterion, group);
+  const scaled = Float64Array.from(own);
+  if (scale === "layer") {
+    for (let layer = 0; layer < layers; layer++) {
+      const of = scaled.subarray(layer * experts, (layer + 1) * experts);
+      const most = Math.max(...of);
+      if (most > 0) of.forEach((value, n) => (of[n] = value / most));
+    }
+  } else if (scale === "all") {
+    const all = partOf(scores, criterion, 0);
+    scaled.forEach((value, n) => (scaled[n] = all[n] ? value / all[n] : NaN));
+  } else if (scale === "domain") {
+    const each = profile.groups.slice(1).map((_, n) => partOf(scores, criterion, n + 1));
+    scaled.forEach((value, n) => {
+      const sum = each.reduce((total, of) => total + of[n], 0);
+      scaled[n] = sum ? value / sum : NaN;
+    });
+  }
+  return scaled;
+}
+
+function overview(at) {
+  const of = scoresOf(at);
+  const dead = of.counts.reduce((total, count) => total + (count === 0), 0);
+  const thin = of.counts.reduce((total, count) => total + (count > 0 && count < page.said.thin), 0);
+  const rest = `${dead} experts that no token chose, and ${thin} that fewer than ${page.said.thin} did`;
+  return [
+    element("p", { class: "lead" }, `${of.profile.model}: ${of.criterion} over ${groupName(of.group)}; ${rest}.`),
+    heatMap(at, of),
+    concentration(of),
+  ];
+}
+
+function heatMap(at, of) {
+  const { layers, experts } = page.said.sizes;
+  const kept = at.keep ? arrayOf(named("keep_sets", at.keep).kept).values : null;
+  const cells = Array.from(of.scaled, (value, n) => ({
+    layer: Math.floor(n / experts),
+    expert: n % experts,
+    value,
+    count: of.counts[n],
+    stays: kept ? kept[n] === 1 : true,
+  }));
+  const chosenCell = () => cells[Number(chosen().layer) * experts + Number(chosen().expert)];
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      height: Math.max(180, Math.min(620, 40 + layers * Math.max(8, Math.min(18, (width - 60) / experts)))),
+      marginLeft: 40,
+      padding: 0,
+      x: { label: "expert", domain: d3.range(experts), tickFormat: (e) => (e % (experts > 40 ? 8 : 4) ? "" : e) },
+      y: { label: "layer", domain: d3.range(layers), tickFormat: (l) => (l % (layers > 12 ? 4 : 1) ? "" : l) },
+      color: { scheme: "Cividis", legend: true, label: scaleName(at.scale, of), zero: true },
+      ariaLabel: "Heat map of layers and experts",
+      marks: [
+        Plot.cell(cells, {
+          x: "expert",
+          y: "layer",
+          fill: (cell) => (cell.count === 0 ? NaN : cell.value),
+          inset: 0.25,
+          fillOpacity: (cell) => (cell.stays ? 1 : 0.25),
+          channels: { tokens: "count" },
+          tip: { format: { fill: shown } },
+        }),
+        Plot.dot(cells.filter((cell) => cell.count > 0 && cell.count < page.said.thin), {
+          x: "expert",
+          y: "layer",
+          r: 1.5,
+          fill: COLOURS.other,
+        }),
+        Plot.text(cells.filter((cell) => cell.count === 0), { x: "expert", y: "layer", text: () => "×", fontSize: 8 }),
+        Plot.cell([chosenCell()], { x: "expert", y: "layer", stroke: "currentColor", strokeWidth: 2 }),
+      ],
+    });
+  const figure = figureOf("Experts by layer", "experts", draw, tableOfScores(of), noteOf(at));
+  walk(figure.querySelector(".plot"), cells);
+  return figure;
+}
+
+function scaleName(scale, of) {
+  return scale === "plain" ? of.criterion : `${of.criterion}, ${Object.fromEntries(SCALES)[scale]}`;
+}
+
+function noteOf(at) {
+  const dropped = at.keep ? " What the keep-sets drop is pale." : "";
+  const marks = `× no token chose it; ● fewer than ${page.said.thin} tokens did.`;
+  return `Arrow keys and clicks choose an expert, Enter opens it. ${marks}${dropped}`;
+}
+
+function tableOfScores(of) {
+  const { experts } = page.said.sizes;
+  const rows = Array.from(of.scores, (score, n) => {
+    const half = of.halves[n];
+    return [Math.floor(n / experts), n % experts, of.counts[n], score, score - half, score + half, of.scaled[n]];
+  });
+  return { columns: ["layer", "expert", "tokens", of.criterion, "low", "high", "shown"], rows };
+}
+
+/** Lets keys and clicks choose an expert of the heat map. */
+function walk(place, cells) {
+  const { layers, experts } = page.said.sizes;
+  place.setAttribute("tabindex", "0");
+  place.setAttribute("role", "application");
+  place.setAttribute("aria-label", "Heat map: arrow keys choose an expert, Enter opens it");
+  const go = (layer, expert) => {
+    if (layer < 0 || expert < 0 || layer >= layers || expert >= experts) return;
+    const cell = cells[layer * experts + expert];
+    tell(`layer ${layer}, expert ${expert}: ${shown(cell.value)}, ${shown(cell.count)} tokens`);
+    choose({ layer: String(layer), expert: String(expert) });
+  };
+  const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+  place.addEventListener("keydown", (event) => {
+    const [layer, expert] = [Number(chosen().layer), Number(chosen().expert)];
+    if (event.key in steps) go(layer + steps[event.key][0], expert + steps[event.key][1]);
+    else if (event.key === "Enter") choose({ view: "expert" });
+    else return;
+    event.preventDefault();
+  });
+  place.addEventListener("click", (event) => {
+    const [expert, layer] = bandsAt(place.firstElementChild, event);
+    if (layer in d3.range(layers) && expert in d3.range(experts)) go(layer, expert);
+  });
+  place.addEventListener("dblclick", () => choose({ view: "expert" }));
+}
+
+/** Which bands of a plot's axes are clicked at, whatever lies above them there. */
+function bandsAt(plot, event) {
+  const svg = plot.matches("svg") ? plot : plot.querySelector("svg:last-of-type");
+  const box = svg.getBoundingClientRect();
+  const unit = svg.viewBox.baseVal.width / box.width;
+  const places = { x: (event.clientX - box.left) * unit, y: (event.clientY - box.top) * unit };
+  return Object.entries(places).map(([name, at]) => {
+    const { range, step } = plot.scale(name);
+    return Math.floor((at - range[0]) / step);
+  });
+}
+
+/** Which share of a layer's mass its first experts hold. */
+function concentration(of) {
+  const { layers, experts } = page.said.sizes;
+  const group = of.profile.groups.indexOf(of.group);
+  const masses = partOf(arrayOf(of.profile.masses), group);
+  const points = [];
+  for (let layer = 0; layer < layers; layer++) {
+    const sorted = Array.from(masses.subarray(layer * experts, (layer + 1) * experts)).sort((a, b) => b - a);
+    const total = d3.sum(sorted) || 1;
+    let held = 0;
+    points.push({ layer, n: 0, share: 0 });
+    sorted.forEach((mass, n) => points.push({ layer, n: n + 1, share: (held += mass) / total }));
+  }
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      height: 320,
+      x: { label: "experts, those with most of it first" },
+      y: { label: "share of Σ g·n", domain: [0, 1], grid: true },
+      color: { scheme: "Cividis", legend: true, label: "layer" },
+      ariaLabel: "Concentration curves",
+      marks: [
+        Plot.line([[0, 0], [experts, 1]], { stroke: COLOURS.grey, strokeDasharray: "4 4" }),
+        Plot.line(points, { x: "n", y: "share", z: "layer", stroke: "layer", strokeOpacity: 0.8 }),
+      ],
+    });
+  const rows = points.filter(({ n }) => n).map(({ layer, n, share }) => [layer, n, share]);
+  const table = { columns: ["layer", "experts", "share"], rows };
+  return figureOf("How concentrated a layer is", "concentration", draw, table, "Dashed: all experts alike.");
+}

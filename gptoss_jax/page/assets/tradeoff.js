@@ -1,0 +1,174 @@
+// What it costs to keep fewer experts: mass, expectations and answers that go, of rankings, keep-sets and evaluations.
+
+function tradeoff(at) {
+  const of = scoresOf(at);
+  const parts = [massDropped(of), lossByGroup(of), setsBeside(of), ...page.said.evaluations.flatMap(qualities)];
+  if (!page.said.evaluations.length) {
+    parts.push(element("p", { class: "note" }, "No evaluation was given: what expectations and answers lose is not shown."));
+  }
+  return parts.filter((part) => part !== null);
+}
+
+/** The mean over layers of the share of a group's mass that is not in the sets. `has(layer, expert)` says what stays. */
+function dropped(masses, has) {
+  const { layers, experts } = page.said.sizes;
+  return d3.mean(d3.range(layers), (layer) => {
+    const own = masses.subarray(layer * experts, (layer + 1) * experts);
+    const total = d3.sum(own);
+    return total ? d3.sum(own, (mass, e) => (has(layer, e) ? 0 : mass)) / total : 0;
+  });
+}
+
+/** For each number of experts what a ranking drops of a group's mass. */
+function curveOf(scores, counts, masses) {
+  const { layers, experts } = page.said.sizes;
+  const shares = new Float64Array(experts + 1);
+  for (let layer = 0; layer < layers; layer++) {
+    const own = masses.subarray(layer * experts, (layer + 1) * experts);
+    const total = d3.sum(own) || 1;
+    let left = d3.sum(own);
+    shares[0] += left / total / layers;
+    rankingOf(scores, counts, layer).forEach((e, n) => {
+      left -= own[e];
+      shares[n + 1] += Math.max(0, left) / total / layers;
+    });
+  }
+  return shares;
+}
+
+/** The mass of the chosen rows that goes, by each criterion, beside keep-sets drawn at random. */
+function massDropped(of) {
+  const { experts } = page.said.sizes;
+  const { profile } = of;
+  const group = profile.groups.indexOf(of.group);
+  const [scores, counts, masses] = [profile.scores, profile.counts, profile.masses].map(arrayOf);
+  const of_group = partOf(masses, group);
+  const points = page.said.criteria.flatMap(({ name }, c) =>
+    Array.from(curveOf(partOf(scores, c, group), partOf(counts, group), of_group), (share, n) => ({ name, n, share })),
+  );
+  const random = d3.range(experts + 1).map((n) => ({ name: "random, expected", n, share: 1 - n / experts }));
+  const sets = page.said.keep_sets.map((one) => {
+    const kept = arrayOf(one.kept).values;
+    return { name: one.name, n: d3.mean(one.numbers), share: dropped(of_group, (l, e) => kept[l * experts + e] === 1) };
+  });
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      height: 340,
+      x: { label: "experts kept of each layer" },
+      y: { label: "share of Σ g·n that goes", grid: true, domain: [0, 1] },
+      color: inksOf(points.map((p) => p.name), of.criterion),
+      ariaLabel: "Mass dropped against experts kept",
+      marks: [
+        Plot.line(random, { x: "n", y: "share", stroke: COLOURS.grey, strokeDasharray: "4 4" }),
+        Plot.line(points, { x: "n", y: "share", stroke: "name", strokeWidth: (p) => (p.name === of.criterion ? 3 : 1), tip: true }),
+        Plot.dot(sets, { x: "n", y: "share", symbol: "diamond", fill: "currentColor", r: 5 }),
+        Plot.text(sets, { x: "n", y: "share", text: "name", dx: 8, textAnchor: "start" }),
+      ],
+    });
+  const rows = [...points, ...random, ...sets].map(({ name, n, share }) => [name, n, share]);
+  const table = { columns: ["chosen by", "experts", "share that goes"], rows };
+  const note = `Of ${groupName(of.group)}, mean over layers. Dashed: what experts drawn at random would drop. ◆ keep-sets.`;
+  return figureOf("Mass that goes", "mass-dropped", draw, table, note);
+}
+
+/** What each domain loses where experts are chosen by the chosen rows. */
+function lossByGroup(of) {
+  const { profile } = of;
+  if (profile.groups.length < 3) return null;
+  const [counts, masses] = [profile.counts, profile.masses].map(arrayOf);
+  const chosenBy = profile.groups.indexOf(of.group);
+  const points = profile.groups.slice(1).flatMap((group, g) =>
+    Array.from(curveOf(of.scores, partOf(counts, chosenBy), partOf(masses, g + 1)), (share, n) => ({ group, n, share })),
+  );
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      height: 340,
+      x: { label: "experts kept of each layer" },
+      y: { label: "share of the domain's Σ g·n that goes", grid: true },
+      color: inksOf(points.map((p) => p.group), of.group),
+      ariaLabel: "What each domain loses",
+      marks: [
+        Plot.line(points, { x: "n", y: "share", stroke: "group", strokeWidth: (p) => (p.group === of.group ? 3 : 1), tip: true }),
+      ],
+    });
+  const table = { columns: ["domain", "experts", "share that goes"], rows: points.map((p) => [p.group, p.n, p.share]) };
+  return figureOf("What each domain loses", "domain-losses", draw, table, `Chosen by ${of.criterion} over ${groupName(of.group)}.`);
+}
+
+/** The keep-sets side by side: how many stay, what of each group goes, and what was measured of them. */
+function setsBeside(of) {
+  const sets = page.said.keep_sets;
+  if (!sets.length) return element("p", { class: "note" }, "No keep-sets were given: none stand side by side.");
+  const { experts } = page.said.sizes;
+  const { profile } = of;
+  const masses = arrayOf(profile.masses);
+  const rows = sets.map((one) => {
+    const kept = arrayOf(one.kept).values;
+    const has = (layer, e) => kept[layer * experts + e] === 1;
+    return [one.name, d3.mean(one.numbers), originOf(one), ...profile.groups.map((_, g) => dropped(partOf(masses, g), has))];
+  });
+  const columns = ["keep-sets", "experts", "chosen", ...profile.groups.map((group) => `${groupName(group)} goes`)];
+  const files = sets
+    .filter((one) => one.file)
+    .map((one) =>
+      element(
+        "button",
+        { type: "button", click: () => save("keep.json", "application/json", one.file) },
+        `${one.name} as keep.json`,
+      ),
+    );
+  return element(
+    "section",
+    {},
+    element("h2", {}, "Keep-sets side by side"),
+    tableOf("Share of Σ g·n that goes, mean over layers", columns, rows),
+    element("div", { class: "files" }, files),
+  );
+}
+
+/** An evaluation: how far each model's expectations are from the baseline's, with intervals, and the gate. */
+function qualities(of) {
+  const [length] = Object.keys(of.entries[0]?.quality ?? {});
+  if (length === undefined) return [];
+  const points = of.entries.map((entry) => ({
+    name: entry.name,
+    n: entry.experts.length ? d3.mean(entry.experts) : page.said.sizes.experts,
+    ...entry.quality[length].estimates.kl,
+    control: entry.origin.criterion === "random",
+    passed: entry.gate.passed,
+  }));
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      height: 340,
+      x: { label: "experts kept of each layer", domain: [0, page.said.sizes.experts] },
+      y: { label: "KL of the baseline, nats a token", grid: true, zero: true },
+      ariaLabel: "Quality against experts kept",
+      marks: [
+        Plot.ruleX(points, { x: "n", y1: "low", y2: "high", stroke: colourOf }),
+        Plot.dot(points, { x: "n", y: "value", fill: colourOf, symbol: (p) => (p.passed ? "circle" : "times"), stroke: colourOf, tip: true }),
+        Plot.text(points, { x: "n", y: "value", text: "name", dx: 8, textAnchor: "start" }),
+      ],
+    });
+  const rows = of.entries.map((entry) => {
+    const { kl, ppl, agreement } = entry.quality[length].estimates;
+    const right = entry.replies?.estimates.correct;
+    const ends = (estimate) => (estimate ? [estimate.value, estimate.low, estimate.high] : [null, null, null]);
+    const kept = entry.experts.length ? d3.mean(entry.experts) : null;
+    return [entry.name, kept, ...ends(kl), ppl.value, agreement.value, ...ends(right), entry.gate.passed ? "passes" : "fails"];
+  });
+  const columns = [
+    ...["model", "experts", "KL", "low", "high", "PPL", "same top token"],
+    ...["right answers", "low", "high", "near-lossless gate"],
+  ];
+  const note =
+    `${of.name}: ${of.setting.rows} rows beside ${of.setting.baseline}; lines are ${page.said.level * 100} % intervals. ` +
+    "Grey: experts drawn at random. × does not pass the near-lossless gate.";
+  return [figureOf(`Quality: ${of.name}`, `quality-${page.said.evaluations.indexOf(of)}`, draw, { columns, rows }, note)];
+}
+
+function colourOf(point) {
+  return point.control ? COLOURS.grey : COLOURS.one;
+}

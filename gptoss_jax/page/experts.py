@@ -1,0 +1,93 @@
+"""What a page has of experts: their scores by domain and criterion, who they run with, which of them stay."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..reports.markdown import THIN
+from ..run.profile import Profile
+from ..selection.criteria import CRITERIA
+from ..selection.intervals import LEVEL, intervals
+from ..selection.keep_sets import KeepSets
+from ..selection.origin import Origin
+from .packing import Packed
+
+PARTNERS = 8  # of an expert, those that ran most often on the same tokens
+
+
+def criteria_of(profiles: Mapping[str, Profile]) -> list[str]:
+    """Those by which every profile can rank; `random` says nothing of experts, and others none of a profile."""
+    columns = [profile.columns() for profile in profiles.values()]
+    return [
+        name
+        for name, criterion in CRITERIA.items()
+        if name != "random" and not criterion.of_weights and all({*criterion.needs} <= {*of} for of in columns)
+    ]
+
+
+def profile_of(name: str, profile: Profile, criteria: list[str], packed: Packed) -> dict[str, Any]:
+    """A profile: scores [C, G, L, E] with the half widths of their intervals, and counts [G, L, E]; G are all rows
+    together, whose name is empty, and the domains. Where nobody knows how sure a score is, its half width is ∞."""
+    groups = ["", *profile.domains]
+    evidence = [profile.evidence(group or None) for group in groups]
+    found = np.zeros((2, len(criteria), len(groups), *evidence[0].columns["count"].shape))
+    for at, criterion in np.ndindex(len(criteria), len(groups)):
+        of = evidence[criterion]
+        found[0, at, criterion] = CRITERIA[criteria[at]].score(of.columns, 0)
+        if of.by_fold is None:
+            found[1, at, criterion] = np.inf
+        else:
+            low, high = intervals(of.by_fold, criteria[at])[1:]
+            found[1, at, criterion] = (high - low) / 2
+    statistics, _ = profile.sums.total()
+    tokens = [int(profile.info["kept_tokens"]), *(int(one.tokens[0]) for one, _ in profile.sums.by_domain().values())]
+    return {
+        "name": name,
+        "model": profile.info["model"],
+        "fingerprint": profile.info["model_fingerprint"],
+        "rows": profile.info["rows"],
+        "counted": profile.info["options"]["keep"],
+        "warnings": profile.info["warnings"],
+        "command": profile.info["command"],
+        "groups": groups,
+        "tokens": tokens,
+        "scores": packed.add(found[0], "f4"),
+        "halves": packed.add(found[1], "b2"),
+        "counts": packed.add([one.columns["count"] for one in evidence], "u4"),
+        "masses": packed.add([one.columns["gate_norm_sum"] for one in evidence], "f4"),
+        **_partners(statistics.coactivation, packed),
+    }
+
+
+def _partners(coactivation: np.ndarray | None, packed: Packed) -> dict[str, Any]:
+    """Of each expert the others that its tokens chose most often, and how many of its tokens did: [L, E, partners]."""
+    if coactivation is None:
+        return {}
+    few = min(PARTNERS, coactivation.shape[-1] - 1)
+    order = np.argsort(-coactivation, axis=-1, kind="stable")[..., :few]
+    times = np.take_along_axis(coactivation, order, -1)
+    return {"partners": packed.add(order, "u2"), "together": packed.add(times, "u4")}
+
+
+def keep_sets_of(name: str, sets: KeepSets, num_experts: int, packed: Packed) -> dict[str, Any]:
+    """Keep-sets: which stay, [L, E], and all that their file says of why."""
+    kept = np.array([np.isin(np.arange(num_experts), layer) for layer in sets.layers])
+    return {
+        "name": name,
+        "kept": packed.add(kept, "u1"),
+        "numbers": [*map(len, sets.layers)],
+        "origin": str(sets.origin),
+        "criterion": sets.origin.criterion,
+        "rule": sets.origin.rule,
+        "reasons": sets.reasons,
+        "tried": sets.tried,
+        "elsewhere": sets.elsewhere,
+        "fingerprint": sets.origin.model_fingerprint,
+        "file": sets.to_json() if sets.origin != Origin() else None,
+    }
+
+
+def words(criteria: list[str]) -> dict[str, Any]:
+    """What the page says of criteria and intervals."""
+    return {"criteria": [{"name": c, "help": CRITERIA[c].help} for c in criteria], "level": LEVEL, "thin": THIN}

@@ -1,0 +1,243 @@
+"""The page's file: what it holds is what the tables say, and nothing of it is markup or comes from elsewhere."""
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import gptoss_jax as gj
+from gptoss_jax.config import TINY
+from gptoss_jax.page import answers
+from gptoss_jax.page.packing import TYPES, Packed
+from gptoss_jax.selection.keep_sets import KeepSets
+
+from . import shown
+from .bad_input import Program, Refused, case, dump, edit
+from .made_up import Finished
+from .shown import THINGS
+
+HOSTILE = '</script><img src=x onerror="hurt()">'
+
+
+class Scripts(HTMLParser):
+    """The scripts of a page, each with its attributes."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[dict[str, Any], str]] = []
+        self.policy, self._is_in = "", False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, Any]]) -> None:
+        self._is_in = tag == "script"
+        if self._is_in:
+            self.found.append((dict(attrs), ""))
+        if tag == "meta" and dict(attrs).get("http-equiv") == "Content-Security-Policy":
+            self.policy = dict(attrs)["content"]
+
+    def handle_data(self, data: str) -> None:
+        if self._is_in:
+            self.found[-1] = (self.found[-1][0], self.found[-1][1] + data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._is_in = False
+
+
+def read(file: Path) -> tuple[dict[str, Any], Any]:
+    """What a page says, and what reads one of its arrays."""
+    parts = {attrs.get("id"): text for attrs, text in Scripts(file.read_text(encoding="utf-8")).found}
+    block = gzip.decompress(base64.b64decode(parts["arrays"]))
+
+    def array(named: dict[str, Any]) -> np.ndarray:
+        count = int(np.prod(named["shape"]))
+        return (
+            np.frombuffer(block, TYPES[named["array"]], count, named["at"]).reshape(named["shape"]).astype(np.float64)
+        )
+
+    return json.loads(parts["said"]), array
+
+
+@pytest.fixture(scope="module")
+def made(tiny_mxfp4: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shown.make(tmp_path_factory.mktemp("page"), str(tiny_mxfp4))
+
+
+@pytest.fixture(scope="module")
+def page(made: Path) -> Path:
+    return made / "page.html"
+
+
+def test_scores_and_intervals_are_those_of_the_profile(page: Path, made: Path) -> None:
+    said, array = read(page)
+    profile = gj.Profile.open(made / "profile")
+    (one,) = said["profiles"]
+    assert one["groups"] == ["", "a", "b"] and one["tokens"][0] == profile.info["kept_tokens"] == sum(one["tokens"][1:])
+    names = [criterion["name"] for criterion in said["criteria"]]
+    assert {"reap", "frequency"} <= {*names} and "random" not in names and "aimer" not in names
+    scores, halves, counts = (array(one[name]) for name in ("scores", "halves", "counts"))
+    for (c, criterion), (g, group) in [(c, g) for c in enumerate(names) for g in enumerate(one["groups"])]:
+        expected = profile.intervals(criterion, group or None)
+        np.testing.assert_allclose(scores[c, g], expected.score, rtol=1e-5)
+        finite = np.isfinite(expected.high)
+        np.testing.assert_array_equal(np.isfinite(halves[c, g]), finite)
+        half = np.where(finite, expected.high - expected.score, 0)
+        np.testing.assert_allclose(halves[c, g][finite], half[finite], rtol=0.01)
+        np.testing.assert_array_equal(counts[g], profile.columns(group or None)["count"])
+
+
+def test_partners_are_those_that_ran_on_the_same_tokens(page: Path, made: Path) -> None:
+    said, array = read(page)
+    statistics, _ = gj.Profile.open(made / "profile").sums.total()
+    others, times = (array(said["profiles"][0][name]).astype(int) for name in ("partners", "together"))
+    for layer, expert in np.ndindex(TINY.num_layers, TINY.num_experts):
+        of = statistics.coactivation[layer, expert]
+        assert expert not in others[layer, expert][times[layer, expert] > 0]
+        np.testing.assert_array_equal(times[layer, expert], np.sort(of)[::-1][: times.shape[-1]])
+        np.testing.assert_array_equal(of[others[layer, expert]], times[layer, expert])
+
+
+def test_keep_sets_and_evaluations_are_those_of_their_files(page: Path, made: Path) -> None:
+    said, array = read(page)
+    for sets in said["keep_sets"]:
+        kept = KeepSets.read(made / sets["name"], TINY)
+        assert [np.flatnonzero(layer).tolist() for layer in array(sets["kept"])] == kept.layers
+        assert sets["file"] == (made / sets["name"]).read_text(encoding="utf-8")
+    (evaluation,) = said["evaluations"]
+    stored = json.loads((made / "eval" / "eval.json").read_text(encoding="utf-8"))
+    assert {name: evaluation[name] for name in ("setting", "entries")} == {n: stored[n] for n in ("setting", "entries")}
+    lines = (made / "eval" / "replies.jsonl").read_text(encoding="utf-8").splitlines()
+    replies = [json.loads(line) for line in lines]
+    for question in evaluation["replies"]:
+        own = [reply for reply in replies if str(reply["id"] or reply["row"]) == question["id"]]
+        assert question["said"] == {reply["model"] or "": reply["text"] for reply in own}
+        assert len(question["said"]) == 3
+
+
+def test_tokens_choose_what_their_trace_says(page: Path, made: Path, tiny_mxfp4: Path) -> None:
+    said, array = read(page)
+    tokenizer = gj.open(str(tiny_mxfp4)).tokenizer
+    for of in said["traces"]:
+        prompts = [*gj.Trace.open(made / of["name"])]
+        ids = array(of["pieces"]).astype(int)
+        assert of["tokens"] == of["shown"] == [*map(len, prompts)]
+        text = [said["pieces"][place] for place in ids]
+        assert text == [tokenizer.decode([int(token)]) for prompt in prompts for token in prompt.token_ids]
+        np.testing.assert_array_equal(array(of["of_segment"]), np.concatenate([p.segments for p in prompts]))
+        np.testing.assert_array_equal(array(of["experts"]), np.concatenate([p.experts for p in prompts]))
+        gates = np.concatenate([p.gates for p in prompts]).astype(np.float64)
+        np.testing.assert_allclose(array(of["gates"]) / answers.GATE_STEPS, gates, atol=0.5001 / answers.GATE_STEPS)
+
+
+def test_long_traces_are_cut_and_it_is_said(made: Path, tiny_mxfp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "ROUTED_BYTES", 2 * 2 * TINY.num_layers * TINY.top_k * 5)
+    file = gj.report(made / "profile", made / "full", model=tiny_mxfp4, out=made / "cut.html", overwrite=True)
+    said, array = read(Path(str(file)))
+    (of,) = said["traces"]
+    assert of["shown"] == [5, 5] < of["tokens"]
+    assert array(of["experts"]).shape == (10, TINY.num_layers, TINY.top_k)
+
+
+def test_no_program_runs_but_its_own_and_nothing_is_fetched(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    scripts = Scripts(text)
+    allowed = {*re.findall(r"'sha256-([^']+)'", scripts.policy)}
+    run = [body for attrs, body in scripts.found if "type" not in attrs]
+    assert {base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for body in run} == allowed
+    assert scripts.policy.startswith("default-src 'none'; ") and "unsafe-eval" not in scripts.policy
+    assert all("src" not in attrs for attrs, _ in scripts.found)
+    assert not re.search(r"<(link|img|iframe|object|embed)\b", re.sub(r"(?s)<script.*?</script>", "", text))
+    assert "Permission to use, copy, modify" in text  # the licence of the libraries on it
+
+
+def test_hostile_names_are_text(finished: Finished, tmp_path: Path) -> None:
+    folder = finished("hostile", 3, domains=(HOSTILE, "b"), folds=2)
+    edit(folder / "profile.json", model=HOSTILE, warnings=[HOSTILE])
+    gj.report(folder, out=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    said, _ = read(tmp_path / "page.html")
+    assert said["profiles"][0]["groups"] == ["", HOSTILE, "b"] and said["title"] == HOSTILE
+    assert "<img" not in text and text.count("</script>") == text.count("<script")
+
+
+def test_a_page_of_the_published_shape_is_small(finished: Finished, tmp_path: Path) -> None:
+    """12 domains of 24 layers of 32 experts; made-up numbers have more digits than can be packed."""
+    folder = finished("large", 5, domains=[f"domain {n}" for n in range(12)], shape=(24, 32), folds=4)
+    gj.report(folder, out=tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size + 4 / 3 * answers.ROUTED_BYTES * 0.5 < 3e6
+
+
+def test_equal_things_give_equal_bytes(made: Path, page: Path, tiny_mxfp4: Path) -> None:
+    again = gj.report(*(made / name for name in THINGS), model=tiny_mxfp4, out=made / "again.html", overwrite=True)
+    assert Path(str(again)).read_bytes() == page.read_bytes()
+
+
+def test_arrays_keep_what_is_seen() -> None:
+    packed, rng = Packed(), np.random.default_rng(0)
+    values = np.concatenate([rng.normal(size=99) * 10.0 ** rng.integers(-30, 30, 99), [np.inf, -np.inf, 0.0]])
+    wide, narrow, odd = packed.add(values, "f4"), packed.add(values, "b2"), packed.add([1, 2, 3], "u1")
+    block = gzip.decompress(base64.b64decode(packed.text()))
+    found = np.frombuffer(block, np.float32, len(values), wide["at"])
+    np.testing.assert_allclose(found, values, rtol=2**-16)
+    found = np.frombuffer(block, ml_dtypes.bfloat16, len(values), narrow["at"]).astype(np.float64)
+    np.testing.assert_allclose(found, values, rtol=2**-8)
+    assert np.frombuffer(block, np.uint8, 3, odd["at"]).tolist() == [1, 2, 3]
+    assert [named["at"] % 4 for named in (wide, narrow, odd)] == [0, 0, 0]
+
+
+# The command, and bad input.
+
+
+def test_the_command_writes_what_the_function_does(
+    program: Program, made: Path, tiny_mxfp4: Path, tmp_path: Path
+) -> None:
+    paths = [made / name for name in THINGS]
+    assert program("report", *paths, "--model", tiny_mxfp4, "--title", "Seen", "--out", "it.html") == (0, "")
+    said, _ = read(tmp_path / "it.html")
+    ours, _ = read(Path(str(gj.report(*paths, model=tiny_mxfp4, title="Seen", out=tmp_path / "ours.html"))))
+    assert said.pop("command").startswith("gptoss-jax report ") and ours.pop("command")
+    assert said == ours and said["title"] == "Seen"
+
+
+BAD = [
+    case("no such file", ["none"], "none: no such file or folder"),
+    case("no artifact", ["rows.jsonl"], "rows.jsonl: is nothing that a page shows"),
+    case("no JSON", ["broken.json"], "broken.json: not a JSON file"),
+    case("a ranking", ["ranking.json"], "ranking.json: is nothing that a page shows"),
+    case("the same twice", ["profile"], "is given twice"),
+    case("a trace without its model", ["full"], "full: holds tokens by their numbers", "--model"),
+    case("another model's tokenizer", ["full", "--model", "nano"], "not of the tokenizer of nano"),
+    case("another model's sizes", ["other"], "other: is of a model of 2 layers of 5 experts", "4 layers of 7"),
+    case("keep-sets of other sizes", ["wide.json"], "wide.json"),
+]
+
+
+@pytest.mark.parametrize(("more", "says"), BAD)
+def test_bad_input(
+    more: list[str], says: tuple[str, ...], refused: Refused, made: Path, finished: Finished, tmp_path: Path
+) -> None:
+    for name in ("profile", "full"):
+        (tmp_path / name).symlink_to(made / name)
+    finished("other", 1)
+    (tmp_path / "rows.jsonl").write_text("{}", encoding="utf-8")
+    (tmp_path / "broken.json").write_text("{", encoding="utf-8")
+    dump(tmp_path / "ranking.json", {"kind": "ranking", "layers": [[0]]})
+    dump(tmp_path / "wide.json", {"kind": "keep_sets", "version": 1, "layers": [[0, 9]] * 4})
+    refused("report", "profile", *more, says=says)
+
+
+def test_without_a_profile(refused: Refused, made: Path) -> None:
+    refused("report", made / "keep.json", says=("no profile among",))
+    refused("report", says=("Missing argument",))
+
+
+def test_an_output_in_the_way(refused: Refused, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine", encoding="utf-8")
+    refused("report", made / "profile", says=("report.html", "exists already"))

@@ -1,0 +1,226 @@
+"""The page as people use it: by clicks and keys in a browser, at two widths, light and dark."""
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gptoss_jax as gj
+from gptoss_jax.config import TINY
+
+from . import shown
+from .made_up import Finished
+from .test_page import HOSTILE, read
+
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+VIEWS = ("overview", "tradeoff", "compare", "expert?layer=2&expert=5", "answers?than_trace=pruned")
+L, E = TINY.num_layers, TINY.num_experts
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # In a container that is run as root there is no sandbox within it.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def made(tiny_mxfp4: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shown.make(tmp_path_factory.mktemp("page"), str(tiny_mxfp4))
+
+
+class Opened:
+    """A page in a window of its own; what went wrong in it is kept."""
+
+    def __init__(self, browser: Any, file: Path, width: int = 1280, colours: str = "light"):
+        self.file = file
+        size = {"width": width, "height": 900}
+        self.window = browser.new_context(viewport=size, color_scheme=colours, accept_downloads=True).new_page()
+        self.wrong: list[str] = []
+        self.asked: list[str] = []
+        self.window.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.window.on(
+            "console", lambda said: self.wrong.append(said.text) if said.type in ("error", "warning") else None
+        )
+        self.window.on("request", lambda request: self.asked.append(request.url))
+
+    def go(self, address: str) -> Any:
+        self.window.goto(f"file://{self.file}#{address}")
+        self.window.wait_for_selector("main figure, main section, main .lead")
+        return self.window
+
+    def saved(self, button: str) -> bytes:
+        """The file that a button gives."""
+        with self.window.expect_download() as given:
+            self.window.get_by_role("button", name=button, exact=True).click()
+        return Path(given.value.path()).read_bytes()
+
+
+@pytest.fixture
+def opened(browser: Any, made: Path) -> Iterator[Opened]:
+    page = Opened(browser, made / "page.html")
+    yield page
+    assert page.wrong == []
+    page.window.context.close()
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_view_is_whole_and_for_everyone(browser: Any, made: Path, width: int, colours: str) -> None:
+    """No error, nothing wider than the window, no finding of axe-core, no request but for the page itself."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = Opened(browser, made / "page.html", width, colours)
+    for view in VIEWS:
+        window = page.go(view)
+        assert window.locator("main figure svg").count() > 0
+        assert window.evaluate("document.documentElement.scrollWidth - innerWidth") == 0, view
+        found = Axe().run(window).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == [], view
+    assert page.wrong == [] and {url.partition("#")[0] for url in page.asked} == {f"file://{made / 'page.html'}"}
+    page.window.context.close()
+
+
+def test_nothing_moves_once_it_is_there(opened: Opened) -> None:
+    """The sum of layout shifts, as browsers measure it."""
+    opened.window.add_init_script(
+        "window.moved = 0; new PerformanceObserver(list => list.getEntries().forEach(e => window.moved += e.value))"
+        ".observe({type: 'layout-shift', buffered: true})"
+    )
+    window = opened.go("overview")
+    window.wait_for_timeout(300)
+    assert window.evaluate("window.moved") < 0.01
+
+
+def test_a_link_opens_an_expert_and_its_figures_are_those_of_the_profile(opened: Opened, made: Path) -> None:
+    window = opened.go("expert?layer=2&expert=5&criterion=frequency&group=b")
+    profile = gj.Profile.open(made / "profile")
+    count = int(profile.columns("b")["count"][2, 5])
+    place = profile.rank("frequency", "b").layers[2].index(5) + 1
+    lead = window.locator("main .lead").inner_text()
+    assert f"Layer 2, expert 5: {count} tokens of b" in lead and f"{place} of {E}" in lead
+    table = window.locator("#expert-by-domain details")
+    table.locator("summary").click()
+    cells = table.locator("tbody tr").nth(2).locator("td").all_inner_texts()
+    assert cells[0] == "b" and cells[4] == str(count)
+    kept = gj.KeepSets.read(made / "keep.json", TINY)
+    decision = window.locator("section table tbody tr").first.locator("td").nth(1).inner_text()
+    assert decision == ("stays" if 5 in kept.layers[2] else "goes")
+
+
+def test_keys_and_clicks_choose_and_the_address_follows(opened: Opened) -> None:
+    window = opened.go("overview")
+    window.locator("#experts-plot").focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowUp"):
+        window.keyboard.press(key)
+    assert "layer=1" in window.url and "expert=1" in window.url
+    assert window.evaluate("document.activeElement.id") == "experts-plot"
+    assert "layer 1, expert 1" in window.locator("#told").inner_text()
+    window.keyboard.press("Enter")
+    window.wait_for_selector("#expert-by-domain")
+    assert "Layer 1, expert 1:" in window.locator("main .lead").inner_text()
+    window.go_back()
+    window.wait_for_selector("#experts")
+    # The cells stand first in the plot, layer by layer.
+    window.locator("#experts-plot svg:last-of-type g:has(> rect) > rect").nth(3 * E + 4).click()
+    assert "layer=3" in window.url and "expert=4" in window.url
+
+
+def test_choices_show_other_scores(opened: Opened, made: Path) -> None:
+    window = opened.go("overview")
+    window.get_by_label("Criterion").select_option("frequency")
+    window.get_by_label("Rows").select_option("a")
+    window.get_by_label("Shown as").select_option("plain")
+    rows = [*csv.reader(io.StringIO(opened.saved("Experts by layer as CSV").decode()))]
+    assert rows[0][:4] == ["layer", "expert", "tokens", "frequency"]
+    counts = gj.Profile.open(made / "profile").columns("a")["count"]
+    assert [[int(float(x)) for x in row[:4]] for row in rows[1:]] == [
+        [layer, expert, counts[layer, expert], counts[layer, expert]] for layer, expert in np.ndindex(L, E)
+    ]
+
+
+def test_every_plot_and_table_can_be_taken_along(opened: Opened, made: Path) -> None:
+    window = opened.go("tradeoff")
+    title = "Mass that goes"
+    assert opened.saved(f"{title} as SVG").startswith(b"<svg")
+    assert opened.saved(f"{title} as PNG").startswith(b"\x89PNG")
+    points = json.loads(opened.saved(f"{title} as JSON"))
+    profile = gj.Profile.open(made / "profile")
+    mass, order = profile.columns()["gate_norm_sum"], profile.rank("reap").layers
+    for point in (point for point in points if point["chosen by"] == "reap"):
+        kept = [mass[layer, order[layer][: point["experts"]]].sum() / mass[layer].sum() for layer in range(L)]
+        assert point["share that goes"] == pytest.approx(1 - np.mean(kept), abs=1e-4)
+    assert len([point for point in points if point["chosen by"] == "reap"]) == E + 1
+    assert opened.saved("keep.json as keep.json") == (made / "keep.json").read_bytes()
+    buttons = window.locator(".files button").all()
+    names = {button.get_attribute("aria-label") or button.inner_text() for button in buttons}
+    assert len(names) == len(buttons)
+
+
+def test_quality_has_its_intervals(opened: Opened, made: Path) -> None:
+    opened.go("tradeoff")
+    (one, control) = json.loads(opened.saved("Quality: eval as JSON"))
+    stored = json.loads((made / "eval" / "eval.json").read_text(encoding="utf-8"))["entries"]
+    for ours, theirs in zip((one, control), stored, strict=True):
+        kl = theirs["quality"]["16"]["estimates"]["kl"]
+        assert [ours["model"], ours["experts"], ours["KL"]] == [theirs["name"], 4, kl["value"]]
+        assert ours["near-lossless gate"] == ("passes" if theirs["gate"]["passed"] else "fails")
+
+
+def test_a_token_shows_its_experts_in_both_traces(opened: Opened, made: Path) -> None:
+    window = opened.go("answers?prompt=1&than_trace=pruned")
+    full, pruned = (gj.Trace.open(made / name)["1"] for name in ("full", "pruned"))
+    window.locator("#token-strip").focus()
+    for _ in range(3):
+        window.keyboard.press("ArrowRight")
+    for name, prompt in (("routes", full), ("routes-beside", pruned)):
+        table = window.locator(f"#{name} details")
+        table.locator("summary").click()
+        cells = [row.split("\t") for row in table.locator("tbody tr").all_inner_texts()]
+        assert [int(cell[1]) for cell in cells] == prompt.experts[3].ravel().tolist()
+    together = min(len(full), len(pruned))
+    apart = np.flatnonzero(full.token_ids[:together] != pruned.token_ids[:together])
+    marked = [item.get_attribute("id") for item in window.locator(".differs").all()]
+    assert marked == ([f"token-{apart[0]}", f"than_token-{apart[0]}"] if len(apart) else [])
+    segments = [item.get_attribute("class") for item in window.locator("#token-strip .token").all()]
+    assert [name.split()[1] for name in segments] == [("prompt", "think", "answer", "other")[s] for s in full.segments]
+
+
+def test_hostile_names_do_nothing(browser: Any, finished: Finished, tmp_path: Path) -> None:
+    gj.report(finished("hostile", 3, domains=(HOSTILE, "=1+1"), folds=2), title=HOSTILE, out=tmp_path / "page.html")
+    page = Opened(browser, tmp_path / "page.html")
+    for view in VIEWS[:4]:
+        window = page.go(view)
+        assert window.locator("h1").inner_text() == HOSTILE and window.locator("img").count() == 0
+    rows = page.saved("By domain as CSV").decode()
+    assert "'=1+1" in rows  # a spreadsheet reads no formula
+    assert page.wrong == []
+    page.window.context.close()
+
+
+def test_the_largest_model_opens_soon(browser: Any, finished: Finished, tmp_path: Path) -> None:
+    """36 layers of 128 experts: everything is there, and no key is lost."""
+    folder = finished("large", 5, domains=("a", "b"), shape=(36, 128), folds=2)
+    gj.report(folder, out=tmp_path / "page.html")
+    page = Opened(browser, tmp_path / "page.html")
+    window = page.go("overview")
+    said, _ = read(tmp_path / "page.html")
+    assert said["sizes"] == {"layers": 36, "experts": 128, "top_k": 2}
+    assert window.locator("#experts-plot rect").count() >= 36 * 128
+    window.locator("#experts-plot").focus()
+    window.keyboard.press("ArrowRight")
+    assert "expert=1" in window.url and page.wrong == []
+    page.window.context.close()
