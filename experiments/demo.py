@@ -5,7 +5,8 @@
 Profiles nano by family of tasks, and keeps half of its experts for one family: those that REAP ranks best, those that
 elimination leaves, the same with healed routers, and a random half. All stand beside the full model on questions
 that neither the training nor any choice saw: exact match of the answers that they generate, and perplexity of the right
-replies, on the family and on all others.
+replies, on the family and on all others. Last of all it makes a page of the profile, the keep-sets, and some replies of
+all experts and of half of them, token by token.
 """
 
 import os
@@ -24,6 +25,7 @@ from .nano.specialise import write_rows
 FAMILY = "lists"
 RANDOM_SEEDS = range(1)
 LENGTH = 512
+ON_THE_PAGE = 5  # questions
 
 
 @click.command()
@@ -47,7 +49,7 @@ def main(out: Path, family: str, keep: str) -> None:
     profile = gj.profile(model, rows, **counted, out=out / "profile", overwrite=True)
     click.echo(f"profile: {profile.info['kept_tokens']:,} kept tokens of {len(profile.domains)} families")
     sets = {"reap": profile.rank(domain=family).keep(half)}
-    sets["greedy"] = gj.select(model, half, rule="greedy", data=rows, **of_family, **options)
+    sets["greedy_cosine"] = gj.select(model, half, rule="greedy_cosine", data=rows, **of_family, **options)
     sets |= {f"random {seed}": profile.rank("random", family, seed).keep(half) for seed in RANDOM_SEEDS}
     models = {"all experts": nano}
     for name, kept in sets.items():
@@ -55,10 +57,10 @@ def main(out: Path, family: str, keep: str) -> None:
         models[f"half, {name}"] = Path(str(pruned.folder))
         click.echo(f"{pruned.folder}: {half} experts of each layer {kept.origin}")
     learnt = of_family | {"domain": (family,), "max_seq_length": LENGTH, "batch_size": 4, "dtype": "float32"}
-    healed = gj.heal(model, sets["greedy"], rows, out=out / "healed", overwrite=True, **learnt)
+    healed = gj.heal(model, sets["greedy_cosine"], rows, out=out / "healed", overwrite=True, **learnt)
     of = healed.healing.overall
     click.echo(f"{healed.folder}: KL {of.pruned.value:.4f} before, {of.healed.value:.4f} after")
-    models["half, greedy, healed"] = Path(str(healed.folder))
+    models["half, healed"] = Path(str(healed.folder))
 
     questions = read(QUESTIONS / "evaluation.jsonl")
     click.echo(f"\n{'':22}{'exact match':>24}{'perplexity':>24}{'MB':>8}")
@@ -70,8 +72,22 @@ def main(out: Path, family: str, keep: str) -> None:
         perplexity = "".join(f"{part.perplexity:12.3f}" for part in parts)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
         click.echo(f"{name:22}{exact}{perplexity}{size:8.2f}")
-    click.echo(f"\nReport: {out / 'profile' / 'report.md'}")
-    click.echo(f"Checkpoint: {healed.folder}, its card: {out / 'healed' / 'README.md'}")
+    click.echo(f"\nCheckpoint: {healed.folder}, its card: {out / 'healed' / 'README.md'}")
+    asked = [one.question for one in questions if one.family == family][:ON_THE_PAGE]
+    click.echo(f"Page, for a browser: {page(out, model, sets, asked)}")
+
+
+def page(out: Path, model: gj.Model, sets: dict[str, gj.KeepSets], asked: list[str]) -> Path:
+    """The page of the profile in `out` and of keep-sets, with replies of all experts and of those that elimination
+    left."""
+    files = [out / f"{name.replace(' ', '-')}.json" for name in sets]
+    for file, kept in zip(files, sets.values(), strict=True):
+        kept.write(file, overwrite=True)
+    left = gj.open(NANO).masked(sets["greedy_cosine"])
+    for name, replying in (("all-experts", model), ("half-of-them", left)):
+        gj.generate(replying, asked, trace=out / name, overwrite=True, temperature=0.0)
+    things = [out / "profile", *files, out / "all-experts", out / "half-of-them"]
+    return Path(str(gj.report(*things, model=model, out=out / "page.html", overwrite=True)))
 
 
 if __name__ == "__main__":
