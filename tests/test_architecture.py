@@ -42,7 +42,7 @@ ARROWS = {
     "gptoss_jax.healing": (*PROFILE, "evaluation"),
     "gptoss_jax.pods": PROFILE,
     "gptoss_jax.fingerprints": (*PROFILE, "generation", "evaluation"),
-    "gptoss_jax.page": (*PROFILE, "evaluation"),
+    "gptoss_jax.page": (*PROFILE, "generation", "evaluation", "fingerprints"),
     "gptoss_jax.interface": (*JOBS, "convert"),
     "gptoss_jax.cli": (*JOBS, "interface", "convert"),
     "gptoss_jax.__main__": ("cli",),

@@ -24,6 +24,7 @@ from gptoss_jax.healing.rows import make_rows
 from gptoss_jax.healing.states import States
 from gptoss_jax.healing.trained import read
 from gptoss_jax.network.source import Masked, load
+from gptoss_jax.page import healings
 from gptoss_jax.run import progress
 from gptoss_jax.run.options import Data
 from gptoss_jax.run.progress import Progress
@@ -75,6 +76,10 @@ def test_routers_alone_change_and_learn(tiny_mxfp4: Path, tmp_path: Path) -> Non
         assert is_same == (not name.endswith(ROUTER)), name
     said = json.loads((tmp_path / "out" / "heal.json").read_text(encoding="utf-8"))
     assert said["is_kept"] and said["overall"]["rows"] == found.overall.rows
+    shown = healings.read(tmp_path / "out")
+    assert shown["held"] == found.curve.held and shown["rows"] == found.rows
+    of = found.overall.difference
+    assert [change["difference"] for change in shown["changes"]] == [[of.value, of.low, of.high]]
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "## Healing" in card and "without retraining" not in card and "nothing was trained" not in card.lower()
 

@@ -4,6 +4,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 import gptoss_jax as gj
 from gptoss_jax.config import TINY
+from gptoss_jax.fingerprints.folder import Activations
 from gptoss_jax.page import answers
 from gptoss_jax.page.packing import TYPES, Packed
 from gptoss_jax.selection.keep_sets import KeepSets
@@ -80,7 +82,7 @@ def test_scores_and_intervals_are_those_of_the_profile(page: Path, made: Path) -
     profile = gj.Profile.open(made / "profile")
     (one,) = said["profiles"]
     assert one["groups"] == ["", "a", "b"] and one["tokens"][0] == profile.info["kept_tokens"] == sum(one["tokens"][1:])
-    names = [criterion["name"] for criterion in said["criteria"]]
+    names = one["criteria"]
     assert {"reap", "frequency"} <= {*names} and "random" not in names and "aimer" not in names
     scores, halves, counts = (array(one[name]) for name in ("scores", "halves", "counts"))
     for (c, criterion), (g, group) in [(c, g) for c in enumerate(names) for g in enumerate(one["groups"])]:
@@ -134,6 +136,42 @@ def test_tokens_choose_what_their_trace_says(page: Path, made: Path, tiny_mxfp4:
         np.testing.assert_array_equal(array(of["experts"]), np.concatenate([p.experts for p in prompts]))
         gates = np.concatenate([p.gates for p in prompts]).astype(np.float64)
         np.testing.assert_allclose(array(of["gates"]) / answers.GATE_STEPS, gates, atol=0.5001 / answers.GATE_STEPS)
+
+
+def test_answers_of_a_dataset_are_a_profile_by_domain_and_segment(activations: Path, tmp_path: Path) -> None:
+    gj.report(activations, out=tmp_path / "page.html")
+    said, array = read(tmp_path / "page.html")
+    (one,) = said["profiles"]
+    dataset = Activations.open(activations)
+    there = {summary.group.name for summary in dataset.summaries}
+    domains = [domain for domain, names in dataset.domains.items() if there & {*names}]
+    assert one["groups"][:3] == ["", "think", "answer"] and {*domains} <= {*one["groups"]}
+    assert said["warnings"] == [
+        f"{activations.name}: no answer is of the domain {d}" for d in {*dataset.domains} - {*domains}
+    ]
+    assert one["criteria"] == ["frequency"] and not np.isfinite(array(one["halves"])).any()
+    for group, scores, counts in zip(one["groups"], array(one["scores"])[0], array(one["counts"]), strict=True):
+        domain, _, segment = group.rpartition(", ") if group.endswith((", think", ", answer")) else (group, "", "")
+        if group in ("think", "answer"):
+            domain, segment = "", group
+        some = [
+            summary
+            for summary in dataset.summaries
+            if segment in ("", summary.segment) and (not domain or summary.group.name in dataset.domains[domain])
+        ]
+        used = sum(summary.sample_count * summary.count_frequency_LE for summary in some)
+        np.testing.assert_allclose(scores, used / used.sum(-1, keepdims=True), rtol=1e-4)
+        assert (counts[used == 0] == 0).all()
+
+
+def test_a_single_row_has_no_interval(finished: Finished, tmp_path: Path) -> None:
+    sides = ("pruned", "healed", "difference")
+    change = {side: {"value": 0.1, "low": -math.inf, "high": math.inf} for side in sides}
+    said = {"is_kept": False, "command": "heal", "learnt_rows": 3, "curve": {"steps": [0], "held": [0.1]}}
+    dump(tmp_path / "heal.json", said | {"overall": {"rows": 1, **change}, "domains": {}})
+    gj.report(finished("seen", 1), tmp_path / "heal.json", out=tmp_path / "page.html")
+    (healing,) = read(tmp_path / "page.html")[0]["healings"]
+    assert healing["changes"] == [{"name": "", "rows": 1} | {side: [0.1, None, None] for side in sides}]
 
 
 def test_long_traces_are_cut_and_it_is_said(made: Path, tiny_mxfp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +254,7 @@ BAD = [
     case("another model's tokenizer", ["full", "--model", "nano"], "not of the tokenizer of nano"),
     case("another model's sizes", ["other"], "other: is of a model of 2 layers of 5 experts", "4 layers of 7"),
     case("keep-sets of other sizes", ["wide.json"], "wide.json"),
+    case("no healing", ["heal.json"], "heal.json: is no heal.json"),
 ]
 
 
@@ -228,6 +267,7 @@ def test_bad_input(
     finished("other", 1)
     (tmp_path / "rows.jsonl").write_text("{}", encoding="utf-8")
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
+    dump(tmp_path / "heal.json", {"is_kept": True})
     dump(tmp_path / "ranking.json", {"kind": "ranking", "layers": [[0]]})
     dump(tmp_path / "wide.json", {"kind": "keep_sets", "version": 1, "layers": [[0, 9]] * 4})
     refused("report", "profile", *more, says=says)

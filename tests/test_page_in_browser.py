@@ -114,6 +114,7 @@ def test_a_link_opens_an_expert_and_its_figures_are_those_of_the_profile(opened:
     assert f"Layer 2, expert 5: {count} tokens of b" in lead and f"{place} of {E}" in lead
     table = window.locator("#expert-by-domain details")
     table.locator("summary").click()
+    table.locator("tbody tr").nth(2).wait_for()
     cells = table.locator("tbody tr").nth(2).locator("td").all_inner_texts()
     assert cells[0] == "b" and cells[4] == str(count)
     kept = gj.KeepSets.read(made / "keep.json", TINY)
@@ -189,6 +190,7 @@ def test_a_token_shows_its_experts_in_both_traces(opened: Opened, made: Path) ->
     for name, prompt in (("routes", full), ("routes-beside", pruned)):
         table = window.locator(f"#{name} details")
         table.locator("summary").click()
+        table.locator("tbody tr").first.wait_for()
         cells = [row.split("\t") for row in table.locator("tbody tr").all_inner_texts()]
         assert [int(cell[1]) for cell in cells] == prompt.experts[3].ravel().tolist()
     together = min(len(full), len(pruned))

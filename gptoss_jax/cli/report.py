@@ -15,11 +15,11 @@ from .options import MODEL, PATH, command_line
 @click.option("--title", default="", help="What stands at its head.  [default: the model's name]")
 @click.option("--overwrite", is_flag=True, help="Replaces an existing file.")
 def report(paths: tuple[Any, ...], model: Any, out: Any, title: str, overwrite: bool) -> None:
-    """Write one HTML page that shows profiles, keep-sets, evaluations and traces, and opens from disk.
+    """Write one HTML page that shows profiles, fingerprints, keep-sets, evaluations, healings and traces.
 
-    PATHS are folders and files that the other commands wrote, a profile among them: the folders of profile, eval and
-    --trace, and keep.json files. The page holds all that it shows, and needs no network. What is not given is left out
-    of it, and the page says so.
+    PATHS are folders and files that the other commands wrote: those of profile or fingerprint, of which there is one at
+    least, of eval, heal and --trace, and keep.json files. The page opens from disk: it holds all that it shows, and
+    needs no network. What is not given is left out of it, and the page says so.
     """
     from ..interface import showing
 

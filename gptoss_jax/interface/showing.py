@@ -23,10 +23,10 @@ def report(
     overwrite: bool = False,
     command: str = "",
 ) -> AnyPath:
-    """Write one HTML file that shows profiles, keep-sets and evaluations, and opens from disk without a network.
+    """Write one HTML file that shows what other commands wrote, and opens from disk without a network.
 
     Args:
-        paths: folders and files that the other commands wrote; a profile is among them.
+        paths: folders and files that the other commands wrote; a profile or an activation dataset is among them.
         model: with traces, the model that was traced, open or by its name: its tokenizer says what tokens are.
         out: the file.
         title: what stands at its head; by default the names of the models.

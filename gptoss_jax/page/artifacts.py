@@ -1,21 +1,26 @@
 """What a page is made of: files and folders that the other commands wrote, each told by what it says of itself."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..config import PRESETS
 from ..errors import InputError, ProfileError, plain, reason, refusal
 from ..evaluation import stored
 from ..evaluation.stored import EVAL
 from ..evaluation.summary import Summary
 from ..files.paths import AnyPath, place, storage_errors
+from ..fingerprints.folder import INFO as DATASET
+from ..fingerprints.folder import Activations
 from ..routing.traces import TRACE, Trace
 from ..run.artifacts import INFO
 from ..run.profile import Profile
 from ..selection.keep_sets import KeepSets
+from . import healings
+from .healings import HEAL
 
-KINDS = "a profile, a trace, an evaluation, or a keep.json"
+KINDS = "a profile, an activation dataset, a trace, an evaluation, a healed checkpoint, or a keep.json"
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,14 @@ class Sizes:
     top_k: int
 
     @classmethod
-    def of(cls, profile: Profile) -> "Sizes":
-        return cls(profile.info["num_layers"], profile.info["num_experts"], profile.info["top_k"])
+    def of(cls, said: Mapping[str, Any]) -> "Sizes":
+        """As a thing's own file says them; InputError where it does not."""
+        try:
+            return cls(*(int(said[name]) for name in ("num_layers", "num_experts", "top_k")))
+        except (KeyError, TypeError, ValueError):
+            raise InputError(
+                "a profile or dataset does not say how many layers and experts it is of: make it again"
+            ) from None
 
 
 @dataclass
@@ -36,16 +47,25 @@ class Things:
     """Everything that was given, by names that tell them apart."""
 
     profiles: dict[str, Profile] = field(default_factory=dict)
+    fingerprints: dict[str, Activations] = field(default_factory=dict)
     keep_sets: dict[str, KeepSets] = field(default_factory=dict)
     evaluations: dict[str, Summary] = field(default_factory=dict)
+    healings: dict[str, dict[str, Any]] = field(default_factory=dict)
     traces: dict[str, Trace] = field(default_factory=dict)
     folders: dict[str, AnyPath] = field(default_factory=dict)
     """Of evaluations, where their replies are."""
 
     @property
+    def known(self) -> dict[str, Sizes]:
+        """Of all that says the sizes of its model, profiles first."""
+        of = {name: one.info for name, one in (self.profiles | self.fingerprints).items()}
+        of |= {name: asdict(one.about) for name, one in self.traces.items()}
+        return {name: Sizes.of(said) for name, said in of.items()}
+
+    @property
     def sizes(self) -> Sizes:
         """Those of the first profile."""
-        return Sizes.of(next(iter(self.profiles.values())))
+        return next(iter(self.known.values()))
 
 
 def opened(paths: Sequence[str | AnyPath]) -> Things:
@@ -56,6 +76,10 @@ def opened(paths: Sequence[str | AnyPath]) -> Things:
     for name, path in zip(_names(places), places, strict=True):
         if (path / INFO).exists():
             things.profiles[name] = Profile.open(path)
+        elif (path / DATASET).exists():
+            things.fingerprints[name] = Activations.open(path)
+        elif (path / HEAL).exists() or path.name == HEAL:
+            things.healings[name] = healings.read(path)
         elif (path / TRACE).exists():
             things.traces[name] = Trace.open(path)
         elif (path / EVAL).exists() or path.name == EVAL:
@@ -65,12 +89,12 @@ def opened(paths: Sequence[str | AnyPath]) -> Things:
             sets[name] = path
         else:
             raise InputError(f"{path}: is nothing that a page shows: give {KINDS}")
-    if not things.profiles:
+    if not (things.profiles or things.fingerprints):
         raise ProfileError(f"no profile among {', '.join(map(str, places))}: give one, whose experts the page shows")
     _check(things)
-    if sets:
-        config, _ = next(iter(things.profiles.values())).evidence().stored_model()
-        things.keep_sets = {name: KeepSets.read(path, config) for name, path in sets.items()}
+    # Of a model's sizes its number of layers and of experts are all that keep-sets are checked against.
+    config = replace(PRESETS["gpt-oss-20b"], num_layers=things.sizes.num_layers, num_experts=things.sizes.num_experts)
+    things.keep_sets = {name: KeepSets.read(path, config) for name, path in sets.items()}
     return things
 
 
@@ -109,11 +133,8 @@ def _is_keep_sets(path: AnyPath) -> bool:
 
 def _check(things: Things) -> None:
     """ProfileError where something is of a model of other sizes than the first profile, or has counted no token."""
-    sizes, (first, *_) = things.sizes, things.profiles
-    found: dict[str, Any] = {name: Sizes.of(profile) for name, profile in things.profiles.items()}
-    for name, trace in things.traces.items():
-        found[name] = Sizes(trace.about.num_layers, trace.about.num_experts, trace.about.top_k)
-    for name, other in found.items():
+    (first, sizes), *others = things.known.items()
+    for name, other in others:
         if other != sizes:
             raise ProfileError(
                 f"{name}: is of a model of {other.num_layers} layers of {other.num_experts} experts, {first} of one of "

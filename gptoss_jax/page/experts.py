@@ -1,6 +1,5 @@
 """What a page has of experts: their scores by domain and criterion, who they run with, which of them stay."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,20 +15,20 @@ from .packing import Packed
 PARTNERS = 8  # of an expert, those that ran most often on the same tokens
 
 
-def criteria_of(profiles: Mapping[str, Profile]) -> list[str]:
-    """Those by which every profile can rank; `random` says nothing of experts, and others none of a profile."""
-    columns = [profile.columns() for profile in profiles.values()]
+def criteria_of(profile: Profile) -> list[str]:
+    """Those by which a profile can rank; `random` says nothing of experts, and others none of a profile."""
+    columns = {*profile.columns()}
     return [
         name
         for name, criterion in CRITERIA.items()
-        if name != "random" and not criterion.of_weights and all({*criterion.needs} <= {*of} for of in columns)
+        if name != "random" and not criterion.of_weights and {*criterion.needs} <= columns
     ]
 
 
-def profile_of(name: str, profile: Profile, criteria: list[str], packed: Packed) -> dict[str, Any]:
+def profile_of(name: str, profile: Profile, packed: Packed) -> dict[str, Any]:
     """A profile: scores [C, G, L, E] with the half widths of their intervals, and counts [G, L, E]; G are all rows
     together, whose name is empty, and the domains. Where nobody knows how sure a score is, its half width is ∞."""
-    groups = ["", *profile.domains]
+    groups, criteria = ["", *profile.domains], criteria_of(profile)
     evidence = [profile.evidence(group or None) for group in groups]
     found = np.zeros((2, len(criteria), len(groups), *evidence[0].columns["count"].shape))
     for at, criterion in np.ndindex(len(criteria), len(groups)):
@@ -50,6 +49,8 @@ def profile_of(name: str, profile: Profile, criteria: list[str], packed: Packed)
         "counted": profile.info["options"]["keep"],
         "warnings": profile.info["warnings"],
         "command": profile.info["command"],
+        "criteria": criteria,
+        "mass": "Σ g·n",
         "groups": groups,
         "tokens": tokens,
         "scores": packed.add(found[0], "f4"),
@@ -88,6 +89,6 @@ def keep_sets_of(name: str, sets: KeepSets, num_experts: int, packed: Packed) ->
     }
 
 
-def words(criteria: list[str]) -> dict[str, Any]:
+def words() -> dict[str, Any]:
     """What the page says of criteria and intervals."""
-    return {"criteria": [{"name": c, "help": CRITERIA[c].help} for c in criteria], "level": LEVEL, "thin": THIN}
+    return {"helps": {name: one.help for name, one in CRITERIA.items()}, "level": LEVEL, "thin": THIN}

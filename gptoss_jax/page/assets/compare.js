@@ -3,7 +3,11 @@
 function compare(at) {
   const sides = ["", "than_"].map((side) => ({ profile: at[`${side}profile`], group: at[`${side}group`] ?? "" }));
   if (sides[1].profile === undefined && at.than_group === undefined) sides[1] = otherThan(sides[0]);
-  const [one, other] = sides.map((side) => scoresOf({ ...at, ...side, scale: "plain" }));
+  const both = sides.map((side) => named("profiles", side.profile).criteria);
+  const shared = both[0].filter((name) => both[1].includes(name));
+  const criterion = shared.includes(at.criterion) ? at.criterion : shared[0];
+  if (!criterion) return [element("p", {}, "These two have no criterion in common: choose others.")];
+  const [one, other] = sides.map((side) => scoresOf({ ...at, ...side, criterion, scale: "plain" }));
   const { layers, experts } = page.said.sizes;
   const cells = Array.from(one.scores, (score, n) => {
     const known = one.counts[n] && other.counts[n];
@@ -65,7 +69,7 @@ function layersApart(one, other) {
       width,
       height: 240,
       x: { label: "layer", domain: d3.range(layers), type: "band", tickFormat: (l) => (l % 4 ? "" : l) },
-      y: { label: "share of Σ g·n that lies elsewhere", grid: true },
+      y: { label: `share of ${one.profile.mass} that lies elsewhere`, grid: true },
       ariaLabel: "How far layers are apart",
       marks: [Plot.barY(points, { x: "layer", y: "apart", fill: COLOURS.one }), Plot.ruleY([0])],
     });

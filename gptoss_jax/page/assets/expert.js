@@ -54,7 +54,7 @@ function byGroup(of, layer, id) {
   const { profile } = of;
   const { experts } = page.said.sizes;
   const place = layer * experts + id;
-  const criterion = page.said.criteria.findIndex((one) => one.name === of.criterion);
+  const criterion = profile.criteria.indexOf(of.criterion);
   const [scores, halves, counts] = [profile.scores, profile.halves, profile.counts].map(arrayOf);
   const points = profile.groups.map((group, g) => {
     const [score, half] = [partOf(scores, criterion, g)[place], partOf(halves, criterion, g)[place]];

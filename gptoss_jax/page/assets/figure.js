@@ -1,8 +1,8 @@
 // A plot with all that belongs to it: its table, and files of both.
 
-// Those of Okabe and Ito, which the colour-blind tell apart. Yellow, which is pale on white, is left out.
+// Those of Okabe and Ito, which the colour-blind tell apart, without yellow, which is pale on white, and some of Tol's.
 const COLOURS = { one: "#0072b2", other: "#d55e00", third: "#009e73", grey: "#888888" };
-const INKS = [COLOURS.one, COLOURS.other, COLOURS.third, "#cc79a7", "#e69f00", "#56b4e9", "#a65628"];
+const INKS = [COLOURS.one, COLOURS.other, COLOURS.third, "#cc79a7", "#e69f00", "#56b4e9", "#a65628", "#882255", "#999933"];
 
 /** How lines of several names are drawn: each in its colour, or where they are too many for that all grey but the
  * chosen one; what a line is of then shows where it is pointed at. */

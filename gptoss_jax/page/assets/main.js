@@ -16,7 +16,7 @@ function optionsOf(name, at) {
     than_profile: () => ["less profile", page.said.profiles.map((one) => one.name)],
     group: () => ["Rows", groups(at.profile)],
     than_group: () => ["less rows", groups(at.than_profile)],
-    criterion: () => ["Criterion", page.said.criteria.map((one) => one.name)],
+    criterion: () => ["Criterion", named("profiles", at.profile).criteria],
     scale: () => ["Shown as", SCALES],
     keep: () => ["Keep-sets", [["", "none"], ...page.said.keep_sets.map((one) => one.name)]],
   };

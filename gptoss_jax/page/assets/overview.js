@@ -10,12 +10,12 @@ const SCALES = [
 /** The scores [L, E] that are chosen, and what they are of. */
 function scoresOf(at) {
   const profile = named("profiles", at.profile);
-  const criterion = Math.max(0, page.said.criteria.findIndex((one) => one.name === at.criterion));
+  const criterion = Math.max(0, profile.criteria.indexOf(at.criterion));
   const group = Math.max(0, profile.groups.indexOf(at.group ?? ""));
   const [scores, halves, counts] = [profile.scores, profile.halves, profile.counts].map(arrayOf);
   return {
     profile,
-    criterion: page.said.criteria[criterion].name,
+    criterion: profile.criteria[criterion],
     group: profile.groups[group],
     scores: partOf(scores, criterion, group),
     halves: partOf(halves, criterion, group),
@@ -182,7 +182,7 @@ function concentration(of) {
       width,
       height: 320,
       x: { label: "experts, those with most of it first" },
-      y: { label: "share of Σ g·n", domain: [0, 1], grid: true },
+      y: { label: `share of ${of.profile.mass}`, domain: [0, 1], grid: true },
       color: { scheme: "Cividis", legend: true, label: "layer" },
       ariaLabel: "Concentration curves",
       marks: [

@@ -2,7 +2,7 @@
 
 function tradeoff(at) {
   const of = scoresOf(at);
-  const parts = [massDropped(of), lossByGroup(of), setsBeside(of), ...page.said.evaluations.flatMap(qualities)];
+  const parts = [massDropped(of), lossByGroup(of), setsBeside(of), ...page.said.evaluations.flatMap(qualities), ...page.said.healings.map(healing)];
   if (!page.said.evaluations.length) {
     parts.push(element("p", { class: "note" }, "No evaluation was given: what expectations and answers lose is not shown."));
   }
@@ -43,7 +43,7 @@ function massDropped(of) {
   const group = profile.groups.indexOf(of.group);
   const [scores, counts, masses] = [profile.scores, profile.counts, profile.masses].map(arrayOf);
   const of_group = partOf(masses, group);
-  const points = page.said.criteria.flatMap(({ name }, c) =>
+  const points = profile.criteria.flatMap((name, c) =>
     Array.from(curveOf(partOf(scores, c, group), partOf(counts, group), of_group), (share, n) => ({ name, n, share })),
   );
   const random = d3.range(experts + 1).map((n) => ({ name: "random, expected", n, share: 1 - n / experts }));
@@ -56,7 +56,7 @@ function massDropped(of) {
       width,
       height: 340,
       x: { label: "experts kept of each layer" },
-      y: { label: "share of Σ g·n that goes", grid: true, domain: [0, 1] },
+      y: { label: `share of ${profile.mass} that goes`, grid: true, domain: [0, 1] },
       color: inksOf(points.map((p) => p.name), of.criterion),
       ariaLabel: "Mass dropped against experts kept",
       marks: [
@@ -86,7 +86,7 @@ function lossByGroup(of) {
       width,
       height: 340,
       x: { label: "experts kept of each layer" },
-      y: { label: "share of the domain's Σ g·n that goes", grid: true },
+      y: { label: `share of its ${profile.mass} that goes`, grid: true },
       color: inksOf(points.map((p) => p.group), of.group),
       ariaLabel: "What each domain loses",
       marks: [
@@ -123,7 +123,7 @@ function setsBeside(of) {
     "section",
     {},
     element("h2", {}, "Keep-sets side by side"),
-    tableOf("Share of Σ g·n that goes, mean over layers", columns, rows),
+    tableOf(`Share of ${profile.mass} that goes, mean over layers`, columns, rows),
     element("div", { class: "files" }, files),
   );
 }
@@ -167,6 +167,31 @@ function qualities(of) {
     `${of.name}: ${of.setting.rows} rows beside ${of.setting.baseline}; lines are ${page.said.level * 100} % intervals. ` +
     "Grey: experts drawn at random. × does not pass the near-lossless gate.";
   return [figureOf(`Quality: ${of.name}`, `quality-${page.said.evaluations.indexOf(of)}`, draw, { columns, rows }, note)];
+}
+
+/** A healing: what the rows that were held out lost before and after it, and how it went. */
+function healing(of) {
+  const points = of.steps.map((step, n) => ({ step, kl: of.held[n] }));
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      height: 240,
+      x: { label: "steps" },
+      y: { label: "KL of the whole model, nats a token", grid: true, zero: true },
+      ariaLabel: "How the healing went",
+      marks: [Plot.line(points, { x: "step", y: "kl", stroke: COLOURS.one }), Plot.dot(points, { x: "step", y: "kl", tip: true })],
+    });
+  const rows = of.changes.map((one) => [one.name === "" ? "all" : one.name, one.rows, one.pruned[0], one.healed[0], ...one.difference]);
+  const name = `Healing: ${of.name}`;
+  const note = `${of.rows} rows were learnt. ${of.is_kept ? "" : "It was not worth it, and was rolled back. "}Of rows that were held out:`;
+  const table = { columns: ["steps", "KL"], rows: points.map(({ step, kl }) => [step, kl]) };
+  const columns = ["rows", "held out", "KL pruned", "KL healed", "difference", "low", "high"];
+  return element(
+    "section",
+    {},
+    figureOf(name, `healing-${page.said.healings.indexOf(of)}`, draw, table, note),
+    tableOf(`${name}: before and after`, columns, rows),
+  );
 }
 
 function colourOf(point) {

@@ -1,0 +1,44 @@
+"""What a page has of a healing: heal.json, which stands in the folder of a checkpoint that `heal` wrote."""
+
+import json
+import math
+from typing import Any
+
+from ..errors import InputError, reason, refusal
+from ..files.paths import AnyPath, storage_errors
+
+HEAL = "heal.json"
+NUMBERS = ("value", "low", "high")
+
+
+def read(path: AnyPath) -> dict[str, Any]:
+    """What the page shows of the heal.json of a folder, or of that file. InputError where it is none."""
+    file = path / HEAL if path.is_dir() else path
+    try:
+        with storage_errors(file):
+            said = json.loads(file.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({refusal(error)})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not a JSON file ({reason(error)}): heal again") from None
+    try:
+        domains = {name: of for name, of in said["domains"].items() if name} or {"": said["overall"]}
+        return {
+            "is_kept": bool(said["is_kept"]),
+            "command": str(said["command"]),
+            "rows": int(said["learnt_rows"]),
+            "steps": [int(step) for step in said["curve"]["steps"]],
+            "held": [float(kl) for kl in said["curve"]["held"]],
+            "changes": [{"name": name, **_change(of)} for name, of in domains.items()],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{file}: is no {HEAL} that `gptoss-jax heal` writes ({reason(error)}): heal again") from None
+
+
+def _change(of: dict[str, Any]) -> dict[str, Any]:
+    """Of a single row no interval is known, whose ends are then null."""
+    sides = {}
+    for side in ("pruned", "healed", "difference"):
+        numbers = [float(of[side][name]) for name in NUMBERS]
+        sides[side] = [number if math.isfinite(number) else None for number in numbers]
+    return {"rows": int(of["rows"]), **sides}
