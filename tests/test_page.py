@@ -16,6 +16,8 @@ import pytest
 
 import gptoss_jax as gj
 from gptoss_jax.config import TINY
+from gptoss_jax.errors import InputError
+from gptoss_jax.evaluation import stored
 from gptoss_jax.fingerprints.folder import Activations
 from gptoss_jax.page import answers
 from gptoss_jax.page.packing import TYPES, Packed
@@ -228,6 +230,21 @@ def test_arrays_keep_what_is_seen() -> None:
     np.testing.assert_allclose(found, values, rtol=2**-8)
     assert np.frombuffer(block, np.uint8, 3, odd["at"]).tolist() == [1, 2, 3]
     assert [named["at"] % 4 for named in (wide, narrow, odd)] == [0, 0, 0]
+
+
+def test_what_is_open_is_shown_as_what_lies_in_files(made: Path, page: Path, tiny_mxfp4: Path, tmp_path: Path) -> None:
+    things = [gj.Profile.open(made / "profile"), stored.read(made / "eval"), gj.Trace.open(made / "full")]
+    sets = [KeepSets.read(made / name, TINY) for name in ("keep.json", "random.json")]
+    shown_ = gj.show(*things, *sets, model=tiny_mxfp4)
+    (tmp_path / "shown.html").write_text(shown_.html, encoding="utf-8")
+    (ours, array), (theirs, array_of) = read(tmp_path / "shown.html"), read(page)
+    assert [one["name"] for one in ours["keep_sets"]] == ["keep-sets", "keep-sets 2"]
+    for name in ("scores", "halves", "counts", "masses"):
+        np.testing.assert_array_equal(array(ours["profiles"][0][name]), array_of(theirs["profiles"][0][name]))
+    assert ours["evaluations"][0]["entries"] == theirs["evaluations"][0]["entries"]
+    assert "data:text/html;base64," in shown_._repr_html_()
+    with pytest.raises(InputError, match="int is nothing that a page shows"):
+        gj.show(things[0], 5)
 
 
 # The command, and bad input.

@@ -201,6 +201,24 @@ def test_a_token_shows_its_experts_in_both_traces(opened: Opened, made: Path) ->
     assert [name.split()[1] for name in segments] == [("prompt", "think", "answer", "other")[s] for s in full.segments]
 
 
+def test_a_notebook_shows_it_in_place(browser: Any, made: Path, tmp_path: Path) -> None:
+    """In a frame that is apart from what is around it."""
+    shown_ = gj.show(made / "profile", made / "keep.json")
+    (tmp_path / "cell.html").write_text(f"<!doctype html><body>{shown_._repr_html_()}", encoding="utf-8")
+    page = Opened(browser, tmp_path / "cell.html")
+    page.window.goto(f"file://{page.file}")
+    frame = page.window.frame_locator("iframe")
+    frame.locator("#experts-plot").focus()
+    page.window.keyboard.press("ArrowRight")
+    frame.get_by_role("link", name="Compare").click()
+    frame.locator("#differences").wait_for()
+    frame.get_by_role("link", name="Expert").click()
+    frame.locator("#expert-by-domain").wait_for()
+    assert frame.locator("main .lead").inner_text().startswith("Layer 0, expert 1:")
+    assert page.wrong == []
+    page.window.context.close()
+
+
 def test_hostile_names_do_nothing(browser: Any, finished: Finished, tmp_path: Path) -> None:
     gj.report(finished("hostile", 3, domains=(HOSTILE, "=1+1"), folds=2), title=HOSTILE, out=tmp_path / "page.html")
     page = Opened(browser, tmp_path / "page.html")

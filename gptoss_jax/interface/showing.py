@@ -1,12 +1,14 @@
-"""The page that people look at, as a function with the names and defaults of the command line."""
+"""The page that people look at, as functions with the names and defaults of the command line."""
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__
 from ..errors import InputError, TokenizerError
 from ..files import atomic
-from ..files.paths import AnyPath, place
+from ..files.paths import AnyPath, is_path, place
 from ..page import artifacts, html
 from ..page.answers import check_tokenizer
 from ..page.content import content
@@ -16,17 +18,18 @@ from ..routing.traces import Trace
 
 
 def report(
-    *paths: str | AnyPath,
+    *things: Any,
     model: Any = None,
     out: str | AnyPath = "report.html",
     title: str = "",
     overwrite: bool = False,
-    command: str = "",
+    command: str = "gptoss_jax.report(…)",
 ) -> AnyPath:
     """Write one HTML file that shows what other commands wrote, and opens from disk without a network.
 
     Args:
-        paths: folders and files that the other commands wrote; a profile or an activation dataset is among them.
+        things: profiles, activation datasets, keep-sets, evaluations, traces, healed checkpoints, open or the paths of
+            their folders and files; a profile or an activation dataset is among them.
         model: with traces, the model that was traced, open or by its name: its tokenizer says what tokens are.
         out: the file.
         title: what stands at its head; by default the names of the models.
@@ -37,25 +40,61 @@ def report(
         The file.
 
     InputError where something is nothing that a page shows; ProfileError where no profile is given, or things are of
-    models of different sizes.
+    models of different sizes; TokenizerError where traces are given, and no model.
 
     Example:
         >>> import gptoss_jax as gj
-        >>> profile = gj.profile("nano", [{"text": "2 + 2 = 4"}], keep="all", max_seq_length=64, out="profile")
-        >>> gj.report("profile", out="page.html").name
+        >>> profile = gj.profile("nano", [{"text": "2 + 2 = 4"}], keep="all", max_seq_length=64)
+        >>> gj.report(profile, profile.rank().keep(8), out="page.html").name
         'page.html'
     """
-    if not paths:
-        raise InputError("a page shows what other commands wrote: name a profile's folder, and more beside it")
     target = place(out)
     atomic.check_free(target, overwrite)
-    for path in paths:
-        atomic.check_apart(target, place(path))
-    things, packed = artifacts.opened(paths), Packed()
-    tokenizer = _tokenizer(things.traces, model)
-    said = content(things, tokenizer, packed, title, command or "gptoss_jax.report(…)", __version__)
-    atomic.write_file(target, html.page(said["title"], said, packed), overwrite)
+    for one in things:
+        if is_path(one):
+            atomic.check_apart(target, place(one))
+    atomic.write_file(target, _page(things, model, title, command), overwrite)
     return target
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A page, which a notebook shows where it is the value of a cell."""
+
+    html: str
+    height: int
+
+    def _repr_html_(self) -> str:
+        # As an address of its own, so that what is chosen can be in it, and apart from the notebook.
+        page = base64.b64encode(self.html.encode()).decode()
+        return (
+            '<iframe sandbox="allow-scripts allow-downloads" style="width: 100%; border: 0" '
+            f'height="{self.height}" src="data:text/html;base64,{page}"></iframe>'
+        )
+
+
+def show(*things: Any, model: Any = None, title: str = "", height: int = 900) -> Shown:
+    """The page of `report` in a notebook.
+
+    Args:
+        things, model, title: as for `report`.
+        height: in pixels.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> profile = gj.profile("nano", [{"text": "2 + 2 = 4"}], keep="all", max_seq_length=64)
+        >>> gj.show(profile).html[:15]
+        '<!doctype html>'
+    """
+    return Shown(_page(things, model, title, "gptoss_jax.show(…)"), height)
+
+
+def _page(things: Sequence[Any], model: Any, title: str, command: str) -> str:
+    if not things:
+        raise InputError("a page shows what other commands wrote: name a profile's folder, and more beside it")
+    opened, packed = artifacts.opened(things), Packed()
+    said = content(opened, _tokenizer(opened.traces, model), packed, title, command, __version__)
+    return html.page(said["title"], said, packed)
 
 
 def _tokenizer(traces: Mapping[str, Trace], model: Any) -> Any:

@@ -79,9 +79,11 @@ def check_tokenizer(traces: Mapping[str, Trace], found: str, model: str) -> None
             raise TraceError(f"{name}: its tokens are not of the tokenizer of {model}: name the model that was traced")
 
 
-def replies_of(folder: AnyPath) -> list[dict[str, Any]]:
+def replies_of(folder: AnyPath | None) -> list[dict[str, Any]]:
     """What each model replied to the first questions of an evaluation: objects with the question's `id` and `domain`,
     and `said`, by model, the baseline under the empty name. Empty where nothing was asked."""
+    if folder is None:
+        return []
     file = folder / REPLIES
     try:
         with storage_errors(file):

@@ -1,6 +1,7 @@
 """What a page is made of: files and folders that the other commands wrote, each told by what it says of itself."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -10,7 +11,7 @@ from ..errors import InputError, ProfileError, plain, reason, refusal
 from ..evaluation import stored
 from ..evaluation.stored import EVAL
 from ..evaluation.summary import Summary
-from ..files.paths import AnyPath, place, storage_errors
+from ..files.paths import AnyPath, is_path, place, storage_errors
 from ..fingerprints.folder import INFO as DATASET
 from ..fingerprints.folder import Activations
 from ..routing.traces import TRACE, Trace
@@ -21,6 +22,16 @@ from . import healings
 from .healings import HEAL
 
 KINDS = "a profile, an activation dataset, a trace, an evaluation, a healed checkpoint, or a keep.json"
+
+
+# What may be given open, with its name on the page, and the field of `Things` that it belongs to.
+OPEN: dict[type, tuple[str, str]] = {
+    Profile: ("profile", "profiles"),
+    Activations: ("answers", "fingerprints"),
+    KeepSets: ("keep-sets", "keep_sets"),
+    Summary: ("evaluation", "evaluations"),
+    Trace: ("trace", "traces"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Things:
     healings: dict[str, dict[str, Any]] = field(default_factory=dict)
     traces: dict[str, Trace] = field(default_factory=dict)
     folders: dict[str, AnyPath] = field(default_factory=dict)
-    """Of evaluations, where their replies are."""
+    """Of evaluations that were read, where their replies are."""
 
     @property
     def known(self) -> dict[str, Sizes]:
@@ -68,11 +79,17 @@ class Things:
         return next(iter(self.known.values()))
 
 
-def opened(paths: Sequence[str | AnyPath]) -> Things:
-    """What lies at these places. InputError where something is none of what a page shows, errors of each kind where it
-    is damaged, and ProfileError where no profile is among them, or things are of models of different sizes."""
-    places = [place(path) for path in paths]
+def opened(given: Sequence[Any]) -> Things:
+    """What lies at these places, and what is open already. InputError where something is none of what a page shows,
+    errors of each kind where it is damaged, and ProfileError where no profile is among them, or things are of models of
+    different sizes."""
     things, sets = Things(), dict[str, AnyPath]()
+    # A healed checkpoint says where it lies.
+    given = [os.fspath(one) if isinstance(one, os.PathLike) and not is_path(one) else one for one in given]
+    for one in given:
+        if not is_path(one):
+            _add(things, one)
+    places = [place(one) for one in given if is_path(one)]
     for name, path in zip(_names(places), places, strict=True):
         if (path / INFO).exists():
             things.profiles[name] = Profile.open(path)
@@ -90,12 +107,25 @@ def opened(paths: Sequence[str | AnyPath]) -> Things:
         else:
             raise InputError(f"{path}: is nothing that a page shows: give {KINDS}")
     if not (things.profiles or things.fingerprints):
-        raise ProfileError(f"no profile among {', '.join(map(str, places))}: give one, whose experts the page shows")
+        named = ", ".join(map(str, places)) or "what is given"
+        raise ProfileError(f"no profile among {named}: give one, whose experts the page shows")
     _check(things)
     # Of a model's sizes its number of layers and of experts are all that keep-sets are checked against.
     config = replace(PRESETS["gpt-oss-20b"], num_layers=things.sizes.num_layers, num_experts=things.sizes.num_experts)
-    things.keep_sets = {name: KeepSets.read(path, config) for name, path in sets.items()}
+    for name, one in things.keep_sets.items():
+        one.check(config, name)
+    things.keep_sets |= {name: KeepSets.read(path, config) for name, path in sets.items()}
     return things
+
+
+def _add(things: Things, one: Any) -> None:
+    """Something that is open: its name is its kind's, with a number where there are several."""
+    for kind, (label, among) in OPEN.items():
+        if isinstance(one, kind):
+            of = getattr(things, among)
+            of[f"{label} {len(of) + 1}" if of else label] = one
+            return
+    raise InputError(f"{type(one).__name__} is nothing that a page shows: give {KINDS}, open or its path")
 
 
 def _names(places: Sequence[AnyPath]) -> list[str]:

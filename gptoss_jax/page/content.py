@@ -16,7 +16,7 @@ def content(things: Things, tokenizer: Any, packed: Packed, title: str, command:
     profiles = [profile_of(name, profile, packed) for name, profile in things.profiles.items()]
     profiles += [fingerprint_of(name, given, packed) for name, given in things.fingerprints.items()]
     evaluations = [
-        {"name": name, **stored.to_dict(summary), "replies": replies_of(things.folders[name])}
+        {"name": name, **stored.to_dict(summary), "replies": replies_of(things.folders.get(name))}
         for name, summary in things.evaluations.items()
     ]
     return {
