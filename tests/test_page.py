@@ -22,6 +22,8 @@ from gptoss_jax.fingerprints.folder import Activations
 from gptoss_jax.page import answers
 from gptoss_jax.page.packing import TYPES, Packed
 from gptoss_jax.selection.keep_sets import KeepSets
+from gptoss_jax.selection.origin import Origin
+from gptoss_jax.selection.ranking import Ranking
 
 from . import shown
 from .bad_input import Program, Refused, case, dump, edit
@@ -123,6 +125,17 @@ def test_keep_sets_and_evaluations_are_those_of_their_files(page: Path, made: Pa
         own = [reply for reply in replies if str(reply["id"] or reply["row"]) == question["id"]]
         assert question["said"] == {reply["model"] or "": reply["text"] for reply in own}
         assert len(question["said"]) == 3
+
+
+def test_a_ranking_has_its_order_and_losses(made: Path, tmp_path: Path) -> None:
+    order = [[*np.random.default_rng(layer).permutation(TINY.num_experts).tolist()] for layer in range(TINY.num_layers)]
+    losses = [[None, *np.linspace(0.5, 0.01, TINY.num_experts - 1).tolist()] for _ in order]
+    Ranking(order, Origin(criterion="greedy"), losses=losses).write(tmp_path / "ranking.json")
+    gj.report(made / "profile", tmp_path / "ranking.json", out=tmp_path / "page.html")
+    said, array = read(tmp_path / "page.html")
+    (one,) = said["rankings"]
+    assert array(one["order"]).tolist() == order
+    np.testing.assert_allclose(array(one["losses"]), [of[1:] for of in losses], rtol=1e-5)
 
 
 def test_tokens_choose_what_their_trace_says(page: Path, made: Path, tiny_mxfp4: Path) -> None:
@@ -265,7 +278,8 @@ BAD = [
     case("no such file", ["none"], "none: no such file or folder"),
     case("no artifact", ["rows.jsonl"], "rows.jsonl: is nothing that a page shows"),
     case("no JSON", ["broken.json"], "broken.json: not a JSON file"),
-    case("a ranking", ["ranking.json"], "ranking.json: is nothing that a page shows"),
+    case("another file", ["other.json"], "other.json: is nothing that a page shows"),
+    case("a ranking of other sizes", ["ranking.json"], "ranking.json: has 1 layers"),
     case("the same twice", ["profile"], "is given twice"),
     case("a trace without its model", ["full"], "full: holds tokens by their numbers", "--model"),
     case("another model's tokenizer", ["full", "--model", "nano"], "not of the tokenizer of nano"),
@@ -285,7 +299,8 @@ def test_bad_input(
     (tmp_path / "rows.jsonl").write_text("{}", encoding="utf-8")
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     dump(tmp_path / "heal.json", {"is_kept": True})
-    dump(tmp_path / "ranking.json", {"kind": "ranking", "layers": [[0]]})
+    dump(tmp_path / "ranking.json", {"kind": "ranking", "version": 1, "layers": [[0]]})
+    dump(tmp_path / "other.json", [1])
     dump(tmp_path / "wide.json", {"kind": "keep_sets", "version": 1, "layers": [[0, 9]] * 4})
     refused("report", "profile", *more, says=says)
 

@@ -18,10 +18,11 @@ from ..routing.traces import TRACE, Trace
 from ..run.artifacts import INFO
 from ..run.profile import Profile
 from ..selection.keep_sets import KeepSets
+from ..selection.ranking import Ranking
 from . import healings
 from .healings import HEAL
 
-KINDS = "a profile, an activation dataset, a trace, an evaluation, a healed checkpoint, or a keep.json"
+KINDS = "a profile, an activation dataset, a trace, an evaluation, a healed checkpoint, a keep.json, or a ranking"
 
 
 # What may be given open, with its name on the page, and the field of `Things` that it belongs to.
@@ -29,6 +30,7 @@ OPEN: dict[type, tuple[str, str]] = {
     Profile: ("profile", "profiles"),
     Activations: ("answers", "fingerprints"),
     KeepSets: ("keep-sets", "keep_sets"),
+    Ranking: ("ranking", "rankings"),
     Summary: ("evaluation", "evaluations"),
     Trace: ("trace", "traces"),
 }
@@ -60,6 +62,7 @@ class Things:
     profiles: dict[str, Profile] = field(default_factory=dict)
     fingerprints: dict[str, Activations] = field(default_factory=dict)
     keep_sets: dict[str, KeepSets] = field(default_factory=dict)
+    rankings: dict[str, Ranking] = field(default_factory=dict)
     evaluations: dict[str, Summary] = field(default_factory=dict)
     healings: dict[str, dict[str, Any]] = field(default_factory=dict)
     traces: dict[str, Trace] = field(default_factory=dict)
@@ -83,7 +86,7 @@ def opened(given: Sequence[Any]) -> Things:
     """What lies at these places, and what is open already. InputError where something is none of what a page shows,
     errors of each kind where it is damaged, and ProfileError where no profile is among them, or things are of models of
     different sizes."""
-    things, sets = Things(), dict[str, AnyPath]()
+    things, by_layer = Things(), dict[str, dict[str, AnyPath]]({KeepSets.kind: {}, Ranking.kind: {}})
     # A healed checkpoint says where it lies.
     given = [os.fspath(one) if isinstance(one, os.PathLike) and not is_path(one) else one for one in given]
     for one in given:
@@ -102,8 +105,8 @@ def opened(given: Sequence[Any]) -> Things:
         elif (path / EVAL).exists() or path.name == EVAL:
             things.evaluations[name] = stored.read(path)
             things.folders[name] = path if path.is_dir() else path.parent
-        elif _is_keep_sets(path):
-            sets[name] = path
+        elif (kind := _kind_of(path)) in by_layer:
+            by_layer[kind][name] = path
         else:
             raise InputError(f"{path}: is nothing that a page shows: give {KINDS}")
     if not (things.profiles or things.fingerprints):
@@ -112,9 +115,10 @@ def opened(given: Sequence[Any]) -> Things:
     _check(things)
     # Of a model's sizes its number of layers and of experts are all that keep-sets are checked against.
     config = replace(PRESETS["gpt-oss-20b"], num_layers=things.sizes.num_layers, num_experts=things.sizes.num_experts)
-    for name, one in things.keep_sets.items():
+    for name, one in (things.keep_sets | things.rankings).items():
         one.check(config, name)
-    things.keep_sets |= {name: KeepSets.read(path, config) for name, path in sets.items()}
+    things.keep_sets |= {name: KeepSets.read(path, config) for name, path in by_layer[KeepSets.kind].items()}
+    things.rankings |= {name: Ranking.read(path, config) for name, path in by_layer[Ranking.kind].items()}
     return things
 
 
@@ -144,13 +148,13 @@ def _tail(path: AnyPath, depth: int) -> str:
     return "/".join(path.parts[-depth:])
 
 
-def _is_keep_sets(path: AnyPath) -> bool:
-    """Whether it is a JSON file whose kind is that of keep-sets; InputError where it cannot be read."""
+def _kind_of(path: AnyPath) -> str:
+    """What a JSON file says that it is, empty where it says nothing; InputError where it cannot be read."""
     with storage_errors(path):
         if not path.exists():
             raise InputError(f"{path}: no such file or folder: give {KINDS}")
         if path.is_dir() or path.suffix != ".json":
-            return False
+            return ""
     try:
         with storage_errors(path):
             said = json.loads(path.read_bytes().decode("utf-8"))
@@ -158,7 +162,7 @@ def _is_keep_sets(path: AnyPath) -> bool:
         raise InputError(f"{path}: cannot be read ({refusal(error)})") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({reason(error)}): give {KINDS}") from None
-    return isinstance(said, dict) and said.get("kind") == KeepSets.kind
+    return str(said.get("kind", "")) if isinstance(said, dict) else ""
 
 
 def _check(things: Things) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from ..evaluation import stored
 from .answers import replies_of, traces_of
 from .artifacts import Things
-from .experts import keep_sets_of, profile_of, words
+from .experts import keep_sets_of, profile_of, ranking_of, words
 from .fingerprints import fingerprint_of
 from .packing import Packed
 
@@ -26,6 +26,7 @@ def content(things: Things, tokenizer: Any, packed: Packed, title: str, command:
         "sizes": {"layers": sizes.num_layers, "experts": sizes.num_experts, "top_k": sizes.top_k},
         "profiles": profiles,
         "keep_sets": [keep_sets_of(name, sets, sizes.num_experts, packed) for name, sets in things.keep_sets.items()],
+        "rankings": [ranking_of(name, ranking, packed) for name, ranking in things.rankings.items()],
         "evaluations": evaluations,
         "healings": [{"name": name, **healing} for name, healing in things.healings.items()],
         **(traces_of(things.traces, tokenizer, packed) if things.traces else {}),
@@ -39,7 +40,7 @@ def _warnings(things: Things, profiles: list[dict[str, Any]]) -> list[str]:
     found = [f"{one['name']}: {line}" for one in profiles for line in one["warnings"]]
     first, *others = profiles
     prints = {one["name"]: one["fingerprint"] or None for one in others}
-    prints |= {name: sets.origin.model_fingerprint for name, sets in things.keep_sets.items()}
+    prints |= {name: one.origin.model_fingerprint for name, one in (things.keep_sets | things.rankings).items()}
     prints |= {name: summary.setting.model_fingerprint for name, summary in things.evaluations.items()}
     prints |= {name: trace.about.model_fingerprint for name, trace in things.traces.items()}
     own = first["fingerprint"]

@@ -10,6 +10,7 @@ from ..selection.criteria import CRITERIA
 from ..selection.intervals import LEVEL, intervals
 from ..selection.keep_sets import KeepSets
 from ..selection.origin import Origin
+from ..selection.ranking import Ranking
 from .packing import Packed
 
 PARTNERS = 8  # of an expert, those that ran most often on the same tokens
@@ -87,6 +88,15 @@ def keep_sets_of(name: str, sets: KeepSets, num_experts: int, packed: Packed) ->
         "fingerprint": sets.origin.model_fingerprint,
         "file": sets.to_json() if sets.origin != Origin() else None,
     }
+
+
+def ranking_of(name: str, ranking: Ranking, packed: Packed) -> dict[str, Any]:
+    """A ranking: the experts of each layer, best first, [L, E]; of an elimination also what a layer loses where so many
+    stay: the losses [L, N] of 1, 2, … E − 1 experts."""
+    found = {"name": name, "origin": str(ranking.origin), "order": packed.add(ranking.layers, "u2")}
+    if ranking.losses is not None:
+        found["losses"] = packed.add([of_layer[1:] for of_layer in ranking.losses], "f4")
+    return found
 
 
 def words() -> dict[str, Any]:

@@ -86,15 +86,20 @@ function byGroup(of, layer, id) {
 /** Whether each of the keep-sets has it and why, and how many must stay for it to be among the best. */
 function stays(of, layer, id) {
   const { experts } = page.said.sizes;
-  const rows = page.said.keep_sets.map((sets) => {
+  const ranked = page.said.rankings.map((ranking) => {
+    const place = partOf(arrayOf(ranking.order), layer).indexOf(id) + 1;
+    return [ranking.name, place === 1 ? "goes last" : `goes when fewer than ${place} stay`, "–", originOf(ranking)];
+  });
+  const sets = page.said.keep_sets.map((sets) => {
     const kept = arrayOf(sets.kept).values[layer * experts + id] === 1;
     const at = d3.range(experts).filter((e) => arrayOf(sets.kept).values[layer * experts + e]).indexOf(id);
     return [sets.name, kept ? "stays" : "goes", (kept && sets.reasons?.[layer]?.[at]) || "–", originOf(sets)];
   });
   const lead = `By ${of.criterion} over ${groupName(of.group)} it is kept where ${placeOf(of, layer, id)} or more of `;
   const said = element("p", {}, `${lead}${experts} stay.`);
+  const rows = [...sets, ...ranked];
   if (!rows.length) return element("section", {}, element("h2", {}, "Whether it stays"), said);
-  const table = tableOf("Keep-sets", ["keep-sets", "decision", "why", "chosen"], rows);
+  const table = tableOf("Keep-sets and rankings", ["name", "decision", "why", "chosen"], rows);
   return element("section", {}, element("h2", {}, "Whether it stays"), said, table);
 }
 

@@ -2,7 +2,7 @@
 
 function tradeoff(at) {
   const of = scoresOf(at);
-  const parts = [massDropped(of), lossByGroup(of), setsBeside(of), ...page.said.evaluations.flatMap(qualities), ...page.said.healings.map(healing)];
+  const parts = [massDropped(of), lossByGroup(of), setsBeside(of), eliminated(), ...page.said.evaluations.flatMap(qualities), ...page.said.healings.map(healing)];
   if (!page.said.evaluations.length) {
     parts.push(element("p", { class: "note" }, "No evaluation was given: what expectations and answers lose is not shown."));
   }
@@ -126,6 +126,38 @@ function setsBeside(of) {
     tableOf(`Share of ${profile.mass} that goes, mean over layers`, columns, rows),
     element("div", { class: "files" }, files),
   );
+}
+
+/** Of eliminations what the layers lose, against how many experts stay: the mean, and the layer that loses most. */
+function eliminated() {
+  const { layers, experts } = page.said.sizes;
+  const points = page.said.rankings
+    .filter((ranking) => ranking.losses)
+    .flatMap((ranking) => {
+      const losses = arrayOf(ranking.losses);
+      return d3.range(1, experts).map((n) => {
+        const each = d3.range(layers).map((layer) => partOf(losses, layer)[n - 1]);
+        return { name: ranking.name, n, mean: d3.mean(each), most: d3.max(each), layer: d3.maxIndex(each) };
+      });
+    });
+  if (!points.length) return null;
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      height: 340,
+      x: { label: "experts kept of each layer", domain: [0, experts] },
+      y: { label: "loss of a layer", type: "log", grid: true },
+      color: inksOf(points.map((point) => point.name), points[0].name),
+      ariaLabel: "What layers lose by elimination",
+      marks: [
+        Plot.line(points, { x: "n", y: "mean", stroke: "name", strokeWidth: 2, tip: true }),
+        Plot.line(points, { x: "n", y: "most", stroke: "name", strokeDasharray: "2 3" }),
+      ],
+    });
+  const rows = points.map(({ name, n, mean, most, layer }) => [name, n, mean, most, layer]);
+  const table = { columns: ["ranking", "experts", "mean loss", "most", "in layer"], rows };
+  const note = "The change of a layer's output where so many stay, as the elimination weighs it: mean over layers; dotted, the layer that loses most.";
+  return figureOf("What layers lose", "eliminated", draw, table, note);
 }
 
 /** An evaluation: how far each model's expectations are from the baseline's, with intervals, and the gate. */
