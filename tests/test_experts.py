@@ -121,6 +121,7 @@ def statistics_by_loop(
         for j in range(K):
             e, g, n = int(routing.experts_Tk[t, j]), float(routing.gates_Tk[t, j]), float(norms[t, j])
             s["count"][d, e] += 1
+            s["lead_count"][d, e] += j == 0
             s["gate_sum"][d, e] += w * g
             s["norm_sum"][d, e] += w * n
             s["gate_norm_sum"][d, e] += w * g * n

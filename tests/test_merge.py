@@ -396,12 +396,12 @@ def test_profile_json_that_is_none(content: bytes, two: list[Path], refused: Ref
 def some_tensors(domains: list[str]) -> dict[str, np.ndarray]:
     """Those of a store of the first version."""
     sums = some_sums(2, domains, range(4))
-    return of_first_version(vars(sums.statistics) | {"row_hashes": sums.row_hashes})
+    return of_version(1, vars(sums.statistics) | {"row_hashes": sums.row_hashes})
 
 
-def of_first_version(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def of_version(version: int, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Without the statistics that came later."""
-    return {name: x for name, x in tensors.items() if name not in DECLARED or DECLARED[name].since == 1}
+    return {name: x for name, x in tensors.items() if name not in DECLARED or DECLARED[name].since <= version}
 
 
 TENSORS = [
@@ -493,7 +493,7 @@ def test_a_store_of_the_first_version_is_read_and_merged(two: list[Path], progra
     expected = merged(program, *two)
     for folder, domains in zip(two, ('["x", "y"]', '["y"]'), strict=True):
         file = folder / "statistics.safetensors"
-        safetensors.numpy.save_file(of_first_version(safetensors.numpy.load_file(file)), file, {"domains": domains})
+        safetensors.numpy.save_file(of_version(1, safetensors.numpy.load_file(file)), file, {"domains": domains})
     info = merged(program, *two)
     later = [name for name, statistic in DECLARED.items() if statistic.since > 1 and not statistic.asked]
     assert len(info["warnings"]) == len(expected["warnings"]) + len(later)
@@ -511,7 +511,9 @@ def test_a_store_with_a_wrong_number_of_folds_is_refused(folds: Any, two: list[P
 def test_a_store_of_the_version_before_folds_has_none(two: list[Path], program: Program) -> None:
     file = two[1] / "statistics.safetensors"
     expected = read_sums(file)
-    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file, {"store": '{"version": 2, "domains": ["y"]}'})
+    safetensors.numpy.save_file(
+        of_version(2, safetensors.numpy.load_file(file)), file, {"store": '{"version": 2, "domains": ["y"]}'}
+    )
     assert read_sums(file).folds == 1
     np.testing.assert_array_equal(read_sums(file).by_fold()["count"], expected.by_fold()["count"])
     assert program("rank", two[1], "--out", "ranking.json") == (0, "")
@@ -531,7 +533,7 @@ def test_what_an_older_store_lacks_is_left_out_and_said(
     newer = replace(DECLARED["activation_max"], since=store.VERSION)
     monkeypatch.setitem(DECLARED, "activation_max", newer)
     file = two[1] / "statistics.safetensors"
-    safetensors.numpy.save_file(of_first_version(safetensors.numpy.load_file(file)), file, {"domains": '["y"]'})
+    safetensors.numpy.save_file(of_version(1, safetensors.numpy.load_file(file)), file, {"domains": '["y"]'})
     assert any("activation_max is left out" in warning for warning in merged(program, *two)["warnings"])
     assert "activation_max" not in read_columns(Path("out")) and "norm_max" in read_columns(Path("out"))
     assert program("rank", "out", "--criterion", "reap_l2", "--out", "ranking") == (0, "")

@@ -88,7 +88,7 @@ def test_scores_and_intervals_are_those_of_the_profile(page: Path, made: Path) -
     assert one["groups"] == ["", "a", "b"] and one["tokens"][0] == profile.info["kept_tokens"] == sum(one["tokens"][1:])
     names = one["criteria"]
     assert {"reap", "frequency"} <= {*names} and "random" not in names and "aimer" not in names
-    scores, halves, counts = (array(one[name]) for name in ("scores", "halves", "counts"))
+    scores, halves, counts, leads = (array(one[name]) for name in ("scores", "halves", "counts", "leads"))
     for (c, criterion), (g, group) in [(c, g) for c in enumerate(names) for g in enumerate(one["groups"])]:
         expected = profile.intervals(criterion, group or None)
         np.testing.assert_allclose(scores[c, g], expected.score, rtol=1e-5)
@@ -97,6 +97,7 @@ def test_scores_and_intervals_are_those_of_the_profile(page: Path, made: Path) -
         half = np.where(finite, expected.high - expected.score, 0)
         np.testing.assert_allclose(halves[c, g][finite], half[finite], rtol=0.01)
         np.testing.assert_array_equal(counts[g], profile.columns(group or None)["count"])
+        np.testing.assert_array_equal(leads[g], profile.columns(group or None)["lead_count"])
 
 
 def test_partners_are_those_that_ran_on_the_same_tokens(page: Path, made: Path) -> None:

@@ -165,6 +165,11 @@ def test_every_plot_and_table_can_be_taken_along(opened: Opened, made: Path) -> 
         kept = [mass[layer, order[layer][: point["experts"]]].sum() / mass[layer].sum() for layer in range(L)]
         assert point["share that goes"] == pytest.approx(1 - np.mean(kept), abs=1e-4)
     assert len([point for point in points if point["chosen by"] == "reap"]) == E + 1
+    leads, kept = profile.columns()["lead_count"], gj.KeepSets.read(made / "keep.json", TINY).layers
+    goes = np.array([~np.isin(np.arange(E), of) for of in kept])
+    risk = next(p for p in json.loads(opened.saved("Tail risk as JSON")) if p["chosen by"] == "keep.json")
+    assert risk["experts gone that led a token"] == ((leads > 0) & goes).sum()
+    assert risk["share of tokens"] == pytest.approx(((leads * goes).sum(1) / leads.sum(1)).mean())
     assert opened.saved("keep.json as keep.json") == (made / "keep.json").read_bytes()
     buttons = window.locator(".files button").all()
     names = {button.get_attribute("aria-label") or button.inner_text() for button in buttons}

@@ -56,7 +56,7 @@ def oracle_columns(model: Path, documents) -> dict[str, np.ndarray]:
         "gate_norm_sq_sum",
         "norm_sq_sum",
     ]
-    table = {name: np.zeros((L, E)) for name in [*names, "norm_max", "activation_max"]}
+    table = {name: np.zeros((L, E)) for name in [*names, "norm_max", "activation_max", "lead_count"]}
     for document in documents:
         reference = oracle.forward(network, document.token_ids)
         for layer in range(L):
@@ -67,6 +67,7 @@ def oracle_columns(model: Path, documents) -> dict[str, np.ndarray]:
                     values = [1, g, n, g * n, (g * n) ** 2, n**2]
                     for name, value in zip(names, values, strict=True):
                         table[name][at] += value
+                    table["lead_count"][at] += j == 0
                     table["norm_max"][at] = max(table["norm_max"][at], n)
                     peak = float(reference.peaks[layer][t, j])
                     table["activation_max"][at] = max(table["activation_max"][at], peak)

@@ -11,6 +11,7 @@ from ..selection.intervals import LEVEL, intervals
 from ..selection.keep_sets import KeepSets
 from ..selection.origin import Origin
 from ..selection.ranking import Ranking
+from ..statistics.tables import Columns
 from .packing import Packed
 
 PARTNERS = 8  # of an expert, those that ran most often on the same tokens
@@ -58,8 +59,14 @@ def profile_of(name: str, profile: Profile, packed: Packed) -> dict[str, Any]:
         "halves": packed.add(found[1], "b2"),
         "counts": packed.add([one.columns["count"] for one in evidence], "u4"),
         "masses": packed.add([one.columns["gate_norm_sum"] for one in evidence], "f4"),
+        **_leads([one.columns for one in evidence], packed),
         **_partners(statistics.coactivation, packed),
     }
+
+
+def _leads(columns: list[Columns], packed: Packed) -> dict[str, Any]:
+    """How many tokens each expert led, [G, L, E]; nothing of a profile of a version that did not count them."""
+    return {"leads": packed.add([of["lead_count"] for of in columns], "u4")} if "lead_count" in columns[0] else {}
 
 
 def _partners(coactivation: np.ndarray | None, packed: Packed) -> dict[str, Any]:

@@ -92,6 +92,8 @@ class Statistics:
     swap_sum: Annotated[Any, Statistic("G E", since=3, asked="swap")] = None
     """Σ w·‖Δ‖²/‖h‖², Δ the change of the layer's output where the expert is dropped and the runner-up enters, h the
     residual stream behind the layer."""
+    lead_count: Annotated[Any, Statistic("G E", integer=True, since=4)] = None
+    """Pairs of a token's first expert: that with the highest gate."""
 
     @classmethod
     def of(cls, make: Callable[[str, Statistic], Any]) -> "Statistics":
@@ -252,6 +254,7 @@ def _counts_and_maxima(routing: Routing, mixture: Mixture, batch: Batch, place: 
 
     return {
         "count": counts(E).at[groups_T1, here_Tk].add(once_T1, mode="drop"),
+        "lead_count": counts(E).at[groups_T1, here_Tk[:, :1]].add(once_T1, mode="drop"),
         "norm_max": peak(mixture.norms_Tk),
         "activation_max": peak(mixture.peaks_Tk),
         "coactivation": jnp.zeros((batch.num_joint, E, all_experts), jnp.int32)

@@ -2,7 +2,7 @@
 
 function tradeoff(at) {
   const of = scoresOf(at);
-  const parts = [massDropped(of), lossByGroup(of), setsBeside(of), eliminated(), ...page.said.evaluations.flatMap(qualities), ...page.said.healings.map(healing)];
+  const parts = [massDropped(of), lossByGroup(of), setsBeside(of), tailRisk(of), eliminated(), ...page.said.evaluations.flatMap(qualities), ...page.said.healings.map(healing)];
   if (!page.said.evaluations.length) {
     parts.push(element("p", { class: "note" }, "No evaluation was given: what expectations and answers lose is not shown."));
   }
@@ -128,6 +128,42 @@ function setsBeside(of) {
   );
 }
 
+/** What goes that led tokens: for each number of experts the share of tokens whose first expert in a layer goes, in the
+ * mean over layers, and how many experts go that led a token at all. */
+function tailRisk(of) {
+  const { layers, experts } = page.said.sizes;
+  const { profile } = of;
+  if (!profile.leads) return element("p", { class: "note" }, "This profile does not say which experts led tokens.");
+  const leads = partOf(arrayOf(profile.leads), profile.groups.indexOf(of.group));
+  const gone = (has) => {
+    const each = d3.range(layers * experts).filter((n) => leads[n] && !has(Math.floor(n / experts), n % experts));
+    return { count: each.length, share: dropped(leads, has) };
+  };
+  const orders = d3.range(layers).map((layer) => rankingOf(of.scores, of.counts, layer));
+  const places = orders.map((order) => order.reduce((at, e, n) => ((at[e] = n), at), new Uint16Array(experts)));
+  const ranked = d3.range(experts + 1).map((n) => ({ name: of.criterion, n, ...gone((layer, e) => places[layer][e] < n) }));
+  const sets = page.said.keep_sets.map((one) => {
+    const kept = arrayOf(one.kept).values;
+    return { name: one.name, n: d3.mean(one.numbers), ...gone((layer, e) => kept[layer * experts + e] === 1) };
+  });
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      height: 300,
+      x: { label: "experts kept of each layer" },
+      y: { label: "share of tokens that lose their first expert", grid: true, domain: [0, 1] },
+      ariaLabel: "Tokens that lose their first expert",
+      marks: [
+        Plot.line(ranked, { x: "n", y: "share", stroke: COLOURS.one, strokeWidth: 2, channels: { "experts gone": "count" }, tip: true }),
+        Plot.dot(sets, { x: "n", y: "share", symbol: "diamond", fill: "currentColor", r: 5, channels: { name: "name", "experts gone": "count" }, tip: true }),
+      ],
+    });
+  const columns = ["chosen by", "experts", "share of tokens", "experts gone that led a token"];
+  const table = { columns, rows: [...ranked, ...sets].map(({ name, n, share, count }) => [name, n, share, count]) };
+  const note = `Of ${groupName(of.group)}, by ${of.criterion}; mean over layers. ◆ keep-sets.`;
+  return figureOf("Tail risk", "tail-risk", draw, table, note);
+}
+
 /** Of eliminations what the layers lose, against how many experts stay: the mean, and the layer that loses most. */
 function eliminated() {
   const { layers, experts } = page.said.sizes;
@@ -146,7 +182,7 @@ function eliminated() {
       width,
       height: 340,
       x: { label: "experts kept of each layer", domain: [0, experts] },
-      y: { label: "loss of a layer", type: "log", grid: true },
+      y: { label: "loss of a layer", type: "log", grid: true, tickFormat: "~g" },
       color: inksOf(points.map((point) => point.name), points[0].name),
       ariaLabel: "What layers lose by elimination",
       marks: [
