@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .interface.jobs import generate, merge, plan, profile
     from .interface.judging import evaluate
     from .interface.model import Model, open
-    from .interface.showing import report, show
+    from .interface.showing import plot, report, show
     from .routing.traces import Trace
     from .run.forward import Forward
     from .run.profile import Profile
@@ -43,7 +43,7 @@ PUBLIC = {
     "fingerprint": "interface.fingerprint",
     "heal": "interface.healing",
     "open": "interface.model",
-    **dict.fromkeys(["report", "show"], "interface.showing"),
+    **dict.fromkeys(["plot", "report", "show"], "interface.showing"),
     "Forward": "run.forward",
     "KeepSets": "selection.keep_sets",
     "Model": "interface.model",
@@ -66,6 +66,7 @@ __all__ = [
     "merge",
     "open",
     "plan",
+    "plot",
     "profile",
     "prune",
     "rank",

@@ -16,7 +16,7 @@ import pytest
 
 import gptoss_jax as gj
 from gptoss_jax.config import TINY
-from gptoss_jax.errors import InputError
+from gptoss_jax.errors import InputError, OptionError
 from gptoss_jax.evaluation import stored
 from gptoss_jax.fingerprints.folder import Activations
 from gptoss_jax.page import answers
@@ -259,6 +259,39 @@ def test_what_is_open_is_shown_as_what_lies_in_files(made: Path, page: Path, tin
     assert "data:text/html;base64," in shown_._repr_html_()
     with pytest.raises(InputError, match="int is nothing that a page shows"):
         gj.show(things[0], 5)
+
+
+@pytest.mark.parametrize("kind", ["experts", "concentration", "mass", "quality"])
+def test_plots_for_papers_have_what_the_tables_say(kind: str, made: Path, tmp_path: Path) -> None:
+    profile, kept = gj.Profile.open(made / "profile"), KeepSets.read(made / "keep.json", TINY)
+    options: dict[str, Any] = {"mass": {"keep_sets": {"mine": kept}}, "experts": {"keep_sets": kept}}.get(kind, {})
+    figure = gj.plot(made / "eval" if kind == "quality" else profile, kind, **options)
+    figure.savefig(tmp_path / "plot.pdf")
+    figure.savefig(tmp_path / "plot.svg")
+    assert (tmp_path / "plot.pdf").read_bytes().startswith(b"%PDF")
+    axes = figure.axes[0]
+    mass = profile.columns()["gate_norm_sum"]
+    if kind == "experts":
+        score = profile.intervals("reap").score
+        np.testing.assert_allclose(axes.images[0].get_array().filled(0), score / score.max(1, keepdims=True))
+    elif kind == "concentration":
+        held = np.sort(mass, 1)[:, ::-1][:, :3].sum(1) / mass.sum(1)
+        np.testing.assert_allclose([line.get_ydata()[3] for line in axes.lines[: TINY.num_layers]], held)
+    elif kind == "mass":
+        (reap,) = [line for line in axes.lines if line.get_label() == "reap"]
+        gone = [1 - mass[i, kept.layers[i]].sum() / mass[i].sum() for i in range(TINY.num_layers)]
+        assert reap.get_ydata()[4] == pytest.approx(np.mean(gone)) and axes.texts[0].get_text() == "mine"
+    else:
+        assert [text.get_text() for text in axes.texts] == [one.name for one in stored.read(made / "eval").entries]
+
+
+def test_a_plot_that_there_is_not(made: Path) -> None:
+    with pytest.raises(InputError, match="there is no plot 'map': there are experts"):
+        gj.plot(made / "profile", "map")
+    with pytest.raises(InputError, match="'quality' is of a Summary, not of Profile"):
+        gj.plot(gj.Profile.open(made / "profile"), "quality")
+    with pytest.raises(OptionError, match="no option 'color' of the plot 'mass': there are domain, keep_sets"):
+        gj.plot(made / "profile", "mass", color="red")
 
 
 # The command, and bad input.

@@ -3,18 +3,21 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from .. import __version__
-from ..errors import InputError, TokenizerError
+from ..errors import InputError, OptionError, TokenizerError
+from ..evaluation import stored
 from ..files import atomic
 from ..files.paths import AnyPath, is_path, place
-from ..page import artifacts, html
+from ..page import artifacts, html, plots
 from ..page.answers import check_tokenizer
 from ..page.content import content
 from ..page.packing import Packed
 from ..routing.tables import tokenizer_hash
 from ..routing.traces import Trace
+from ..run.profile import Profile
 
 
 def report(
@@ -87,6 +90,35 @@ def show(*things: Any, model: Any = None, title: str = "", height: int = 900) ->
         '<!doctype html>'
     """
     return Shown(_page(things, model, title, "gptoss_jax.show(…)"), height)
+
+
+def plot(thing: Any, kind: str = "experts", **options: Any) -> Any:
+    """A figure of matplotlib, for papers: `plot(profile, "experts").savefig("experts.pdf")`.
+
+    Args:
+        thing: an open profile, or what `evaluate` gives, or the path of its folder.
+        kind: of a profile "experts", the heat map; "concentration"; "mass", what goes against how many stay. Of an
+            evaluation "quality".
+        **options: those of the kind: `criterion`, `domain`, `keep_sets`.
+
+    Example:
+        >>> import gptoss_jax as gj
+        >>> profile = gj.profile("nano", [{"text": "2 + 2 = 4"}], keep="all", max_seq_length=64)
+        >>> gj.plot(profile, "concentration").savefig("concentration.svg")
+    """
+    if kind not in plots.KINDS:
+        raise InputError(f"there is no plot {kind!r}: there are {', '.join(plots.KINDS)}")
+    of, draw = plots.KINDS[kind]
+    if is_path(thing):
+        thing = Profile.open(thing) if of is Profile else stored.read(thing)
+    if not isinstance(thing, of):
+        raise InputError(f"the plot {kind!r} is of a {of.__name__}, not of {type(thing).__name__}")
+    known = [*signature(draw).parameters][1:]
+    if unknown := sorted({*options} - {*known}):
+        raise OptionError(
+            f"there is no option {unknown[0]!r} of the plot {kind!r}: there are {', '.join(known) or 'none'}"
+        )
+    return draw(thing, **options)
 
 
 def _page(things: Sequence[Any], model: Any, title: str, command: str) -> str:

@@ -81,10 +81,9 @@ def _partners(coactivation: np.ndarray | None, packed: Packed) -> dict[str, Any]
 
 def keep_sets_of(name: str, sets: KeepSets, num_experts: int, packed: Packed) -> dict[str, Any]:
     """Keep-sets: which stay, [L, E], and all that their file says of why."""
-    kept = np.array([np.isin(np.arange(num_experts), layer) for layer in sets.layers])
     return {
         "name": name,
-        "kept": packed.add(kept, "u1"),
+        "kept": packed.add(are_kept(sets, num_experts), "u1"),
         "numbers": [*map(len, sets.layers)],
         "origin": str(sets.origin),
         "criterion": sets.origin.criterion,
@@ -95,6 +94,11 @@ def keep_sets_of(name: str, sets: KeepSets, num_experts: int, packed: Packed) ->
         "fingerprint": sets.origin.model_fingerprint,
         "file": sets.to_json() if sets.origin != Origin() else None,
     }
+
+
+def are_kept(sets: KeepSets, num_experts: int) -> np.ndarray:
+    """Whether each expert stays, bool [L, E]."""
+    return np.array([np.isin(np.arange(num_experts), layer) for layer in sets.layers])
 
 
 def ranking_of(name: str, ranking: Ranking, packed: Packed) -> dict[str, Any]:
