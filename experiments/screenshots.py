@@ -7,9 +7,8 @@ Each view is taken light, and the first one dark and as narrow as a phone too. I
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -34,23 +33,21 @@ SHOTS = (
 )
 
 
-def taken(page: Path, shots: Sequence[Shot]) -> Iterator[tuple[Shot, bytes]]:
-    """Each as PNG, the whole length of the page. FileNotFoundError where there is no Chromium."""
-    from playwright.sync_api import sync_playwright
+def chromium() -> str | None:
+    """Where the browser is; None where there is none."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise FileNotFoundError("no Chromium is installed: install the package chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for shot in shots:
-            size = {"width": shot.width, "height": 800}
-            window = browser.new_context(viewport=size, color_scheme=shot.colours).new_page()  # type: ignore[arg-type]
-            window.goto(f"file://{page.absolute()}#{shot.address}")
-            window.wait_for_selector("main figure svg")
-            yield shot, window.locator("body").screenshot()
-            window.close()
-        browser.close()
+
+def taken(browser: Any, page: Path, shot: Shot) -> bytes:
+    """A picture of the whole length of the page, as PNG."""
+    size = {"width": shot.width, "height": 800}
+    context = browser.new_context(viewport=size, color_scheme=shot.colours)
+    window = context.new_page()
+    window.goto(f"file://{page.absolute()}#{shot.address}")
+    window.wait_for_selector("main figure svg")
+    picture: bytes = window.locator("body").screenshot()
+    context.close()
+    return picture
 
 
 @click.command()
@@ -58,10 +55,18 @@ def taken(page: Path, shots: Sequence[Shot]) -> Iterator[tuple[Shot, bytes]]:
 @click.argument("out", type=click.Path(path_type=Path))
 def main(page: Path, out: Path) -> None:
     """Write the pictures into a folder."""
+    from playwright.sync_api import sync_playwright
+
+    if (found := chromium()) is None:
+        raise click.ClickException("no Chromium is installed: install the package chromium")
     out.mkdir(parents=True, exist_ok=True)
-    for shot, picture in taken(page, SHOTS):
-        (out / f"{shot.name}.png").write_bytes(picture)
-        click.echo(f"{out / shot.name}.png: {len(picture):,} bytes")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        for shot in SHOTS:
+            picture = taken(browser, page, shot)
+            (out / f"{shot.name}.png").write_bytes(picture)
+            click.echo(f"{out / shot.name}.png: {len(picture):,} bytes")
+        browser.close()
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
 import csv
 import io
 import json
-import shutil
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import gptoss_jax as gj
+from experiments.screenshots import Shot, chromium, taken
 from gptoss_jax.config import TINY
 
 from . import shown
@@ -19,9 +21,17 @@ from .made_up import Finished
 from .test_page import HOSTILE, read
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = chromium()
 VIEWS = ("overview", "tradeoff", "compare", "expert?layer=2&expert=5", "answers?than_trace=pruned")
 L, E = TINY.num_layers, TINY.num_experts
+LOOKED = Path(__file__).parent / "golden" / "page"
+ANEW = "LOOKS_ANEW"  # set, the pictures are made anew
+LOOKS = [
+    Shot(f"{view.partition('?')[0]}-{width}-{colours}", view, width, colours)
+    for view in VIEWS
+    for width in (1280, 390)
+    for colours in ("light", "dark")
+]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +102,23 @@ def test_every_view_is_whole_and_for_everyone(browser: Any, made: Path, width: i
         assert [(one["id"], one["nodes"][0]["html"]) for one in found] == [], view
     assert page.wrong == [] and {url.partition("#")[0] for url in page.asked} == {f"file://{made / 'page.html'}"}
     page.window.context.close()
+
+
+@pytest.mark.parametrize("shot", LOOKS, ids=lambda shot: shot.name)
+def test_it_looks_as_it_did(shot: Shot, made: Path, browser: Any) -> None:
+    """Small pictures, in which letters are smears: other fonts look alike, another order or other colours do not."""
+    if os.environ.get(ANEW):
+        thumbnail(taken(browser, made / "page.html", shot)).save(LOOKED / f"{shot.name}.png")
+    ours, theirs = thumbnail(taken(browser, made / "page.html", shot)), Image.open(LOOKED / f"{shot.name}.png")
+    assert abs(ours.height / theirs.height - 1) < 0.06
+    apart = np.abs(np.subtract(ours.resize(theirs.size), theirs, dtype=np.float64))
+    assert apart.mean() < 3, f"if this is meant: {ANEW}=1 pytest tests/test_page_in_browser.py"
+
+
+def thumbnail(picture: bytes) -> Image.Image:
+    """As wide as 96 pixels."""
+    whole = Image.open(io.BytesIO(picture)).convert("RGB")
+    return whole.resize((96, round(96 * whole.height / whole.width)), Image.Resampling.BOX)
 
 
 def test_nothing_moves_once_it_is_there(opened: Opened) -> None:
