@@ -213,6 +213,15 @@ def test_quality_has_its_intervals(opened: Opened, made: Path) -> None:
         assert ours["near-lossless gate"] == ("passes" if theirs["gate"]["passed"] else "fails")
 
 
+def test_replies_are_judged_as_the_evaluation_says(opened: Opened, made: Path) -> None:
+    opened.go("tradeoff")
+    found = {(one["model"], one["what"]): one["share"] for one in json.loads(opened.saved("Replies: eval as JSON"))}
+    stored = json.loads((made / "eval" / "eval.json").read_text(encoding="utf-8"))
+    for entry in (stored["baseline"], *stored["entries"]):
+        for name, label in (("loops", "loops"), ("ended", "ends naturally"), ("harmony", "valid harmony")):
+            assert found[entry["name"], label] == entry["replies"]["estimates"][name]["value"]
+
+
 def test_a_token_shows_its_experts_in_both_traces(opened: Opened, made: Path) -> None:
     window = opened.go("answers?prompt=1&than_trace=pruned")
     full, pruned = (gj.Trace.open(made / name)["1"] for name in ("full", "pruned"))

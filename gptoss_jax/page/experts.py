@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.replies import COLUMNS
 from ..reports.markdown import THIN
 from ..run.profile import Profile
 from ..selection.criteria import CRITERIA
@@ -111,5 +112,7 @@ def ranking_of(name: str, ranking: Ranking, packed: Packed) -> dict[str, Any]:
 
 
 def words() -> dict[str, Any]:
-    """What the page says of criteria and intervals."""
-    return {"helps": {name: one.help for name, one in CRITERIA.items()}, "level": LEVEL, "thin": THIN}
+    """What the page says of criteria, of replies and of intervals."""
+    helps = {name: one.help for name, one in CRITERIA.items()}
+    of_replies = {name: label for name, (label, is_share) in COLUMNS.items() if is_share}
+    return {"helps": helps, "of_replies": of_replies, "level": LEVEL, "thin": THIN}

@@ -63,6 +63,17 @@ function pictured(plot) {
   return plot;
 }
 
+/** Points with a place for the label of each: those of the same n stand no nearer to one another than `gap`. */
+function labelled(points, name, gap) {
+  return d3.groups(points, (point) => point.n).flatMap(([, same]) => {
+    let last = -Infinity;
+    return d3.sort(same, (point) => point[name]).map((point) => {
+      last = Math.max(point[name], last + gap);
+      return { ...point, label: last };
+    });
+  });
+}
+
 /** The rows of a table as objects, as JSON. */
 function jsonOf({ columns, rows }) {
   const named = rows.map((row) => Object.fromEntries(row.map((value, n) => [columns[n], plainOf(value)])));

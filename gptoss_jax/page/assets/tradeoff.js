@@ -63,7 +63,7 @@ function massDropped(of) {
         Plot.line(random, { x: "n", y: "share", stroke: COLOURS.grey, strokeDasharray: "4 4" }),
         Plot.line(points, { x: "n", y: "share", stroke: "name", strokeWidth: (p) => (p.name === of.criterion ? 3 : 1), tip: true }),
         Plot.dot(sets, { x: "n", y: "share", symbol: "diamond", fill: "currentColor", r: 5 }),
-        Plot.text(sets, { x: "n", y: "share", text: "name", dx: 8, textAnchor: "start" }),
+        Plot.text(labelled(sets, "share", 0.045), { x: "n", y: "label", text: "name", dx: 8, textAnchor: "start" }),
       ],
     });
   const rows = [...points, ...random, ...sets].map(({ name, n, share }) => [name, n, share]);
@@ -86,7 +86,7 @@ function lossByGroup(of) {
       width,
       height: 340,
       x: { label: "experts kept of each layer" },
-      y: { label: `share of its ${profile.mass} that goes`, grid: true },
+      y: { label: `share of its ${profile.mass} that goes`, grid: true, domain: [0, 1] },
       color: inksOf(points.map((p) => p.group), of.group),
       ariaLabel: "What each domain loses",
       marks: [
@@ -217,7 +217,13 @@ function qualities(of) {
       marks: [
         Plot.ruleX(points, { x: "n", y1: "low", y2: "high", stroke: colourOf }),
         Plot.dot(points, { x: "n", y: "value", fill: colourOf, symbol: (p) => (p.passed ? "circle" : "times"), stroke: colourOf, tip: true }),
-        Plot.text(points, { x: "n", y: "value", text: "name", dx: 8, textAnchor: "start" }),
+        Plot.text(labelled(points, "value", 0.045 * d3.max(points, (p) => p.high)), {
+          x: "n",
+          y: "label",
+          text: "name",
+          dx: 8,
+          textAnchor: "start",
+        }),
       ],
     });
   const rows = of.entries.map((entry) => {
@@ -234,7 +240,51 @@ function qualities(of) {
   const note =
     `${of.name}: ${of.setting.rows} rows beside ${of.setting.baseline}; lines are ${page.said.level * 100} % intervals. ` +
     "Grey: experts drawn at random. × does not pass the near-lossless gate.";
-  return [figureOf(`Quality: ${of.name}`, `quality-${page.said.evaluations.indexOf(of)}`, draw, { columns, rows }, note)];
+  const figure = figureOf(`Quality: ${of.name}`, `quality-${page.said.evaluations.indexOf(of)}`, draw, { columns, rows }, note);
+  return [figure, repliesOf(of), domainsOf(of)].filter((part) => part !== null);
+}
+
+/** How the replies of each model are: right, without loops, ended, in harmony's form. */
+function repliesOf(of) {
+  const points = [of.baseline, ...of.entries].flatMap((entry) =>
+    Object.entries(page.said.of_replies).flatMap(([name, label]) => {
+      const estimate = entry.replies?.estimates[name];
+      return estimate ? [{ model: entry.name, label, ...estimate, control: entry.origin.criterion === "random" }] : [];
+    }),
+  );
+  if (!points.length) return null;
+  const models = [...new Set(points.map((point) => point.model))];
+  const draw = (width) =>
+    Plot.plot({
+      width,
+      height: 60 + (16 * models.length + 14) * new Set(points.map((point) => point.label)).size,
+      marginLeft: Math.min(170, width / 3),
+      marginRight: Math.min(110, width / 4),
+      x: { label: "share of replies", domain: [0, 1], grid: true },
+      y: { label: null, domain: models },
+      fy: { label: null, domain: Object.values(page.said.of_replies) },
+      ariaLabel: "How replies are",
+      marks: [
+        Plot.ruleY(points, { y: "model", fy: "label", x1: "low", x2: "high", stroke: colourOf }),
+        Plot.dot(points, { y: "model", fy: "label", x: "value", fill: colourOf, tip: true }),
+      ],
+    });
+  const rows = points.map(({ model, label, value, low, high }) => [model, label, value, low, high]);
+  const table = { columns: ["model", "what", "share", "low", "high"], rows };
+  return figureOf(`Replies: ${of.name}`, `replies-${page.said.evaluations.indexOf(of)}`, draw, table);
+}
+
+/** What each domain of an evaluation loses. */
+function domainsOf(of) {
+  const rows = of.entries.flatMap((entry) =>
+    Object.entries(entry.by_domain).map(([domain, quality]) => {
+      const { kl, ppl, agreement } = quality.estimates;
+      return [entry.name, domain, kl.value, kl.low, kl.high, ppl.value, agreement.value];
+    }),
+  );
+  if (!rows.length) return null;
+  const columns = ["model", "domain", "KL", "low", "high", "PPL", "same top token"];
+  return tableOf(`Domains: ${of.name}`, columns, rows);
 }
 
 /** A healing: what the rows that were held out lost before and after it, and how it went. */
