@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from ..routing.tables import Routed
 from ..routing.traces import Trace
 from .packing import Packed
 
-# Bytes of experts and gates of all traces together, before they are compressed to about half: with what else a page of
-# gpt-oss-20b holds it stays below 3 MB.
-ROUTED_BYTES = 2_000_000
+# Bytes of the page's text for the experts and gates of all traces together: with what else a page of gpt-oss-20b holds
+# it stays below 3 MB.
+ROUTED_BYTES = 1_600_000
+BEST_PACKED = 4  # times smaller than they are that experts and gates become at most: more tokens need not be looked at
+PROMPTS_SHOWN = 50  # of a trace
 GATE_STEPS = 255  # a gate is shown in steps of 1/255
 REPLIES_SHOWN = 50  # questions of an evaluation
 
@@ -25,9 +28,9 @@ def traces_of(traces: Mapping[str, Trace], tokenizer: Any, packed: Packed) -> di
     """The tokens of every trace, as many of each prompt as fit, and the texts of all tokens that are there.
 
     A token's place in `pieces` is what the arrays hold. `tokens` says of each prompt how many it has, `shown` how many
-    of these the page has, and `routed` of how many of them the experts are known.
+    of these the page has, and `routed` of how many of them the experts are known; `prompts` how many the trace has.
     """
-    found = [(name, trace, *_cut(trace, len(traces))) for name, trace in traces.items()]
+    found = [(name, trace, *_cut(trace, ROUTED_BYTES // len(traces))) for name, trace in traces.items()]
     ids = np.unique(np.concatenate([np.zeros(0, np.int32), *(p.token_ids for *_, some in found for p in some)]))
     return {
         "segments": [*SEGMENTS],
@@ -36,16 +39,34 @@ def traces_of(traces: Mapping[str, Trace], tokenizer: Any, packed: Packed) -> di
     }
 
 
-def _cut(trace: Trace, traces: int) -> tuple[list[int], list[Routed]]:
-    """The lengths of all prompts, and what is shown of each: what is cut off stands at the end."""
-    most = ROUTED_BYTES // traces // (2 * trace.about.width)
-    lengths, some = [], []
-    each = max(1, most // max(1, len(trace)))
-    for prompt in trace:
-        lengths.append(len(prompt))
-        arrays = (prompt.token_ids, prompt.positions, prompt.segments, prompt.generated, prompt.experts, prompt.gates)
-        some.append(Routed(prompt.prompt_id, *(array[:each] for array in arrays)))
-    return lengths, some
+def _cut(trace: Trace, room: int) -> tuple[list[int], list[Routed]]:
+    """The lengths of the prompts that are shown, and what is shown of each: what is cut off stands at the end."""
+    if not (whole := [*islice(trace, PROMPTS_SHOWN)]):
+        raise TraceError(f"{trace.folder}: holds no prompt: trace rows that have tokens")
+    lengths = [*map(len, whole)]
+    each = min(max(lengths), max(1, BEST_PACKED * room // (2 * trace.about.width * len(whole))))
+    while True:
+        some = [_first(prompt, each) for prompt in whole]
+        packed = Packed()
+        _routed(some, trace, packed)
+        if each == 1 or (size := len(packed.text())) <= room:
+            return lengths, some
+        each = max(1, min(each - 1, each * room // size))
+
+
+def _first(prompt: Routed, tokens: int) -> Routed:
+    arrays = (prompt.token_ids, prompt.positions, prompt.segments, prompt.generated, prompt.experts, prompt.gates)
+    return Routed(prompt.prompt_id, *(array[:tokens] for array in arrays))
+
+
+def _routed(some: list[Routed], trace: Trace, packed: Packed) -> dict[str, Any]:
+    """Experts and gates of all tokens, one prompt behind the other; gates in steps."""
+    gates = np.concatenate([prompt.gates.astype(np.float32) for prompt in some])
+    experts = np.concatenate([prompt.experts for prompt in some])
+    return {
+        "experts": packed.add(experts, "u1" if trace.about.num_experts <= 256 else "u2"),
+        "gates": packed.add(np.round(gates * GATE_STEPS), "u1"),
+    }
 
 
 def _trace_of(
@@ -54,10 +75,10 @@ def _trace_of(
     def joined(arrays: Iterator[np.ndarray]) -> np.ndarray:
         return np.concatenate([*arrays])
 
-    gates = joined(prompt.gates.astype(np.float32) for prompt in some)
     return {
         "name": name,
         "model": trace.info.get("model", ""),
+        "prompts": len(trace),
         "ids": [prompt.prompt_id for prompt in some],
         "tokens": lengths,
         "shown": [*map(len, some)],
@@ -65,10 +86,7 @@ def _trace_of(
         "pieces": packed.add(np.searchsorted(ids, joined(prompt.token_ids for prompt in some)), "u4"),
         "of_segment": packed.add(joined(prompt.segments for prompt in some), "u1"),
         "generated": packed.add(joined(prompt.generated for prompt in some), "u1"),
-        "experts": packed.add(
-            joined(prompt.experts for prompt in some), "u1" if trace.about.num_experts <= 256 else "u2"
-        ),
-        "gates": packed.add(np.round(gates * GATE_STEPS), "u1"),
+        **_routed(some, trace, packed),
     }
 
 

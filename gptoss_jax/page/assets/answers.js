@@ -92,7 +92,8 @@ function stripOf(prompt, at, differ, name) {
   );
   const cut = trace.shown[n] < trace.tokens[n] ? `; the first ${trace.shown[n]} of ${trace.tokens[n]} tokens` : "";
   const said = differ < 0 ? "" : `; they differ from token ${differ} on`;
-  return element("section", {}, element("h2", {}, `${trace.name}${cut}${said}`), list);
+  const few = trace.ids.length < trace.prompts ? `; the first ${trace.ids.length} of ${trace.prompts} prompts` : "";
+  return element("section", {}, element("h2", {}, `${trace.name}${cut}${few}${said}`), list);
 }
 
 /** Which experts a token chose in each layer, and with which gates. */
