@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from PIL import Image
 import gptoss_jax as gj
 from experiments.screenshots import Shot, chromium, taken
 from gptoss_jax.config import TINY
+from gptoss_jax.selection.origin import Origin
 
 from . import shown
+from .bad_input import dump
 from .made_up import Finished
 from .test_page import HOSTILE, read
 
@@ -260,12 +263,31 @@ def test_a_notebook_shows_it_in_place(browser: Any, made: Path, tmp_path: Path) 
     page.window.context.close()
 
 
-def test_hostile_names_do_nothing(browser: Any, finished: Finished, tmp_path: Path) -> None:
-    gj.report(finished("hostile", 3, domains=(HOSTILE, "=1+1"), folds=2), title=HOSTILE, out=tmp_path / "page.html")
+def test_hostile_names_do_nothing(browser: Any, made: Path, finished: Finished, tmp_path: Path) -> None:
+    """Of domains, models, keep-sets, evaluations, healings and replies: all of it is text."""
+    folder = finished("hostile", 3, domains=(HOSTILE, "=1+1"), shape=(L, E), folds=2)
+    shutil.copytree(made / "eval", tmp_path / "eval")
+    said = json.loads((tmp_path / "eval" / "eval.json").read_text(encoding="utf-8"))
+    said["entries"][0]["name"] = said["setting"]["baseline"] = said["baseline"]["name"] = HOSTILE
+    dump(tmp_path / "eval" / "eval.json", said)
+    lines = (tmp_path / "eval" / "replies.jsonl").read_text(encoding="utf-8").splitlines()
+    replies = [json.loads(line) | {"text": HOSTILE, "id": HOSTILE, "domain": HOSTILE} for line in lines]
+    (tmp_path / "eval" / "replies.jsonl").write_text("".join(json.dumps(r) + "\n" for r in replies), encoding="utf-8")
+    kept = gj.KeepSets([[0, 1]] * L, Origin(criterion=HOSTILE, domains={HOSTILE: 1.0}), reasons=[[HOSTILE] * 2] * L)
+    change = {side: {"value": 0.1, "low": 0.0, "high": 0.2} for side in ("pruned", "healed", "difference")}
+    curve = {"steps": [0, 1], "held": [0.2, 0.1]}
+    healed = {"is_kept": True, "command": HOSTILE, "learnt_rows": 3, "curve": curve, "overall": change}
+    dump(tmp_path / "heal.json", healed | {"domains": {HOSTILE: {"rows": 2} | change}})
+    things = [gj.Profile.open(folder), kept, tmp_path / "eval", tmp_path / "heal.json"]
+    gj.report(*things, title=HOSTILE, out=tmp_path / "page.html")
     page = Opened(browser, tmp_path / "page.html")
-    for view in VIEWS[:4]:
+    page.window.add_init_script("window.hurt = () => console.error('hurt')")
+    for view in (*VIEWS[:4], "answers"):
         window = page.go(view)
         assert window.locator("h1").inner_text() == HOSTILE and window.locator("img").count() == 0
+    assert window.locator(".strip").first.inner_text() == HOSTILE
+    window = page.go("expert?layer=0&expert=1")
+    assert window.get_by_role("cell", name=HOSTILE, exact=True).first.inner_text() == HOSTILE
     rows = page.saved("By domain as CSV").decode()
     assert "'=1+1" in rows  # a spreadsheet reads no formula
     assert page.wrong == []
