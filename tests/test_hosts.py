@@ -237,7 +237,7 @@ def test_heals_as_one_process(model: Path, rows: Path, run: Run, tmp_path: Path)
     assert second.done() and "there" not in second.out.read_text()
     ours, theirs = (json.loads((tmp_path / name / "heal.json").read_text()) for name in ("there", "alone"))
     np.testing.assert_allclose(ours["curve"]["losses"], theirs["curve"]["losses"], rtol=5e-3)  # Adam's roots of 1e-6
-    np.testing.assert_allclose(ours["overall"]["healed"]["value"], theirs["overall"]["healed"]["value"], rtol=1e-3)
+    np.testing.assert_allclose(ours["overall"]["healed"]["value"], theirs["overall"]["healed"]["value"], rtol=5e-3)
     assert ours["is_kept"] == theirs["is_kept"] is True
     assert not (tmp_path / "there.progress").exists()
 
