@@ -283,6 +283,7 @@ OWN = {
     "model",
     "profile",
     "profiles",
+    "paths",
     "to",
     "ranking",
     "keep",

@@ -38,6 +38,7 @@ TEXTS = {
     "benchmark_column",
     "category_column",
     "topology",
+    "title",
 }
 OUTPUTS = ("out", "write_baseline", "trace")
 NUMBERS = (click.Choice, click.IntRange, click.types.IntParamType, click.types.BoolParamType)
@@ -93,6 +94,8 @@ def words(command: str, argv: list[Any], parameter: click.Parameter, tmp_path: P
     if parameter.name == "write_baseline":
         argv = [*(word for word in argv if word not in ("--keep-sets", tmp_path / "kept.json"))]
         argv = [*argv, "--write-baseline", tmp_path / "baseline"]
+    if parameter.name == "model" and argv[0] == "report":
+        argv = [*argv, "--model", tmp_path / "model"]
     if parameter.name == "model" and argv[0] == "select":
         argv = [*argv[:2], "--budget-gib", 1, "--model", tmp_path / "model"]
     if parameter.name == "data" and argv[0] == "select":

@@ -315,7 +315,7 @@ def test_training_leaves_biases_as_they_were_reconstructed(
     tiny_mxfp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = recorded(monkeypatch)
-    found = healed(tiny_mxfp4, tmp_path / "out", steps=10, reconstruct=("biases",), tokens="all").healing
+    found = healed(tiny_mxfp4, tmp_path / "out", steps=10, rate=0.01, reconstruct=("biases",), tokens="all").healing
     ((given, passes),) = seen
     assert passes[0].is_kept and found.is_kept and found.curve.best > 0
     assert found.curve.held[0] == passes[0].after

@@ -131,13 +131,15 @@ def _page(things: Sequence[Any], model: Any, title: str, command: str) -> str:
 
 def _tokenizer(traces: Mapping[str, Trace], model: Any) -> Any:
     """What says what the tokens of traces are. TokenizerError where there are traces, and no model is named."""
-    if not traces:
-        return None
     if model is None:
+        if not traces:
+            return None
         name = next(iter(traces))
         raise TokenizerError(f"{name}: holds tokens by their numbers: name the model that was traced, --model")
     from .model import as_model
 
-    opened = as_model(model)
+    opened = as_model(model)  # which refuses what is no model, whether its tokenizer is needed or not
+    if not traces:
+        return None
     check_tokenizer(traces, tokenizer_hash(opened.source.folder), opened.name)
     return opened.tokenizer

@@ -94,15 +94,17 @@ def opened(given: Sequence[Any]) -> Things:
             _add(things, one)
     places = [place(one) for one in given if is_path(one)]
     for name, path in zip(_names(places), places, strict=True):
-        if (path / INFO).exists():
+        with storage_errors(path):
+            there = {file for file in (INFO, DATASET, HEAL, TRACE, EVAL) if path.name == file or (path / file).exists()}
+        if INFO in there and path.name != INFO:
             things.profiles[name] = Profile.open(path)
-        elif (path / DATASET).exists():
+        elif DATASET in there and path.name != DATASET:
             things.fingerprints[name] = Activations.open(path)
-        elif (path / HEAL).exists() or path.name == HEAL:
+        elif HEAL in there:
             things.healings[name] = healings.read(path)
-        elif (path / TRACE).exists():
+        elif TRACE in there and path.name != TRACE:
             things.traces[name] = Trace.open(path)
-        elif (path / EVAL).exists() or path.name == EVAL:
+        elif EVAL in there:
             things.evaluations[name] = stored.read(path)
             things.folders[name] = path if path.is_dir() else path.parent
         elif (kind := _kind_of(path)) in by_layer:
