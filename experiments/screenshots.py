@@ -39,12 +39,13 @@ def chromium() -> str | None:
 
 
 def taken(browser: Any, page: Path, shot: Shot) -> bytes:
-    """A picture of the whole length of the page, as PNG."""
+    """A picture of the whole length of the page but its footer, whose commands name folders, as PNG."""
     size = {"width": shot.width, "height": 800}
     context = browser.new_context(viewport=size, color_scheme=shot.colours)
     window = context.new_page()
     window.goto(f"file://{page.absolute()}#{shot.address}")
     window.wait_for_selector("main figure svg")
+    window.locator("footer").evaluate("footer => footer.remove()")
     picture: bytes = window.locator("body").screenshot()
     context.close()
     return picture
