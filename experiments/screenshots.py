@@ -7,6 +7,8 @@ Each view is taken light, and the first one dark and as narrow as a phone too. I
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +40,20 @@ def chromium() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@contextmanager
+def browsing() -> Iterator[Any]:
+    """A browser without a window. FileNotFoundError where no Chromium is installed."""
+    from playwright.sync_api import sync_playwright
+
+    if (found := chromium()) is None:
+        raise FileNotFoundError("no Chromium is installed: install the package chromium")
+    with sync_playwright() as playwright:
+        # In a container that is run as root there is no sandbox within it.
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 def taken(browser: Any, page: Path, shot: Shot) -> bytes:
     """A picture of the whole length of the page but its footer, whose commands name folders, as PNG."""
     size = {"width": shot.width, "height": 800}
@@ -56,18 +72,14 @@ def taken(browser: Any, page: Path, shot: Shot) -> bytes:
 @click.argument("out", type=click.Path(path_type=Path))
 def main(page: Path, out: Path) -> None:
     """Write the pictures into a folder."""
-    from playwright.sync_api import sync_playwright
-
-    if (found := chromium()) is None:
+    if chromium() is None:
         raise click.ClickException("no Chromium is installed: install the package chromium")
     out.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with browsing() as browser:
         for shot in SHOTS:
             picture = taken(browser, page, shot)
             (out / f"{shot.name}.png").write_bytes(picture)
             click.echo(f"{out / shot.name}.png: {len(picture):,} bytes")
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import gptoss_jax as gj
-from experiments.screenshots import Shot, chromium, taken
+from experiments.screenshots import Shot, browsing, chromium, taken
 from gptoss_jax.config import TINY
 from gptoss_jax.selection.origin import Origin
 
@@ -24,7 +24,6 @@ from .made_up import Finished
 from .test_page import HOSTILE, read
 
 pytestmark = pytest.mark.slow
-CHROMIUM = chromium()
 VIEWS = ("overview", "tradeoff", "compare", "expert?layer=2&expert=5", "answers?than_trace=pruned")
 L, E = TINY.num_layers, TINY.num_experts
 LOOKED = Path(__file__).parent / "golden" / "page"
@@ -39,15 +38,10 @@ LOOKS = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
+    if chromium() is None:
         pytest.skip("no Chromium here")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # In a container that is run as root there is no sandbox within it.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with browsing() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from gptoss_jax.run.profile import Profile
 from gptoss_jax.statistics.store import Sums
 from gptoss_jax.statistics.sums import DECLARED, GATE_BINS, Statistics
 
-from ..screenshots import chromium
+from ..screenshots import browsing, chromium
 
 DOMAINS, FOLDS, PROMPTS, TOKENS = 12, 10, 50, 400
 
@@ -84,19 +84,14 @@ def trace(config: Config, folder: Path) -> None:
 
 def opened(file: Path) -> float:
     """Seconds until both plots of the overview are there; NaN where there is no browser."""
-    if (found := chromium()) is None:
+    if chromium() is None:
         return float("nan")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with browsing() as browser:
         window = browser.new_page()
         start = time.perf_counter()
         window.goto(f"file://{file}")
         window.wait_for_selector("#concentration svg")
-        took = time.perf_counter() - start
-        browser.close()
-    return took
+        return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from gptoss_jax.network.batch import Batch
 from gptoss_jax.network.source import Masked, Source, load
 from gptoss_jax.run.choose import resident_mesh
 from gptoss_jax.run.options import Placing
+from gptoss_jax.selection.keep_sets import are_kept
 
 from ..nano import evaluate
 from ..nano.corpus import prompt_and_reply
@@ -83,8 +84,7 @@ class Judge:
         return found
 
     def _divergence(self, keep_sets: Sequence[Sequence[int]], values: Values) -> np.ndarray:
-        E = self.source.config.num_experts
-        kept_LE = np.array([np.isin(np.arange(E), kept) for kept in keep_sets])
+        kept_LE = are_kept(keep_sets, self.source.config.num_experts)
         batches = [
             replace(batch, kept=np.broadcast_to(kept_LE, (batch.shape[0], *kept_LE.shape))) for batch in self.batches
         ]

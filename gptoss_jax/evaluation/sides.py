@@ -12,7 +12,7 @@ from ..network.source import Source
 from ..run.judging import Judging
 from ..run.options import Data, Placing
 from ..run.reading import Wanted
-from ..selection.keep_sets import KeepSets
+from ..selection.keep_sets import KeepSets, are_kept
 from .baseline import StoredBaseline
 from .passes import Variants
 
@@ -63,7 +63,7 @@ def sides(request: Request, open_source: OpenSource) -> Sides:
     wanted = {}
     for name, keep_sets in request.keep_sets.items():
         keep_sets.check(source.config, name)
-        wanted[name] = np.array([np.isin(np.arange(everything.shape[1]), kept) for kept in keep_sets.layers])
+        wanted[name] = are_kept(keep_sets.layers, source.config.num_experts)
     baseline: Source | StoredBaseline | None = None
     if request.baseline is not None:
         baseline = StoredBaseline.open(request.baseline) or open_source(str(request.baseline))

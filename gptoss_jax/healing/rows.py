@@ -20,6 +20,7 @@ from ..network.batch import Batch
 from ..network.source import Source
 from ..run.options import Data
 from ..run.reading import read, tokenizer_of
+from ..selection.keep_sets import are_kept
 from .loss import Loss
 
 FEWEST = 2  # rows that are held out: an interval needs as many
@@ -63,7 +64,7 @@ def make_rows(
         raise DataError(f"no row is of domain {min(absent)}: there are {', '.join(sorted({r.domain for r in every}))}")
     learnt = [row for row in every if not is_held_out(row) and (not data.domain or row.domain in data.domain)]
     held = [row for row in every if is_held_out(row)]
-    E, length = source.config.num_experts, data.max_seq_length
+    length = data.max_seq_length
 
     def encode(rows: Sequence[Row]) -> list[Document]:
         documents = tokens.encode(
@@ -80,7 +81,7 @@ def make_rows(
     fitting, looked_at = encode(learnt), encode(held)
     _check(data, held, fitting, looked_at)
     size = -(-(batch_size or max(1, STEP_TOKENS // length)) // multiple) * multiple
-    kept_LE = np.array([np.isin(np.arange(E), of_layer) for of_layer in kept])
+    kept_LE = are_kept(kept, source.config.num_experts)
     side_by_side = [_filled(batch, size) for batch in batching.side_by_side(fitting, size, length)]
     one_each = batching.padded(looked_at, size, length)
     return Rows(

@@ -15,7 +15,7 @@ from ..healing import job
 from ..healing.card import section
 from ..healing.job import Healing, Request
 from ..network.source import Source
-from ..run.distilling import distilled
+from ..run.distilling import HEAL, distilled
 from ..run.job import join
 from ..run.options import Writing, taken
 from ..run.progress import Progress
@@ -24,7 +24,7 @@ from .checkpoints import checkpoint_of
 from .judging import named_keep_sets
 from .model import Model, as_model
 
-FILE, SEVERAL = "heal.json", "set"
+SEVERAL = "set"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _written(
         format=writing.format,  # type: ignore[arg-type]
         max_shard_bytes=writing.max_shard_size,
         overwrite=overwrite,
-        healed=cut.Healed(healing.values, section(healing), {FILE: healing.to_json().encode()}),
+        healed=cut.Healed(healing.values, section(healing), {HEAL: healing.to_json().encode()}),
         progress=progress,
     )
 

@@ -77,7 +77,6 @@ def _trace_of(
 
     return {
         "name": name,
-        "model": trace.info.get("model", ""),
         "prompts": len(trace),
         "ids": [prompt.prompt_id for prompt in some],
         "tokens": lengths,
@@ -98,8 +97,8 @@ def check_tokenizer(traces: Mapping[str, Trace], found: str, model: str) -> None
 
 
 def replies_of(folder: AnyPath | None) -> list[dict[str, Any]]:
-    """What each model replied to the first questions of an evaluation: objects with the question's `id` and `domain`,
-    and `said`, by model, the baseline under the empty name. Empty where nothing was asked."""
+    """What each model replied to the first questions of an evaluation: objects with the question's `id`, and `said`, by
+    model, the baseline under the empty name. Empty where nothing was asked."""
     if folder is None:
         return []
     file = folder / REPLIES
@@ -114,7 +113,7 @@ def replies_of(folder: AnyPath | None) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             reply = json.loads(line)
-            question = {"id": str(reply["id"] or reply["row"]), "domain": str(reply["domain"]), "said": {}}
+            question = {"id": str(reply["id"] or reply["row"]), "said": {}}
             of = questions.setdefault(int(reply["row"]), question)
             of["said"][str(reply["model"] or "")] = str(reply["text"])
         except (ValueError, KeyError, TypeError) as error:

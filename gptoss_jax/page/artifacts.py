@@ -1,13 +1,12 @@
 """What a page is made of: files and folders that the other commands wrote, each told by what it says of itself."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..config import PRESETS
-from ..errors import InputError, ProfileError, plain, reason, refusal
+from ..errors import InputError, ProfileError, plain
 from ..evaluation import stored
 from ..evaluation.stored import EVAL
 from ..evaluation.summary import Summary
@@ -16,15 +15,13 @@ from ..fingerprints.folder import INFO as DATASET
 from ..fingerprints.folder import Activations
 from ..routing.traces import TRACE, Trace
 from ..run.artifacts import INFO
+from ..run.distilling import HEAL
 from ..run.profile import Profile
 from ..selection.keep_sets import KeepSets
 from ..selection.ranking import Ranking
 from . import healings
-from .healings import HEAL
 
 KINDS = "a profile, an activation dataset, a trace, an evaluation, a healed checkpoint, a keep.json, or a ranking"
-
-
 # What may be given open, with its name on the page, and the field of `Things` that it belongs to.
 OPEN: dict[type, tuple[str, str]] = {
     Profile: ("profile", "profiles"),
@@ -94,23 +91,11 @@ def opened(given: Sequence[Any]) -> Things:
             _add(things, one)
     places = [place(one) for one in given if is_path(one)]
     for name, path in zip(_names(places), places, strict=True):
-        with storage_errors(path):
-            there = {file for file in (INFO, DATASET, HEAL, TRACE, EVAL) if path.name == file or (path / file).exists()}
-        if INFO in there and path.name != INFO:
-            things.profiles[name] = Profile.open(path)
-        elif DATASET in there and path.name != DATASET:
-            things.fingerprints[name] = Activations.open(path)
-        elif HEAL in there:
-            things.healings[name] = healings.read(path)
-        elif TRACE in there and path.name != TRACE:
-            things.traces[name] = Trace.open(path)
-        elif EVAL in there:
-            things.evaluations[name] = stored.read(path)
-            things.folders[name] = path if path.is_dir() else path.parent
-        elif (kind := _kind_of(path)) in by_layer:
-            by_layer[kind][name] = path
-        else:
+        if _read(things, name, path):
+            continue
+        if (kind := _kind_of(path)) not in by_layer:
             raise InputError(f"{path}: is nothing that a page shows: give {KINDS}")
+        by_layer[kind][name] = path
     if not (things.profiles or things.fingerprints):
         named = ", ".join(map(str, places)) or "what is given"
         raise ProfileError(f"no profile among {named}: give one, whose experts the page shows")
@@ -122,6 +107,26 @@ def opened(given: Sequence[Any]) -> Things:
     things.keep_sets |= {name: KeepSets.read(path, config) for name, path in by_layer[KeepSets.kind].items()}
     things.rankings |= {name: Ranking.read(path, config) for name, path in by_layer[Ranking.kind].items()}
     return things
+
+
+def _read(things: Things, name: str, path: AnyPath) -> bool:
+    """Whether it is something that a file of its own tells, which is then among the things."""
+    with storage_errors(path):
+        inside = {file for file in (INFO, DATASET, HEAL, TRACE, EVAL) if (path / file).exists()}
+    if INFO in inside:
+        things.profiles[name] = Profile.open(path)
+    elif DATASET in inside:
+        things.fingerprints[name] = Activations.open(path)
+    elif HEAL in inside or path.name == HEAL:
+        things.healings[name] = healings.read(path)
+    elif TRACE in inside:
+        things.traces[name] = Trace.open(path)
+    elif EVAL in inside or path.name == EVAL:
+        things.evaluations[name] = stored.read(path)
+        things.folders[name] = path if path.is_dir() else path.parent
+    else:
+        return False
+    return True
 
 
 def _add(things: Things, one: Any) -> None:
@@ -157,13 +162,7 @@ def _kind_of(path: AnyPath) -> str:
             raise InputError(f"{path}: no such file or folder: give {KINDS}")
         if path.is_dir() or path.suffix != ".json":
             return ""
-    try:
-        with storage_errors(path):
-            said = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({refusal(error)})") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({reason(error)}): give {KINDS}") from None
+    said = healings.json_of(path, f"give {KINDS}")
     return str(said.get("kind", "")) if isinstance(said, dict) else ""
 
 

@@ -9,8 +9,8 @@ from ..reports.markdown import THIN
 from ..run.profile import Profile
 from ..selection.criteria import CRITERIA
 from ..selection.intervals import LEVEL, intervals
-from ..selection.keep_sets import KeepSets
-from ..selection.origin import Origin
+from ..selection.keep_sets import KeepSets, are_kept
+from ..selection.origin import UNKNOWN
 from ..selection.ranking import Ranking
 from ..statistics.tables import Columns
 from .packing import Packed
@@ -81,25 +81,15 @@ def _partners(coactivation: np.ndarray | None, packed: Packed) -> dict[str, Any]
 
 
 def keep_sets_of(name: str, sets: KeepSets, num_experts: int, packed: Packed) -> dict[str, Any]:
-    """Keep-sets: which stay, [L, E], and all that their file says of why."""
+    """Keep-sets: which stay, [L, E], where they are from, why each stays, and their file."""
     return {
         "name": name,
-        "kept": packed.add(are_kept(sets, num_experts), "u1"),
+        "kept": packed.add(are_kept(sets.layers, num_experts), "u1"),
         "numbers": [*map(len, sets.layers)],
         "origin": str(sets.origin),
-        "criterion": sets.origin.criterion,
-        "rule": sets.origin.rule,
         "reasons": sets.reasons,
-        "tried": sets.tried,
-        "elsewhere": sets.elsewhere,
-        "fingerprint": sets.origin.model_fingerprint,
-        "file": sets.to_json() if sets.origin != Origin() else None,
+        "file": sets.to_json() if sets.origin != UNKNOWN else None,
     }
-
-
-def are_kept(sets: KeepSets, num_experts: int) -> np.ndarray:
-    """Whether each expert stays, bool [L, E]."""
-    return np.array([np.isin(np.arange(num_experts), layer) for layer in sets.layers])
 
 
 def ranking_of(name: str, ranking: Ranking, packed: Packed) -> dict[str, Any]:
@@ -112,7 +102,6 @@ def ranking_of(name: str, ranking: Ranking, packed: Packed) -> dict[str, Any]:
 
 
 def words() -> dict[str, Any]:
-    """What the page says of criteria, of replies and of intervals."""
-    helps = {name: one.help for name, one in CRITERIA.items()}
+    """What the page says of replies, of intervals and of few tokens."""
     of_replies = {name: label for name, (label, is_share) in COLUMNS.items() if is_share}
-    return {"helps": helps, "of_replies": of_replies, "level": LEVEL, "thin": THIN}
+    return {"of_replies": of_replies, "level": LEVEL, "thin": THIN}

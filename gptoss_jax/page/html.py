@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from html import escape
 from importlib.resources import files
 from typing import Any
 
@@ -29,9 +30,9 @@ def page(title: str, said: Mapping[str, Any], packed: Packed) -> str:
     )
     parts = {
         "policy": policy,
-        "title": _escaped(title),
+        "title": escape(title),
         "styles": _asset("page.css"),
-        "licences": _escaped(_asset("LICENSES.txt")),
+        "licences": escape(_asset("LICENSES.txt")),
         "said": _in_script(json.dumps(said, allow_nan=False, separators=(",", ":"))),
         "arrays": packed.text(),
         "programs": "\n".join(f"<script>{program}</script>" for program in programs),
@@ -48,10 +49,6 @@ def _asset(name: str) -> str:
 
 def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
 def _in_script(text: str) -> str:

@@ -9,9 +9,9 @@ from ..errors import OptionError
 from ..evaluation.summary import Summary
 from ..run.profile import Profile
 from ..selection.criteria import scores
-from ..selection.keep_sets import KeepSets
+from ..selection.keep_sets import KeepSets, are_kept
 from ..selection.mixes import Mix
-from .experts import are_kept, criteria_of
+from .experts import criteria_of
 
 INCH = 2.54  # cm
 WIDTH, ROW, CURVES = 16 / INCH, 0.42 / INCH, 8 / INCH  # of a figure; the height of a layer, and that of curves
@@ -27,7 +27,7 @@ def experts(profile: Profile, criterion: str = "reap", domain: Mix = None, keep_
     share_LE = score_LE / np.maximum(score_LE.max(1, keepdims=True), np.finfo(float).tiny)
     L, E = share_LE.shape
     never_LE = columns["count"] == 0
-    alpha_LE = np.ones((L, E)) if keep_sets is None else 0.25 + 0.75 * are_kept(keep_sets, E)
+    alpha_LE = np.ones((L, E)) if keep_sets is None else 0.25 + 0.75 * are_kept(keep_sets.layers, E)
     figure, axes = _figure(ROW * L + 3 / INCH)
     shown = np.ma.masked_array(share_LE, never_LE)
     image = axes.imshow(shown, cmap="cividis", vmin=0, vmax=1, aspect="auto", alpha=alpha_LE, interpolation="nearest")
@@ -67,7 +67,7 @@ def mass(profile: Profile, domain: Mix = None, keep_sets: Mapping[str, KeepSets]
         axes.plot(range(E + 1), [1, *1 - held_LE.mean(0)], label=criterion, linewidth=1)
     axes.plot([0, E], [1, 0], color=GREY, linestyle="--", linewidth=0.8, label="random, expected")
     for name, sets in (keep_sets or {}).items():
-        gone = 1 - (share_LE * are_kept(sets, E)).sum(1).mean()
+        gone = 1 - (share_LE * are_kept(sets.layers, E)).sum(1).mean()
         at = float(np.mean([*map(len, sets.layers)]))
         axes.plot([at], [gone], marker="D", color="black", markersize=4)
         axes.annotate(name, (at, gone), xytext=(5, 0), textcoords="offset points", fontsize=7, va="center")

@@ -7,6 +7,7 @@ from ..errors import OptionError
 from .kinds import COUNTED, one_of, real, whole
 from .options import Data, Options, Placing, declared_options, option, taken
 
+HEAL = "heal.json"  # what a healing leaves beside its checkpoint
 # Where none is given: what was found best for nano, by what is trained, and nano's hidden_size.
 RATES, NANO_WIDTH = {"router": 1e-2, "small": 3e-3}, 160
 PASSES = ("routers", "biases")  # of --reconstruct, in their order

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
+
+import numpy as np
 
 from ..config import Config
 from ..errors import RankingError
@@ -11,6 +14,11 @@ from .by_layer import ByLayer
 
 Lost = dict[str, list[float]]
 """Of domains, by their names, the KL of the whole model, in nats a token, with the ends of its interval."""
+
+
+def are_kept(layers: Sequence[Sequence[int]], num_experts: int) -> np.ndarray:
+    """Whether each expert of each layer is among those that stay, bool [L, E]."""
+    return np.array([np.isin(np.arange(num_experts), kept) for kept in layers])
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ function stripOf(prompt, at, differ, name) {
 
 /** Which experts a token chose in each layer, and with which gates. */
 function routesOf(prompt, token) {
-  const { layers, experts, top_k: k } = page.said.sizes;
+  const { layers, top_k: k } = page.said.sizes;
   const piece = page.said.pieces[prompt.pieces[token]] ?? "";
   const title = `Token ${token}, ${JSON.stringify(piece)}, in ${prompt.trace.name}`;
   if (token >= prompt.known) {
@@ -113,12 +113,10 @@ function routesOf(prompt, token) {
   }));
   const draw = (width) =>
     Plot.plot({
+      ...gridOf(),
       width,
       height: Math.max(120, Math.min(520, 40 + layers * 16)),
-      marginLeft: 40,
       padding: 0.1,
-      x: { label: "expert", domain: d3.range(experts), tickFormat: (e) => (e % (experts > 40 ? 8 : 4) ? "" : e) },
-      y: { label: "layer", domain: d3.range(layers), tickFormat: (l) => (l % (layers > 12 ? 4 : 1) ? "" : l) },
       color: { scheme: "Cividis", domain: [0, 1], legend: true, label: "gate" },
       ariaLabel: "Experts and gates of the token",
       marks: [Plot.cell(cells, { x: "expert", y: "layer", fill: "gate" })],

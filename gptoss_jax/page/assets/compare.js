@@ -7,8 +7,8 @@ function compare(at) {
   const shared = both[0].filter((name) => both[1].includes(name));
   const criterion = shared.includes(at.criterion) ? at.criterion : shared[0];
   if (!criterion) return [element("p", {}, "These two have no criterion in common: choose others.")];
-  const [one, other] = sides.map((side) => scoresOf({ ...at, ...side, criterion, scale: "plain" }));
-  const { layers, experts } = page.said.sizes;
+  const [one, other] = sides.map((side) => scoresOf({ ...at, ...side, criterion }));
+  const { experts } = page.said.sizes;
   const cells = Array.from(one.scores, (score, n) => {
     const known = one.counts[n] && other.counts[n];
     const half = Math.hypot(one.halves[n], other.halves[n]);
@@ -18,12 +18,9 @@ function compare(at) {
   const most = d3.max(cells, (cell) => Math.abs(cell.difference)) || 1;
   const draw = (width) =>
     Plot.plot({
+      ...gridOf(),
       width,
-      height: Math.max(180, Math.min(620, 40 + layers * Math.max(8, Math.min(18, (width - 60) / experts)))),
-      marginLeft: 40,
-      padding: 0,
-      x: { label: "expert", domain: d3.range(experts), tickFormat: (e) => (e % (experts > 40 ? 8 : 4) ? "" : e) },
-      y: { label: "layer", domain: d3.range(layers), tickFormat: (l) => (l % (layers > 12 ? 4 : 1) ? "" : l) },
+      height: heightOf(width),
       color: { scheme: "PuOr", domain: [-most, most], legend: true, label: `difference in ${one.criterion}` },
       ariaLabel: "Heat map of differences",
       marks: [

@@ -50,6 +50,12 @@ function originOf(sets) {
   return sets.origin.replaceAll("`", "");
 }
 
+/** Says of a layer and an expert whether the keep-sets have it. */
+function staysIn(sets) {
+  const { values, shape } = arrayOf(sets.kept);
+  return (layer, expert) => values[layer * shape[1] + expert] === 1;
+}
+
 function groupName(group) {
   return group === "" ? "all rows" : group;
 }

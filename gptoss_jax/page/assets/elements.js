@@ -12,7 +12,8 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** A choice of one of several, with its label. Options are [value, text] or texts. */
+/** A choice of one of several, with its label. Options are [value, text] or texts; the first stands where none is the
+ * value. */
 function choiceOf(label, name, options, value) {
   const id = `choose-${name}`;
   const pairs = options.map((option) => (Array.isArray(option) ? option : [option, option]));

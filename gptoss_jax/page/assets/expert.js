@@ -91,8 +91,9 @@ function stays(of, layer, id) {
     return [ranking.name, place === 1 ? "goes last" : `goes when fewer than ${place} stay`, "–", originOf(ranking)];
   });
   const sets = page.said.keep_sets.map((sets) => {
-    const kept = arrayOf(sets.kept).values[layer * experts + id] === 1;
-    const at = d3.range(experts).filter((e) => arrayOf(sets.kept).values[layer * experts + e]).indexOf(id);
+    const has = staysIn(sets);
+    const kept = has(layer, id);
+    const at = d3.range(experts).filter((e) => has(layer, e)).indexOf(id);
     return [sets.name, kept ? "stays" : "goes", (kept && sets.reasons?.[layer]?.[at]) || "–", originOf(sets)];
   });
   const lead = `By ${of.criterion} over ${groupName(of.group)} it is kept where ${placeOf(of, layer, id)} or more of `;

@@ -63,6 +63,28 @@ function pictured(plot) {
   return plot;
 }
 
+/** The plot itself, which stands behind its legend. */
+function svgOf(plot) {
+  return plot.matches("svg") ? plot : plot.querySelector("svg:last-of-type");
+}
+
+/** What plots of layers by experts have in common. */
+function gridOf() {
+  const { layers, experts } = page.said.sizes;
+  return {
+    marginLeft: 40,
+    padding: 0,
+    x: { label: "expert", domain: d3.range(experts), tickFormat: (e) => (e % (experts > 40 ? 8 : 4) ? "" : e) },
+    y: { label: "layer", domain: d3.range(layers), tickFormat: (l) => (l % (layers > 12 ? 4 : 1) ? "" : l) },
+  };
+}
+
+/** As high as the layers of a heat map need. */
+function heightOf(width) {
+  const { layers, experts } = page.said.sizes;
+  return Math.max(180, Math.min(620, 40 + layers * Math.max(8, Math.min(18, (width - 60) / experts))));
+}
+
 /** Points with a place for the label of each: those of the same n stand no nearer to one another than `gap`. */
 function labelled(points, name, gap) {
   return d3.groups(points, (point) => point.n).flatMap(([, same]) => {
@@ -103,7 +125,7 @@ function save(name, type, content) {
 
 /** The plot's SVG as a file of its own: with the colours and fonts that it takes from the page. */
 function standing(plot) {
-  const svg = (plot.matches("svg") ? plot : plot.querySelector("svg:last-of-type")).cloneNode(true);
+  const svg = svgOf(plot).cloneNode(true);
   const style = getComputedStyle(document.body);
   svg.setAttribute("xmlns", "http://www.w3.org/2000/svg");
   svg.setAttribute("style", `color: ${style.color}; background: ${style.backgroundColor}; font-family: sans-serif`);
@@ -112,7 +134,7 @@ function standing(plot) {
 
 function savePicture(name, plot) {
   const text = standing(plot);
-  const box = (plot.matches("svg") ? plot : plot.querySelector("svg:last-of-type")).getBoundingClientRect();
+  const box = svgOf(plot).getBoundingClientRect();
   const picture = new Image();
   picture.onload = () => {
     const canvas = element("canvas", { width: 2 * box.width, height: 2 * box.height });

@@ -33,8 +33,7 @@ function show() {
   document.getElementById("views").replaceChildren(...links);
   const choices = view.choices.map((name) => {
     const [label, options] = optionsOf(name, at);
-    const pairs = options.map((option) => (Array.isArray(option) ? option : [option, option]));
-    return pairs.length > 1 ? choiceOf(label, name, pairs, at[name] ?? pairs[0][0]) : null;
+    return options.length > 1 ? choiceOf(label, name, options, at[name]) : null;
   });
   document.getElementById("choices").replaceChildren(...choices.filter((choice) => choice !== null));
   document.getElementById("main").replaceChildren(...view.show(at));

@@ -20,15 +20,14 @@ function scoresOf(at) {
     scores: partOf(scores, criterion, group),
     halves: partOf(halves, criterion, group),
     counts: partOf(counts, group),
-    scaled: scaledOf(at.scale, profile, scores, criterion, group),
   };
 }
 
 /** The scores as the heat map has them. */
-function scaledOf(scale, profile, scores, criterion, group) {
+function scaledOf(scale, of) {
   const { layers, experts } = page.said.sizes;
-  const own = partOf(scores, criterion, group);
-  const scaled = Float64Array.from(own);
+  const overGroup = (g) => partOf(arrayOf(of.profile.scores), of.profile.criteria.indexOf(of.criterion), g);
+  const scaled = Float64Array.from(of.scores);
   if (scale === "layer") {
     for (let layer = 0; layer < layers; layer++) {
       const of = scaled.subarray(layer * experts, (layer + 1) * experts);
@@ -36,10 +35,10 @@ function scaledOf(scale, profile, scores, criterion, group) {
       if (most > 0) of.forEach((value, n) => (of[n] = value / most));
     }
   } else if (scale === "all") {
-    const all = partOf(scores, criterion, 0);
+    const all = overGroup(0);
     scaled.forEach((value, n) => (scaled[n] = all[n] ? value / all[n] : NaN));
   } else if (scale === "domain") {
-    const each = profile.groups.slice(1).map((_, n) => partOf(scores, criterion, n + 1));
+    const each = of.profile.groups.slice(1).map((_, n) => overGroup(n + 1));
     scaled.forEach((value, n) => {
       const sum = each.reduce((total, of) => total + of[n], 0);
       scaled[n] = sum ? value / sum : NaN;
@@ -61,24 +60,19 @@ function overview(at) {
 }
 
 function heatMap(at, of) {
-  const { layers, experts } = page.said.sizes;
-  const kept = at.keep ? arrayOf(named("keep_sets", at.keep).kept).values : null;
-  const cells = Array.from(of.scaled, (value, n) => ({
-    layer: Math.floor(n / experts),
-    expert: n % experts,
-    value,
-    count: of.counts[n],
-    stays: kept ? kept[n] === 1 : true,
-  }));
+  const { experts } = page.said.sizes;
+  const stays = at.keep ? staysIn(named("keep_sets", at.keep)) : () => true;
+  const scaled = scaledOf(at.scale, of);
+  const cells = Array.from(scaled, (value, n) => {
+    const [layer, expert] = [Math.floor(n / experts), n % experts];
+    return { layer, expert, value, count: of.counts[n], stays: stays(layer, expert) };
+  });
   const chosenCell = () => cells[Number(chosen().layer) * experts + Number(chosen().expert)];
   const draw = (width) =>
     Plot.plot({
+      ...gridOf(),
       width,
-      height: Math.max(180, Math.min(620, 40 + layers * Math.max(8, Math.min(18, (width - 60) / experts)))),
-      marginLeft: 40,
-      padding: 0,
-      x: { label: "expert", domain: d3.range(experts), tickFormat: (e) => (e % (experts > 40 ? 8 : 4) ? "" : e) },
-      y: { label: "layer", domain: d3.range(layers), tickFormat: (l) => (l % (layers > 12 ? 4 : 1) ? "" : l) },
+      height: heightOf(width),
       color: { scheme: "Cividis", legend: true, label: scaleName(at.scale, of), zero: true },
       ariaLabel: "Heat map of layers and experts",
       marks: [
@@ -101,7 +95,7 @@ function heatMap(at, of) {
         Plot.cell([chosenCell()], { x: "expert", y: "layer", stroke: "currentColor", strokeWidth: 2 }),
       ],
     });
-  const figure = figureOf("Experts by layer", "experts", draw, tableOfScores(of), noteOf(at));
+  const figure = figureOf("Experts by layer", "experts", draw, tableOfScores(of, scaled), noteOf(at));
   walk(figure.querySelector(".plot"), cells);
   return figure;
 }
@@ -116,11 +110,11 @@ function noteOf(at) {
   return `Arrow keys and clicks choose an expert, Enter opens it. ${marks}${dropped}`;
 }
 
-function tableOfScores(of) {
+function tableOfScores(of, scaled) {
   const { experts } = page.said.sizes;
   const rows = Array.from(of.scores, (score, n) => {
     const half = of.halves[n];
-    return [Math.floor(n / experts), n % experts, of.counts[n], score, score - half, score + half, of.scaled[n]];
+    return [Math.floor(n / experts), n % experts, of.counts[n], score, score - half, score + half, scaled[n]];
   });
   return { columns: ["layer", "expert", "tokens", of.criterion, "low", "high", "shown"], rows };
 }
@@ -154,7 +148,7 @@ function walk(place, cells) {
 
 /** Which bands of a plot's axes are clicked at, whatever lies above them there. */
 function bandsAt(plot, event) {
-  const svg = plot.matches("svg") ? plot : plot.querySelector("svg:last-of-type");
+  const svg = svgOf(plot);
   const box = svg.getBoundingClientRect();
   const unit = svg.viewBox.baseVal.width / box.width;
   const places = { x: (event.clientX - box.left) * unit, y: (event.clientY - box.top) * unit };

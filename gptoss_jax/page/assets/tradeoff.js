@@ -48,8 +48,7 @@ function massDropped(of) {
   );
   const random = d3.range(experts + 1).map((n) => ({ name: "random, expected", n, share: 1 - n / experts }));
   const sets = page.said.keep_sets.map((one) => {
-    const kept = arrayOf(one.kept).values;
-    return { name: one.name, n: d3.mean(one.numbers), share: dropped(of_group, (l, e) => kept[l * experts + e] === 1) };
+    return { name: one.name, n: d3.mean(one.numbers), share: dropped(of_group, staysIn(one)) };
   });
   const draw = (width) =>
     Plot.plot({
@@ -101,12 +100,10 @@ function lossByGroup(of) {
 function setsBeside(of) {
   const sets = page.said.keep_sets;
   if (!sets.length) return element("p", { class: "note" }, "No keep-sets were given: none stand side by side.");
-  const { experts } = page.said.sizes;
   const { profile } = of;
   const masses = arrayOf(profile.masses);
   const rows = sets.map((one) => {
-    const kept = arrayOf(one.kept).values;
-    const has = (layer, e) => kept[layer * experts + e] === 1;
+    const has = staysIn(one);
     return [one.name, d3.mean(one.numbers), originOf(one), ...profile.groups.map((_, g) => dropped(partOf(masses, g), has))];
   });
   const columns = ["keep-sets", "experts", "chosen", ...profile.groups.map((group) => `${groupName(group)} goes`)];
@@ -142,10 +139,7 @@ function tailRisk(of) {
   const orders = d3.range(layers).map((layer) => rankingOf(of.scores, of.counts, layer));
   const places = orders.map((order) => order.reduce((at, e, n) => ((at[e] = n), at), new Uint16Array(experts)));
   const ranked = d3.range(experts + 1).map((n) => ({ name: of.criterion, n, ...gone((layer, e) => places[layer][e] < n) }));
-  const sets = page.said.keep_sets.map((one) => {
-    const kept = arrayOf(one.kept).values;
-    return { name: one.name, n: d3.mean(one.numbers), ...gone((layer, e) => kept[layer * experts + e] === 1) };
-  });
+  const sets = page.said.keep_sets.map((one) => ({ name: one.name, n: d3.mean(one.numbers), ...gone(staysIn(one)) }));
   const draw = (width) =>
     Plot.plot({
       width,
