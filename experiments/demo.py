@@ -5,8 +5,8 @@
 Profiles nano by family of tasks, and keeps half of its experts for one family: those that REAP ranks best, those that
 elimination leaves, the same with healed routers, and a random half. All stand beside the full model on questions
 that neither the training nor any choice saw: exact match of the answers that they generate, and perplexity of the right
-replies, on the family and on all others. Last of all it makes a page of the profile, the keep-sets, and some replies of
-all experts and of half of them, token by token.
+replies, on the family and on all others. Last of all it makes a page of the profile, the keep-sets, what they
+cost by family, the healing, and some replies of all experts and of half of them, token by token.
 """
 
 import os
@@ -74,19 +74,22 @@ def main(out: Path, family: str, keep: str) -> None:
         click.echo(f"{name:22}{exact}{perplexity}{size:8.2f}")
     click.echo(f"\nCheckpoint: {healed.folder}, its card: {out / 'healed' / 'README.md'}")
     asked = [one.question for one in questions if one.family == family][:ON_THE_PAGE]
+    write_rows(out / "evaluation.jsonl", nano, questions)
+    measured = {"whole_rows": True, "seq_len": (LENGTH,), "domain_column": "family", "dtype": "float32"}
+    gj.evaluate(model, out / "evaluation.jsonl", keep_sets=sets, out=out / "eval", overwrite=True, **measured)
     click.echo(f"Page, for a browser: {page(out, model, sets, asked)}")
 
 
 def page(out: Path, model: gj.Model, sets: dict[str, gj.KeepSets], asked: list[str]) -> Path:
-    """The page of the profile in `out` and of keep-sets, with replies of all experts and of those that elimination
-    left."""
+    """The page of the profile, the evaluation and the healing in `out` and of keep-sets, with replies of all experts and
+    of those that elimination left."""
     files = [out / f"{name.replace(' ', '-')}.json" for name in sets]
     for file, kept in zip(files, sets.values(), strict=True):
         kept.write(file, overwrite=True)
     left = gj.open(NANO).masked(sets["greedy_cosine"])
     for name, replying in (("all-experts", model), ("half-of-them", left)):
         gj.generate(replying, asked, trace=out / name, overwrite=True, temperature=0.0)
-    things = [out / "profile", *files, out / "all-experts", out / "half-of-them"]
+    things = [out / "profile", *files, *(out / name for name in ("eval", "healed", "all-experts", "half-of-them"))]
     return Path(str(gj.report(*things, model=model, out=out / "page.html", overwrite=True)))
 
 

@@ -29,7 +29,14 @@ def _make(model: str) -> None:
     sets = ["keep.json", "random.json"]
     for file, criterion in zip(sets, ("reap", "random"), strict=True):
         gj.select(profile, 4, criterion, out=file)
-    asked = {"keep": "all", "seq_len": (16,), "replies": 3, "max_new_tokens": 5, "dtype": "float32"}
+    asked = {
+        "keep": "all",
+        "domain_column": "domain",
+        "seq_len": (16,),
+        "replies": 3,
+        "max_new_tokens": 5,
+        "dtype": "float32",
+    }
     others = [row | {"text": row["text"].replace("Adding", "Summing")} for row in ROWS]
     gj.evaluate(model, others, keep_sets=sets, out="eval", **asked)
     say = {"temperature": 0.0, "max_new_tokens": 6, "dtype": "float32"}

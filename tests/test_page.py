@@ -84,7 +84,7 @@ def page(made: Path) -> Path:
 def test_scores_and_intervals_are_those_of_the_profile(page: Path, made: Path) -> None:
     said, array = read(page)
     profile = gj.Profile.open(made / "profile")
-    (one,) = said["profiles"]
+    one = said["profiles"][0]
     assert one["groups"] == ["", "a", "b"] and one["tokens"][0] == profile.info["kept_tokens"] == sum(one["tokens"][1:])
     names = one["criteria"]
     assert {"reap", "frequency"} <= {*names} and "random" not in names and "aimer" not in names
@@ -154,6 +154,54 @@ def test_tokens_choose_what_their_trace_says(page: Path, made: Path, tiny_mxfp4:
         np.testing.assert_allclose(array(of["gates"]) / answers.GATE_STEPS, gates, atol=0.5001 / answers.GATE_STEPS)
 
 
+def test_choices_of_a_trace_are_a_profile_by_segment(page: Path, made: Path, tmp_path: Path) -> None:
+    said, array = read(page)
+    of = {one["name"]: one for one in said["profiles"]}["full"]
+    prompts = [*gj.Trace.open(made / "full")]
+    routed = [(p.segments[: len(p.experts)], p.experts, p.gates.astype(float)) for p in prompts]
+    names = ("prompt", "think", "answer", "other")
+    there = {names[s] for segments, *_ in routed for s in segments}
+    assert of["groups"] == ["", *(name for name in names if name in there)] and len(there) > 1
+    assert of["criteria"] == ["share of choices", "share of gates"] and of["rows"] == len(prompts) == 2
+    scores, halves, counts = (array(of[name]) for name in ("scores", "halves", "counts"))
+    for g, group in enumerate(of["groups"]):
+        sums = np.zeros((2, len(prompts), TINY.num_layers, TINY.num_experts))
+        for n, (segments, experts, gates) in enumerate(routed):
+            for t, layer, k in np.ndindex(experts.shape):
+                if group in ("", names[segments[t]]):
+                    sums[:, n, layer, experts[t, layer, k]] += 1, gates[t, layer, k]
+        np.testing.assert_array_equal(counts[g], sums[0].sum(0))
+        shares = sums.sum(1) / sums.sum(1).sum(-1, keepdims=True)
+        np.testing.assert_allclose(scores[:, g], shares, rtol=1e-4)
+        never = counts[g] == 0
+        assert np.isinf(halves[0, g][never]).all()
+        if sums[0].any((1, 2)).all():  # two prompts, of which each is left out once
+            own = sums[0] / sums[0].sum(-1, keepdims=True)
+            width = 12.7062 * np.abs(own[0] - own[1]) / 2  # Student's t of one degree
+            np.testing.assert_allclose(halves[0, g][~never], width[~never], rtol=0.01, atol=1e-6)
+
+
+def test_what_was_tried_and_what_is_lost_elsewhere_come_along(finished: Finished, tmp_path: Path) -> None:
+    tried = [{"name": "greedy", "keep": 2, "kl": [0.1, 0.05, 0.2], "match": [0.9, 0.8, 1.0]}]
+    lost = {"b": [0.3, 0.2, 0.4]}
+    sets = KeepSets([[0, 1]] * 2, Origin(criterion="greedy"), tried=tried, elsewhere=lost)
+    gj.report(finished("seen", 1), sets, out=tmp_path / "page.html")
+    (one,) = read(tmp_path / "page.html")[0]["keep_sets"]
+    assert (one["tried"], one["elsewhere"]) == (tried, lost)
+
+
+LISTS = [[0, 2], [1, 4]]
+
+
+@pytest.mark.parametrize("theirs", [LISTS, {"keep": LISTS}, {"layer_0": LISTS[0], "layer_1": LISTS[1]}])
+def test_lists_of_other_programs_are_keep_sets(theirs: Any, finished: Finished, tmp_path: Path) -> None:
+    dump(tmp_path / "theirs.json", theirs)
+    gj.report(finished("seen", 1), tmp_path / "theirs.json", out=tmp_path / "page.html")
+    said, array = read(tmp_path / "page.html")
+    (one,) = said["keep_sets"]
+    assert [np.flatnonzero(layer).tolist() for layer in array(one["kept"])] == LISTS
+
+
 def test_answers_of_a_dataset_are_a_profile_by_domain_and_segment(activations: Path, tmp_path: Path) -> None:
     gj.report(activations, out=tmp_path / "page.html")
     said, array = read(tmp_path / "page.html")
@@ -165,7 +213,7 @@ def test_answers_of_a_dataset_are_a_profile_by_domain_and_segment(activations: P
     assert said["warnings"] == [
         f"{activations.name}: no answer is of the domain {d}" for d in {*dataset.domains} - {*domains}
     ]
-    assert one["criteria"] == ["frequency"] and not np.isfinite(array(one["halves"])).any()
+    assert one["criteria"] == ["share of choices"] and not np.isfinite(array(one["halves"])).any()
     for group, scores, counts in zip(one["groups"], array(one["scores"])[0], array(one["counts"]), strict=True):
         domain, _, segment = group.rpartition(", ") if group.endswith((", think", ", answer")) else (group, "", "")
         if group in ("think", "answer"):
@@ -320,6 +368,7 @@ BAD = [
     case("no artifact", ["rows.jsonl"], "rows.jsonl: is nothing that a page shows"),
     case("no JSON", ["broken.json"], "broken.json: not a JSON file"),
     case("another file", ["other.json"], "other.json: is nothing that a page shows"),
+    case("another list", ["list.json"], "list.json"),
     case("a ranking of other sizes", ["ranking.json"], "ranking.json: has 1 layers"),
     case("the same twice", ["profile"], "is given twice"),
     case("a trace without its model", ["full"], "full: holds tokens by their numbers", "--model"),
@@ -341,7 +390,8 @@ def test_bad_input(
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     dump(tmp_path / "heal.json", {"is_kept": True})
     dump(tmp_path / "ranking.json", {"kind": "ranking", "version": 1, "layers": [[0]]})
-    dump(tmp_path / "other.json", [1])
+    dump(tmp_path / "other.json", {"layers": 1})
+    dump(tmp_path / "list.json", [1])
     dump(tmp_path / "wide.json", {"kind": "keep_sets", "version": 1, "layers": [[0, 9]] * 4})
     refused("report", "profile", *more, says=says)
 

@@ -200,6 +200,63 @@ def test_every_plot_and_table_can_be_taken_along(opened: Opened, made: Path) -> 
     assert len(names) == len(buttons)
 
 
+def test_tables_without_a_plot_can_be_taken_along_too(
+    browser: Any, made: Path, finished: Finished, tmp_path: Path
+) -> None:
+    """Each stands beside its files, and columns have names of their own, so that JSON loses none."""
+    tried = [{"name": "greedy", "keep": 2, "kl": [0.1, 0.05, 0.2], "match": [0.9, 0.8, 1.0]}]
+    sets = gj.KeepSets([[0, 1]] * L, Origin(criterion="greedy"), tried=tried, elsewhere={"b": [0.3, 0.2, 0.4]})
+    profile = finished("tried", 3, shape=(L, E), folds=2)
+    gj.report(profile, sets, made / "eval", out=tmp_path / "page.html")
+    page = Opened(browser, tmp_path / "page.html")
+    window = page.go("tradeoff")
+    columns = ("KL low", "KL high", "right answers", "right low", "right high")
+    expected = {"keep-sets": "keep-sets", "of": "greedy", "experts": 2, "KL": 0.1} | dict(
+        zip(columns, (0.05, 0.2, 0.9, 0.8, 1.0), strict=True)
+    )
+    assert json.loads(page.saved("What was tried as JSON")) == [expected]
+    assert page.saved("Lost elsewhere as CSV").decode().splitlines()[1] == "keep-sets,b,0.3,0.2,0.4"
+    for view in ("tradeoff", "expert"):
+        window = page.go(view)
+        for table in window.locator("main table, footer table").all():
+            section = table.locator("xpath=ancestor::*[self::section or self::figure][1]")
+            assert section.get_by_role("button", name=" as CSV").count() == 1
+            heads = table.locator("thead th").all_inner_texts()
+            assert len({*heads}) == len(heads)
+    assert page.wrong == []
+    page.window.context.close()
+
+
+def test_thoughts_are_compared_to_answers(opened: Opened, made: Path) -> None:
+    """Those of a trace: the difference between shares of choices, with its interval."""
+    window = opened.go("compare?profile=full&group=prompt&than_profile=full&than_group=other")
+    assert "full, prompt less full, other, by share of choices" in window.locator("main .lead").inner_text()
+    found = json.loads(opened.saved("Differences by expert as JSON"))
+    share = {}
+    for number, name in ((0, "prompt"), (3, "other")):
+        counts = np.zeros((L, E))
+        for prompt in gj.Trace.open(made / "full"):
+            for experts in prompt.experts[prompt.segments[: len(prompt.experts)] == number]:
+                np.add.at(counts, (np.arange(L)[:, None], experts), 1)
+        share[name] = np.where(counts, counts / counts.sum(1, keepdims=True), np.nan)
+    known = [one for one in found if one["difference"] is not None]
+    assert known
+    for one in known:
+        expected = (share["prompt"] - share["other"])[one["layer"], one["expert"]]
+        assert one["difference"] == pytest.approx(expected, abs=1e-4)
+    clear = {(one["layer"], one["expert"]) for one in known if one["low"] is not None}
+    assert all(np.isfinite(share[name][at]) for at in clear for name in share)
+
+
+def test_an_expert_that_the_model_lacks_is_the_nearest(opened: Opened) -> None:
+    window = opened.go("overview?layer=99&expert=x")
+    window.locator("#experts-plot").focus()
+    window.keyboard.press("ArrowRight")
+    assert f"layer={L - 1}" in window.url and "expert=1" in window.url
+    window = opened.go("expert?layer=-3&expert=99")
+    assert f"Layer 0, expert {E - 1}:" in window.locator("main .lead").first.inner_text()
+
+
 def test_quality_has_its_intervals(opened: Opened, made: Path) -> None:
     opened.go("tradeoff")
     (one, control) = json.loads(opened.saved("Quality: eval as JSON"))
@@ -208,6 +265,9 @@ def test_quality_has_its_intervals(opened: Opened, made: Path) -> None:
         kl = theirs["quality"]["16"]["estimates"]["kl"]
         assert [ours["model"], ours["experts"], ours["KL"]] == [theirs["name"], 4, kl["value"]]
         assert ours["near-lossless gate"] == ("passes" if theirs["gate"]["passed"] else "fails")
+    opened.go("tradeoff?group=b")
+    for ours, theirs in zip(json.loads(opened.saved("Quality: eval as JSON")), stored, strict=True):
+        assert ours["KL"] == theirs["by_domain"]["b"]["estimates"]["kl"]["value"]
 
 
 def test_replies_are_judged_as_the_evaluation_says(opened: Opened, made: Path) -> None:

@@ -39,6 +39,11 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+def seeds_of(way: str, seeds: int) -> range:
+    """Healing as it is by default is measured with all seeds; with options, with the first."""
+    return range(seeds if way == "healed" else 1)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """Keep-sets by their rule, and what was healed of them, if anything was."""
@@ -66,12 +71,12 @@ class Choices:
         self.config = Checkpoint(model).config
 
     def all(self, keep: int, seeds: int) -> Iterator[Candidate]:
-        """Those of so many experts; what is healed with so many seeds."""
+        """Those of so many experts, and what is healed of them."""
         sets = self.sets(keep)
         for rule, kept in sets.items():
             yield Candidate(rule, keep, kept.layers)
         for rule, way in HEALED:
-            for seed in range(seeds):
+            for seed in seeds_of(way, seeds):
                 yield Candidate(rule, keep, sets[rule].layers, seed, way)
 
     def sets(self, keep: int) -> dict[str, gj.KeepSets]:

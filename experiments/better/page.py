@@ -11,7 +11,7 @@ from gptoss_jax.evaluation.markdown import table
 from gptoss_jax.selection.criteria import ELIMINATIONS
 
 from ..families import results
-from .candidates import CRITERIA, HEALED, PICKED_OF, SEEDS
+from .candidates import CRITERIA, HEALED, PICKED_OF, SEEDS, seeds_of
 
 # The rules of what is healed, each with the name that its files have.
 HEALINGS = {f"{rule}, {way}": (rule, way) for rule, way in HEALED}
@@ -36,8 +36,12 @@ class Found:
         if rule == "random":
             return results.mean([self._read(family, f"random {seed}-{keep}") for seed in SEEDS])
         if rule in HEALINGS:
-            return results.mean([self.healed(family, rule, keep, seed) for seed in range(self.seeds)])
+            return results.mean([self.healed(family, rule, keep, seed) for seed in self.seeds_of(rule)])
         return self._read(family, f"{rule}-{keep}")
+
+    def seeds_of(self, rule: str) -> range:
+        """Of what is healed."""
+        return seeds_of(HEALINGS[rule][1], self.seeds)
 
     def healed(self, family: str, rule: str, keep: int, seed: int) -> np.ndarray:
         """With one seed."""
@@ -84,7 +88,7 @@ def _head(found: Found, keeps: Sequence[int]) -> str:
         f"calibration questions; measured is on {count} evaluation questions of it that nothing saw: variants of the "
         "method were told apart on questions before these. Exact match is of greedy replies; KL is that of the full "
         "model from the pruned one over the contents of the right replies, in nats a token. Intervals hold 95 %, "
-        f"paired and clustered by question. `random` is a mean of five seeds; what is healed one of {found.seeds}, "
+        f"paired and clustered by question. `random` is a mean of five seeds; what is `healed` one of {found.seeds}, "
         "with what was rolled back counted as it was written: as the pruned model. `healed` is 60 steps of router "
         "distillation, `rebuilt` the same behind `--reconstruct routers --reconstruct biases`, `small` with `--train "
         "small`. `picked` is that of "
@@ -112,8 +116,9 @@ def _seeds(found: Found, keeps: Sequence[int]) -> Iterator[str]:
     rows = []
     for keep in keeps:
         for rule in HEALINGS:
-            every = [[found.healed(f, rule, keep, seed) for f in found.families] for seed in range(found.seeds)]
-            rows.append([f"keep {keep}, `{rule}`", *(f"{100 * _mean(of_seed):.1f}" for of_seed in every)])
+            every = [[found.healed(f, rule, keep, seed) for f in found.families] for seed in found.seeds_of(rule)]
+            means = [f"{100 * _mean(of_seed):.1f}" for of_seed in every]
+            rows.append([f"keep {keep}, `{rule}`", *means, *[""] * (found.seeds - len(means))])
     yield "## Seeds of healing"
     yield "\n".join(table(["mean exact match, %", *(f"seed {seed}" for seed in range(found.seeds))], rows))
 

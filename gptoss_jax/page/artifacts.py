@@ -22,6 +22,7 @@ from ..selection.ranking import Ranking
 from . import healings
 
 KINDS = "a profile, an activation dataset, a trace, an evaluation, a healed checkpoint, a keep.json, or a ranking"
+BARE = {"keep", "layer_0"}  # what objects have that hold lists of experts and nothing else
 # What may be given open, with its name on the page, and the field of `Things` that it belongs to.
 OPEN: dict[type, tuple[str, str]] = {
     Profile: ("profile", "profiles"),
@@ -156,13 +157,17 @@ def _tail(path: AnyPath, depth: int) -> str:
 
 
 def _kind_of(path: AnyPath) -> str:
-    """What a JSON file says that it is, empty where it says nothing; InputError where it cannot be read."""
+    """What a JSON file says that it is, empty where it says nothing; InputError where it cannot be read.
+
+    Lists without a word of what they are, as other programs write them, are keep-sets."""
     with storage_errors(path):
         if not path.exists():
             raise InputError(f"{path}: no such file or folder: give {KINDS}")
         if path.is_dir() or path.suffix != ".json":
             return ""
     said = healings.json_of(path, f"give {KINDS}")
+    if isinstance(said, list) or (isinstance(said, dict) and not BARE.isdisjoint(said)):
+        return KeepSets.kind
     return str(said.get("kind", "")) if isinstance(said, dict) else ""
 
 

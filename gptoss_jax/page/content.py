@@ -8,6 +8,7 @@ from .artifacts import Things
 from .experts import keep_sets_of, profile_of, ranking_of, words
 from .fingerprints import fingerprint_of
 from .packing import Packed
+from .traced import traced_of
 
 
 def content(things: Things, tokenizer: Any, packed: Packed, title: str, command: str, version: str) -> dict[str, Any]:
@@ -15,12 +16,14 @@ def content(things: Things, tokenizer: Any, packed: Packed, title: str, command:
     sizes = things.sizes
     profiles = [profile_of(name, profile, packed) for name, profile in things.profiles.items()]
     profiles += [fingerprint_of(name, given, packed) for name, given in things.fingerprints.items()]
+    models = dict.fromkeys(profile["model"] for profile in profiles)
+    profiles += [traced_of(name, trace, packed) for name, trace in things.traces.items()]
     evaluations = [
         {"name": name, **stored.to_dict(summary), "replies": replies_of(things.folders.get(name))}
         for name, summary in things.evaluations.items()
     ]
     return {
-        "title": title or ", ".join(dict.fromkeys(profile["model"] for profile in profiles)),
+        "title": title or ", ".join(models),
         "command": command,
         "version": version,
         "sizes": {"layers": sizes.num_layers, "experts": sizes.num_experts, "top_k": sizes.top_k},
@@ -42,7 +45,6 @@ def _warnings(things: Things, profiles: list[dict[str, Any]]) -> list[str]:
     prints = {one["name"]: one["fingerprint"] or None for one in others}
     prints |= {name: one.origin.model_fingerprint for name, one in (things.keep_sets | things.rankings).items()}
     prints |= {name: summary.setting.model_fingerprint for name, summary in things.evaluations.items()}
-    prints |= {name: trace.about.model_fingerprint for name, trace in things.traces.items()}
     own = first["fingerprint"]
     return found + [
         f"{name} is of another model than {first['name']}, or of what keep-sets leave of it"

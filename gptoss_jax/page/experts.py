@@ -81,13 +81,16 @@ def _partners(coactivation: np.ndarray | None, packed: Packed) -> dict[str, Any]
 
 
 def keep_sets_of(name: str, sets: KeepSets, num_experts: int, packed: Packed) -> dict[str, Any]:
-    """Keep-sets: which stay, [L, E], where they are from, why each stays, and their file."""
+    """Keep-sets: which stay, [L, E], where they are from, why each stays, what was tried, what is lost elsewhere, and
+    their file."""
     return {
         "name": name,
         "kept": packed.add(are_kept(sets.layers, num_experts), "u1"),
         "numbers": [*map(len, sets.layers)],
         "origin": str(sets.origin),
         "reasons": sets.reasons,
+        "tried": sets.tried,
+        "elsewhere": sets.elsewhere,
         "file": sets.to_json() if sets.origin != UNKNOWN else None,
     }
 

@@ -10,11 +10,13 @@ from ..fingerprints.summaries import SEGMENTS, Summary
 from ..fingerprints.usage import usage
 from .packing import Packed
 
+CHOICES = "share of choices"  # of a layer, those of an expert: the criterion where nothing but choices is known
+
 
 def fingerprint_of(name: str, given: Activations, packed: Packed) -> dict[str, Any]:
-    """Like `experts.profile_of`, with frequency alone: the share of choices, in which each answer has the same say.
+    """Like `experts.profile_of`, with the share of choices alone, in which each answer has the same say.
 
-    Nobody knows how sure it is, nor is a mass of outputs known: the frequency is in its place. Where the dataset holds
+    Nobody knows how sure it is, nor is a mass of outputs known: the share is in its place. Where the dataset holds
     means alone, counts are what follows from them and the mean length of answers.
     """
     groups = dict(_groups(given))
@@ -28,7 +30,7 @@ def fingerprint_of(name: str, given: Activations, packed: Packed) -> dict[str, A
         "counted": "thoughts and answers",
         "warnings": [f"no answer is of the domain {domain}" for domain in given.domains if domain not in groups],
         "command": "gptoss-jax fingerprint",
-        "criteria": ["frequency"],
+        "criteria": [CHOICES],
         "mass": "choices",
         "groups": [*groups],
         "tokens": [int(sum(one.sample_count * one.tokens for one in summaries)) for summaries in groups.values()],

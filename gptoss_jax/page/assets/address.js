@@ -10,6 +10,12 @@ function chosen() {
   return { ...DEFAULTS, ...(view ? { view } : {}), ...Object.fromEntries(new URLSearchParams(query ?? "")) };
 }
 
+/** The layer and the expert that are chosen; where the model has none of that number, the nearest. */
+function cellOf(at) {
+  const nearest = (text, count) => Math.max(0, Math.min(count - 1, Math.trunc(Number(text)) || 0));
+  return [nearest(at.layer, page.said.sizes.layers), nearest(at.expert, page.said.sizes.experts)];
+}
+
 /** The address where some of it is chosen otherwise. */
 function addressOf(change) {
   const { view, ...rest } = { ...chosen(), ...change };

@@ -152,8 +152,8 @@ function tokensOf(layer, id) {
     element("span", {}, text(of, token - 8, token), element("mark", {}, text(of, token, token + 1)), text(of, token + 1, token + 6)),
     linkTo({ view: "answers", trace: trace.name, prompt, token: String(token) }, prompt),
   ]);
-  const title = "Tokens with the highest gates";
-  return element("section", {}, element("h2", {}, title), tableOf(title, ["gate", "in context", "prompt"], rows));
+  const table = { columns: ["gate", "in context", "prompt"], rows };
+  return tabled("Tokens with the highest gates", "expert-tokens", table, "Of the traces on this page");
 }
 
 /** What models replied to a question of an evaluation, with the first place where they differ. */

@@ -41,12 +41,12 @@ function compare(at) {
   ];
 }
 
-/** What is compared where nobody chose: the next domain, or the next profile. */
+/** What is compared where nobody chose: the next profile of the same kind, or the next domain. */
 function otherThan({ profile, group }) {
   const own = named("profiles", profile);
-  const domains = own.groups.filter((one) => one !== group);
-  const next = page.said.profiles.find((one) => one.name !== own.name);
-  return next ? { profile: next.name, group } : { profile: own.name, group: domains[0] ?? group };
+  const groups = own.groups.filter((one) => one !== group);
+  const next = page.said.profiles.find((one) => one.name !== own.name && one.mass === own.mass);
+  return next ? { profile: next.name, group } : { profile: own.name, group: groups[0] ?? group };
 }
 
 /** Half the sum of differences between the shares of a layer's mass: 0 where they are alike, 1 where nothing is. */

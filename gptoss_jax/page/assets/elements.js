@@ -25,12 +25,14 @@ function choiceOf(label, name, options, value) {
   return element("span", { class: "choice" }, element("label", { for: id }, label), select);
 }
 
-/** A table: columns are names, rows are lists of numbers and texts; numbers stand to the right. */
+/** A table: columns are names, rows are lists of numbers and texts; numbers and their names stand to the right. */
 function tableOf(caption, columns, rows) {
-  const cell = (value) =>
-    typeof value === "number" || value === null
-      ? element("td", { class: "number" }, shown(value))
-      : element("td", {}, value);
+  const isNumber = (value) => typeof value === "number" || value === null;
+  const cell = (value) => (isNumber(value) ? element("td", { class: "number" }, shown(value)) : element("td", {}, value));
+  const head = (name, n) => {
+    const numbers = rows.length && rows.every((row) => isNumber(row[n]));
+    return element("th", { scope: "col", class: numbers ? "number" : null }, name);
+  };
   return element(
     "div",
     { class: "wide", tabindex: "0", role: "region", "aria-label": caption },
@@ -38,7 +40,7 @@ function tableOf(caption, columns, rows) {
       "table",
       {},
       element("caption", {}, caption),
-      element("thead", {}, element("tr", {}, columns.map((name) => element("th", { scope: "col" }, name)))),
+      element("thead", {}, element("tr", {}, columns.map(head))),
       element("tbody", {}, rows.map((row) => element("tr", {}, row.map(cell)))),
     ),
   );

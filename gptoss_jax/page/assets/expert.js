@@ -1,20 +1,21 @@
 // One expert: where it is used, who runs beside it, which tokens choose it, and whether it stays.
 
 function expert(at) {
-  const { layers, experts } = page.said.sizes;
-  const [layer, id] = [Math.min(layers - 1, Number(at.layer) || 0), Math.min(experts - 1, Number(at.expert) || 0)];
+  const { experts } = page.said.sizes;
+  const [layer, id] = cellOf(at);
   const of = scoresOf(at);
   const place = layer * experts + id;
+  const n = placeOf(of, layer, id);
   const parts = [
     steps(layer, id),
     element(
       "p",
       { class: "lead" },
       `Layer ${layer}, expert ${id}: ${shown(of.counts[place])} tokens of ${groupName(of.group)}; ${of.criterion} `,
-      `${shown(of.scores[place])}, ${placeOf(of, layer, id)} of ${experts}.`,
+      `${shown(of.scores[place])}, place ${n} of ${experts}: it ${n === 1 ? "goes last" : `goes where fewer than ${n} stay`}.`,
     ),
     byGroup(of, layer, id),
-    stays(of, layer, id),
+    stays(layer, id),
     partners(of, layer, id),
     tokensOf(layer, id),
   ];
@@ -83,8 +84,8 @@ function byGroup(of, layer, id) {
   return figureOf("By domain", "expert-by-domain", draw, table, note);
 }
 
-/** Whether each of the keep-sets has it and why, and how many must stay for it to be among the best. */
-function stays(of, layer, id) {
+/** Whether each of the keep-sets has it and why, and where each of the rankings lets it go. */
+function stays(layer, id) {
   const { experts } = page.said.sizes;
   const ranked = page.said.rankings.map((ranking) => {
     const place = partOf(arrayOf(ranking.order), layer).indexOf(id) + 1;
@@ -96,12 +97,8 @@ function stays(of, layer, id) {
     const at = d3.range(experts).filter((e) => has(layer, e)).indexOf(id);
     return [sets.name, kept ? "stays" : "goes", (kept && sets.reasons?.[layer]?.[at]) || "–", originOf(sets)];
   });
-  const lead = `By ${of.criterion} over ${groupName(of.group)} it is kept where ${placeOf(of, layer, id)} or more of `;
-  const said = element("p", {}, `${lead}${experts} stay.`);
-  const rows = [...sets, ...ranked];
-  if (!rows.length) return element("section", {}, element("h2", {}, "Whether it stays"), said);
-  const table = tableOf("Keep-sets and rankings", ["name", "decision", "why", "chosen"], rows);
-  return element("section", {}, element("h2", {}, "Whether it stays"), said, table);
+  const table = { columns: ["name", "decision", "why", "chosen"], rows: [...sets, ...ranked] };
+  return table.rows.length ? tabled("Whether it stays", "expert-stays", table, "In keep-sets and rankings") : null;
 }
 
 /** The experts that its tokens chose besides. */

@@ -12,6 +12,8 @@ function inksOf(names, chosenName) {
   return { legend: false, domain: each, range: each.map((name) => (name === chosenName ? COLOURS.one : COLOURS.grey)) };
 }
 
+// How a name stands beside its point, readable above lines.
+const BESIDE = { dx: 8, textAnchor: "start", fill: "currentColor", stroke: "var(--paper)", strokeWidth: 4 };
 const NARROWEST = 240; // pixels, below which a plot is cut rather than drawn anew
 
 /** A figure: `draw` gives the plot for a width, `table` is { columns, rows }, `name` that of the files. */
@@ -22,25 +24,39 @@ function figureOf(title, name, draw, table, note = "") {
   more.addEventListener("toggle", () => {
     if (more.open && more.children.length === 1) more.append(tableOf(title, table.columns, table.rows));
   });
-  const files = {
+  const pictures = {
     SVG: () => save(`${name}.svg`, "image/svg+xml", standing(plot())),
     PNG: () => savePicture(`${name}.png`, plot()),
-    CSV: () => save(`${name}.csv`, "text/csv", csvOf(table)),
-    JSON: () => save(`${name}.json`, "application/json", jsonOf(table)),
   };
-  const buttons = Object.entries(files).map(([kind, click]) =>
-    element("button", { type: "button", click, "aria-label": `${title} as ${kind}` }, kind),
-  );
   const figure = element(
     "figure",
     { id: name },
     element("figcaption", {}, element("h2", {}, title), note ? element("p", { class: "note" }, note) : null),
     place,
-    element("div", { class: "files" }, buttons),
+    filesOf(title, name, table, pictures),
     more,
   );
   drawn(place, draw);
   return figure;
+}
+
+/** A table that no plot belongs to; its caption says what it is of, its title what it is. */
+function tabled(title, name, table, caption) {
+  const shownTable = tableOf(caption, table.columns, table.rows);
+  return element("section", { id: name }, element("h2", {}, title), shownTable, filesOf(title, name, table));
+}
+
+/** Buttons that give a table as files, and what else there is to give, by its kind. */
+function filesOf(title, name, table, others = {}) {
+  const kinds = {
+    ...others,
+    CSV: () => save(`${name}.csv`, "text/csv", csvOf(table)),
+    JSON: () => save(`${name}.json`, "application/json", jsonOf(table)),
+  };
+  const buttons = Object.entries(kinds).map(([kind, click]) =>
+    element("button", { type: "button", click, "aria-label": `${title} as ${kind}` }, kind),
+  );
+  return element("div", { class: "files" }, buttons);
 }
 
 /** Draws a plot as wide as its place, and again where that changes. At first it is as wide as the view, so that nothing

@@ -56,7 +56,7 @@ function made() {
   document.getElementById("made").replaceChildren(
     element("p", {}, `Made by gptoss-jax ${page.said.version}: `, element("code", {}, page.said.command)),
     ...(warnings.length ? [element("h2", {}, "Warnings"), element("ul", {}, warnings)] : []),
-    tableOf("Where it is from", columns, profiles),
+    tabled("Where it is from", "sources", { columns, rows: profiles }, "What experts are scored by"),
   );
 }
 

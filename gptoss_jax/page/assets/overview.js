@@ -67,7 +67,10 @@ function heatMap(at, of) {
     const [layer, expert] = [Math.floor(n / experts), n % experts];
     return { layer, expert, value, count: of.counts[n], stays: stays(layer, expert) };
   });
-  const chosenCell = () => cells[Number(chosen().layer) * experts + Number(chosen().expert)];
+  const chosenCell = () => {
+    const [layer, expert] = cellOf(chosen());
+    return cells[layer * experts + expert];
+  };
   const draw = (width) =>
     Plot.plot({
       ...gridOf(),
@@ -133,7 +136,7 @@ function walk(place, cells) {
   };
   const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
   place.addEventListener("keydown", (event) => {
-    const [layer, expert] = [Number(chosen().layer), Number(chosen().expert)];
+    const [layer, expert] = cellOf(chosen());
     if (event.key in steps) go(layer + steps[event.key][0], expert + steps[event.key][1]);
     else if (event.key === "Enter") choose({ view: "expert" });
     else return;

@@ -2,7 +2,17 @@
 
 function tradeoff(at) {
   const of = scoresOf(at);
-  const parts = [massDropped(of), lossByGroup(of), setsBeside(of), tailRisk(of), eliminated(), ...page.said.evaluations.flatMap(qualities), ...page.said.healings.map(healing)];
+  const parts = [
+    massDropped(of),
+    lossByGroup(of),
+    ...setsBeside(of),
+    tried(),
+    elsewhere(),
+    tailRisk(of),
+    eliminated(),
+    ...page.said.evaluations.flatMap((evaluation) => qualities(evaluation, of.group)),
+    ...page.said.healings.flatMap(healing),
+  ];
   if (!page.said.evaluations.length) {
     parts.push(element("p", { class: "note" }, "No evaluation was given: what expectations and answers lose is not shown."));
   }
@@ -62,7 +72,7 @@ function massDropped(of) {
         Plot.line(random, { x: "n", y: "share", stroke: COLOURS.grey, strokeDasharray: "4 4" }),
         Plot.line(points, { x: "n", y: "share", stroke: "name", strokeWidth: (p) => (p.name === of.criterion ? 3 : 1), tip: true }),
         Plot.dot(sets, { x: "n", y: "share", symbol: "diamond", fill: "currentColor", r: 5 }),
-        Plot.text(labelled(sets, "share", 0.045), { x: "n", y: "label", text: "name", dx: 8, textAnchor: "start" }),
+        Plot.text(labelled(sets, "share", 0.045), { x: "n", y: "label", text: "name", ...BESIDE }),
       ],
     });
   const rows = [...points, ...random, ...sets].map(({ name, n, share }) => [name, n, share]);
@@ -99,7 +109,7 @@ function lossByGroup(of) {
 /** The keep-sets side by side: how many stay, what of each group goes, and what was measured of them. */
 function setsBeside(of) {
   const sets = page.said.keep_sets;
-  if (!sets.length) return element("p", { class: "note" }, "No keep-sets were given: none stand side by side.");
+  if (!sets.length) return [element("p", { class: "note" }, "No keep-sets were given: none stand side by side.")];
   const { profile } = of;
   const masses = arrayOf(profile.masses);
   const rows = sets.map((one) => {
@@ -116,13 +126,34 @@ function setsBeside(of) {
         `${one.name} as keep.json`,
       ),
     );
-  return element(
-    "section",
-    {},
-    element("h2", {}, "Keep-sets side by side"),
-    tableOf(`Share of ${profile.mass} that goes, mean over layers`, columns, rows),
-    element("div", { class: "files" }, files),
+  const caption = `Share of ${profile.mass} that goes, mean over layers`;
+  return [
+    tabled("Keep-sets side by side", "keep-sets", { columns, rows }, caption),
+    files.length ? element("div", { class: "files" }, files) : null,
+  ];
+}
+
+/** What keep-sets were picked of, and what each of that was worth. */
+function tried() {
+  const rows = page.said.keep_sets.flatMap((sets) =>
+    (sets.tried ?? []).map(({ name, keep, kl, match }) => [sets.name, name, keep, ...kl, ...(match ?? [null, null, null])]),
   );
+  if (!rows.length) return null;
+  const columns = [
+    ...["keep-sets", "of", "experts", "KL", "KL low", "KL high"],
+    ...["right answers", "right low", "right high"],
+  ];
+  return tabled("What was tried", "tried", { columns, rows }, "On rows that were held out, nats a token");
+}
+
+/** What keep-sets cost in domains that they were not chosen for. */
+function elsewhere() {
+  const rows = page.said.keep_sets.flatMap((sets) =>
+    Object.entries(sets.elsewhere ?? {}).map(([domain, kl]) => [sets.name, domain, ...kl]),
+  );
+  if (!rows.length) return null;
+  const columns = ["keep-sets", "domain", "KL", "low", "high"];
+  return tabled("Lost elsewhere", "elsewhere", { columns, rows }, "Domains that they were not chosen for, nats a token");
 }
 
 /** What goes that led tokens: for each number of experts the share of tokens whose first expert in a layer goes, in the
@@ -137,7 +168,7 @@ function tailRisk(of) {
     return { count: each.length, share: dropped(leads, has) };
   };
   const orders = d3.range(layers).map((layer) => rankingOf(of.scores, of.counts, layer));
-  const places = orders.map((order) => order.reduce((at, e, n) => ((at[e] = n), at), new Uint16Array(experts)));
+  const places = orders.map((order) => d3.range(experts).map((e) => order.indexOf(e)));
   const ranked = d3.range(experts + 1).map((n) => ({ name: of.criterion, n, ...gone((layer, e) => places[layer][e] < n) }));
   const sets = page.said.keep_sets.map((one) => ({ name: one.name, n: d3.mean(one.numbers), ...gone(staysIn(one)) }));
   const draw = (width) =>
@@ -190,14 +221,17 @@ function eliminated() {
   return figureOf("What layers lose", "eliminated", draw, table, note);
 }
 
-/** An evaluation: how far each model's expectations are from the baseline's, with intervals, and the gate. */
-function qualities(of) {
+/** An evaluation: how far each model's expectations are from the baseline's, with intervals, over the chosen rows where
+ * it knows of them; and the gate, which is of all. */
+function qualities(of, group) {
   const [length] = Object.keys(of.entries[0]?.quality ?? {});
   if (length === undefined) return [];
+  const isOfGroup = of.entries.every((entry) => group in entry.by_domain);
+  const estimatesOf = (entry) => (isOfGroup ? entry.by_domain[group] : entry.quality[length]).estimates;
   const points = of.entries.map((entry) => ({
     name: entry.name,
     n: entry.experts.length ? d3.mean(entry.experts) : page.said.sizes.experts,
-    ...entry.quality[length].estimates.kl,
+    ...estimatesOf(entry).kl,
     control: entry.origin.criterion === "random",
     passed: entry.gate.passed,
   }));
@@ -215,24 +249,23 @@ function qualities(of) {
           x: "n",
           y: "label",
           text: "name",
-          dx: 8,
-          textAnchor: "start",
+          ...BESIDE,
         }),
       ],
     });
   const rows = of.entries.map((entry) => {
-    const { kl, ppl, agreement } = entry.quality[length].estimates;
+    const { kl, ppl, agreement } = estimatesOf(entry);
     const right = entry.replies?.estimates.correct;
     const ends = (estimate) => (estimate ? [estimate.value, estimate.low, estimate.high] : [null, null, null]);
     const kept = entry.experts.length ? d3.mean(entry.experts) : null;
     return [entry.name, kept, ...ends(kl), ppl.value, agreement.value, ...ends(right), entry.gate.passed ? "passes" : "fails"];
   });
   const columns = [
-    ...["model", "experts", "KL", "low", "high", "PPL", "same top token"],
-    ...["right answers", "low", "high", "near-lossless gate"],
+    ...["model", "experts", "KL", "KL low", "KL high", "PPL", "same top token"],
+    ...["right answers", "right low", "right high", "near-lossless gate"],
   ];
   const note =
-    `${of.name}: ${of.setting.rows} rows beside ${of.setting.baseline}; lines are ${page.said.level * 100} % intervals. ` +
+    `${isOfGroup ? `${group} of ` : ""}${of.setting.rows} rows beside ${of.setting.baseline}; lines are ${page.said.level * 100} % intervals. ` +
     "Grey: experts drawn at random. × does not pass the near-lossless gate.";
   const figure = figureOf(`Quality: ${of.name}`, `quality-${page.said.evaluations.indexOf(of)}`, draw, { columns, rows }, note);
   return [figure, repliesOf(of), domainsOf(of)].filter((part) => part !== null);
@@ -278,7 +311,8 @@ function domainsOf(of) {
   );
   if (!rows.length) return null;
   const columns = ["model", "domain", "KL", "low", "high", "PPL", "same top token"];
-  return tableOf(`Domains: ${of.name}`, columns, rows);
+  const name = `domains-${page.said.evaluations.indexOf(of)}`;
+  return tabled(`Domains: ${of.name}`, name, { columns, rows }, "KL of the baseline, nats a token");
 }
 
 /** A healing: what the rows that were held out lost before and after it, and how it went. */
@@ -294,16 +328,14 @@ function healing(of) {
       marks: [Plot.line(points, { x: "step", y: "kl", stroke: COLOURS.one }), Plot.dot(points, { x: "step", y: "kl", tip: true })],
     });
   const rows = of.changes.map((one) => [one.name === "" ? "all" : one.name, one.rows, one.pruned[0], one.healed[0], ...one.difference]);
-  const name = `Healing: ${of.name}`;
-  const note = `${of.rows} rows were learnt. ${of.is_kept ? "" : "It was not worth it, and was rolled back. "}Of rows that were held out:`;
+  const name = `healing-${page.said.healings.indexOf(of)}`;
+  const note = `${of.rows} rows were learnt. ${of.is_kept ? "" : "It was not worth it, and was rolled back. "}KL of rows that were held out.`;
   const table = { columns: ["steps", "KL"], rows: points.map(({ step, kl }) => [step, kl]) };
   const columns = ["rows", "held out", "KL pruned", "KL healed", "difference", "low", "high"];
-  return element(
-    "section",
-    {},
-    figureOf(name, `healing-${page.said.healings.indexOf(of)}`, draw, table, note),
-    tableOf(`${name}: before and after`, columns, rows),
-  );
+  return [
+    figureOf(`Healing: ${of.name}`, name, draw, table, note),
+    tabled(`Before and after: ${of.name}`, `${name}-changes`, { columns, rows }, "Rows that were held out"),
+  ];
 }
 
 function colourOf(point) {
