@@ -81,8 +81,7 @@ def main(out: Path, family: str, keep: str) -> None:
 
 
 def page(out: Path, model: gj.Model, sets: dict[str, gj.KeepSets], asked: list[str]) -> Path:
-    """The page of the profile, the evaluation and the healing in `out` and of keep-sets, with replies of all experts and
-    of those that elimination left."""
+    """The page of what `out` holds and of keep-sets, with replies of all experts and of those that elimination left."""
     files = [out / f"{name.replace(' ', '-')}.json" for name in sets]
     for file, kept in zip(files, sets.values(), strict=True):
         kept.write(file, overwrite=True)
