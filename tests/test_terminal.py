@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from gptoss_jax.cli import terminal
+from gptoss_jax.run.bar import Pace, bar
 
 from .bad_input import INDEX, RANKING, SHORT, Program, dump, without_told
 
@@ -200,6 +201,37 @@ def on_terminal(*words: Any, cwd: Path) -> tuple[int, str]:
             drawn += part
     os.close(master)
     return process.returncode, drawn.decode().replace("\r", "\n")
+
+
+def test_time_left_is_by_the_later_half_of_what_is_finished() -> None:
+    """What is compiled for the first parts does not come again."""
+    now = 0
+    pace = Pace(lambda: now)
+    assert pace() is None
+    said = []
+    for took, done in ((100, 4), (50, 5), (1, 6), (1, 7), (1, 8), (1, 9)):
+        now += took
+        pace.advanced(done)
+        said.append(pace())
+    assert said == [None, 1 / 50, 1, 1, 1, 1]
+    now += 2  # nothing more is finished, and it is known that this takes longer
+    assert pace() == 3 / 5
+
+
+def test_nothing_is_drawn_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    with bar(10, "rows") as advance:
+        advance(10)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_replies_are_counted_as_they_grow(tmp_path: Path) -> None:
+    prompts = [word for n in range(70) for word in ("--prompt", f"What is {n} + 2?")]
+    status, drawn = on_terminal("generate", "nano", *prompts, "--max-new-tokens", 40, cwd=tmp_path)
+    counted = [int(n) for n in re.findall(r"\| (\d+) of 70 replies \[", drawn)]
+    assert status == 0 and counted == sorted(counted) and counted[-1] == 70, drawn
+    assert any(0 < n < 70 for n in counted), drawn  # they end beside one another, and none waits for all
+    assert on_terminal("generate", "nano", "--prompt", "2 + 2?", "--max-new-tokens", 4, cwd=tmp_path)[1].count("%") == 0
 
 
 PROFILE = ("--dtype", "float32", "--max-seq-length", 64, "--batch-size", 4)

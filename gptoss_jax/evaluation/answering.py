@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..files.paths import local_folder
 from ..generation import choose
 from ..generation.answer import read_stop_ids
-from ..generation.continuous import check_room, generate, prompts_of
+from ..generation.continuous import check_room, generate, prompts_of, watched
 from ..generation.steps import How
 from ..network.source import Source
 from ..run.options import Placing, Sampling
@@ -93,7 +93,7 @@ class Answerer:
         name: str,
         token_ids: Sequence[np.ndarray],
         among_vLE: Sequence[np.ndarray | None],
-        advance: Callable[[int], Any],
+        advance: Callable[[float], Any],
     ) -> list[list[Said]]:
         """The most probable reply to each prompt of the model with some experts, for each such choice of them, which
         all run side by side; those that `progress` has under this name are not asked again."""
@@ -111,12 +111,12 @@ class Answerer:
         waiting = sorted((p for p in prompts if p.number not in kept.replies), key=lambda p: len(p.token_ids))
         if waiting:
             how = How(config, GREEDY, tuple(self.stop_ids), masked=masked)
-            for grown in generate(choose.decoder(self.source, self.placing, waiting, how), waiting):
+            decoder = choose.decoder(self.source, self.placing, waiting, how)
+            for grown in watched(generate(decoder, waiting), advance):
                 done = {growing.prompt.number: growing.token_ids for growing in grown if growing.done}
                 kept.replies |= done
                 if done and hosts.is_first():
                     self.progress.save(kept, always=len(kept.replies) == len(prompts), name=name)
-                advance(len(done))
         return [[self._said(kept.replies[v * number + n]) for n in range(number)] for v in range(len(among_vLE))]
 
     def _said(self, token_ids: list[int]) -> Said:

@@ -3,6 +3,7 @@
 Letters: see `config`; T are routed tokens.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,14 +22,12 @@ from ..evaluation.replies import loops
 from ..files import atomic
 from ..files.paths import AnyPath, is_path, place
 from ..generation.answer import Answer
-from ..generation.recording import Recording
 from ..generation.traced import Taking, options, recorded, write_trace
 from ..network.source import Source
 from ..routing.segments import ANSWER, THINK
 from ..routing.tables import Routed
 from ..run import reading
 from ..run.artifacts import versions
-from ..run.bar import bar
 from ..run.fingerprinting import Asked
 from ..run.options import Answering, Data, Placing, Sampling
 from ..run.tracing import prompt_ids
@@ -95,7 +94,7 @@ def record(
         if hosts.is_first():
             for line in [*answer.remarks, f"{len(found):,} questions, of which {len(recording.missing()):,} are asked"]:
                 tell(line)
-        _ask(answer, recording)
+        deque(answer.grow(), maxlen=0)
         made = None
         with hosts.first_alone():
             if hosts.is_first():
@@ -106,15 +105,6 @@ def record(
                     write_trace(folder / TRACES, answer, taking, names)
                     made.write(folder)
     return made or Activations.open(target)
-
-
-def _ask(answer: Answer, recording: Recording) -> None:
-    asked = len(answer.asked)
-    done = asked - len(recording.missing())
-    with bar(asked, "replies", shown=hosts.is_first(), done=done) as advance:
-        for _ in answer.grow():
-            advance(recording.whole - done)
-            done = recording.whole
 
 
 def questions(request: Request, source: Source, remarks: Remarks) -> list[Question]:

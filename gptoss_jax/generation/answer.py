@@ -14,9 +14,10 @@ from ..devices import hosts
 from ..errors import DataError, TokenizerError
 from ..files.paths import local_folder, read_json
 from ..network.source import Source
+from ..run.bar import bar
 from ..run.options import Answering, Placing, Sampling
 from . import choose
-from .continuous import generate, prompts_of
+from .continuous import generate, prompts_of, watched
 from .recording import Recording
 from .steps import How
 
@@ -92,13 +93,15 @@ class Answer:
         how = How(self.source.config, self.sampling, tuple(self.stop_ids), routing=recording is not None)
         # As many rows as for all: what runs beside a row decides how its last bits are rounded.
         decoder = choose.decoder(self.source, self.placing, self.asked, how)
+        several = hosts.is_first() and len(self.asked) > 1  # a single reply may be watched itself
         try:
-            for grown in generate(decoder, waiting):
-                for growing in grown:
-                    self.token_ids[growing.prompt.number] = growing.token_ids
-                if recording is not None:
-                    recording.take(grown)
-                yield
+            with bar(len(self.asked), "replies", shown=several, done=len(self.asked) - len(waiting)) as advance:
+                for grown in watched(generate(decoder, waiting), advance):
+                    for growing in grown:
+                        self.token_ids[growing.prompt.number] = growing.token_ids
+                    if recording is not None:
+                        recording.take(grown)
+                    yield
         finally:
             if recording is not None:
                 recording.save()

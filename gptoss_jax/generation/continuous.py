@@ -1,8 +1,9 @@
 """Prompts through a decoder's rows: those that end make room for those that wait. Letters: see `config`."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,11 @@ class Growing:
     def chosen(self) -> Chosen:
         """What the tokens of prompt and reply chose, [m, L, k]; the reply's last one has not passed the network."""
         return Chosen(*map(np.concatenate, zip(*self.routed, strict=True)))
+
+    @property
+    def part(self) -> float:
+        """How much of its reply there is, at least: tokens of the most that it may have; 1 where it is done."""
+        return 1.0 if self.done else len(self.token_ids) / (self.prompt.limit - len(self.prompt.token_ids))
 
     def grow(self, advanced: Advanced, row: int) -> None:
         """Take in what a call gave of its row."""
@@ -58,6 +64,16 @@ def generate(decoder: Decoder, prompts: Sequence[Prompt]) -> Iterator[list[Growi
             if growing.done:
                 rows[row] = None
         yield [growing for _, growing in grown]
+
+
+def watched(steps: Iterator[list[Growing]], advance: Callable[[float], Any]) -> Iterator[list[Growing]]:
+    """What `generate` gives; `advance` is told by how many replies, or parts of them, there are more."""
+    ended, told = 0, 0.0
+    for grown in steps:
+        there = ended + sum(growing.part for growing in grown)
+        advance(there - told)
+        ended, told = ended + sum(growing.done for growing in grown), there
+        yield grown
 
 
 def replies(decoder: Decoder, prompts: Sequence[Prompt]) -> list[list[int]]:

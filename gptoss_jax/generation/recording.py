@@ -32,11 +32,6 @@ class Recording:
         while hosts.exchange(self._has_next())[0]:
             self.files.append(hosts.exchange([*self._read(len(self.files))] if hosts.is_first() else [])[0])
 
-    @property
-    def whole(self) -> int:
-        """How many replies are whole."""
-        return sum(map(len, self.files)) + len(self._waiting)
-
     def missing(self) -> list[Prompt]:
         """The prompts without a whole reply."""
         there = {number for numbers in self.files for number in numbers}

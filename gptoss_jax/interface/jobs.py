@@ -1,6 +1,7 @@
 """The jobs of the command line as functions, with the same names and defaults. Letters: see `config`."""
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -191,8 +192,7 @@ def generate(
     is_one = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], dict))
     going = answer(opened, [prompts] if is_one else prompts, answering, sampling, placing)
     with tracing(going, None if trace is None else place(trace), overwrite, resume):
-        for _ in going.grow():
-            pass
+        deque(going.grow(), maxlen=0)
     return [going.reply(number) for number in range(len(going.prompts))]
 
 

@@ -1,5 +1,8 @@
 """The bar on the terminal, for long work."""
 
+import sys
+import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,35 +10,65 @@ from typing import Any
 from ..reports.rates import rate
 
 MEGABYTE = 10**6
-FORM = "{l_bar}{bar}| {done} of {whole} {unit} [{elapsed}<{remaining}, {speed} {unit}/s]"
+FORM = "{l_bar}{bar}| {done} of {whole} {unit} [{elapsed}<{left}, {speed} {unit}/s]"
+REDRAWN = 0.5  # seconds: what changes oftener cannot be read
+
+
+class Pace:
+    """How fast work goes on: over the later half of what is finished, so that what was compiled for its first parts
+    soon counts no more, and still a mean over many, which is calm."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._times: list[float] = []
+        self._amounts: list[float] = []
+
+    def advanced(self, done: float | int) -> None:
+        """So much is finished."""
+        self._times.append(self._clock())
+        self._amounts.append(done)
+
+    def __call__(self) -> float | None:
+        """The amount of a second; None as long as nobody knows."""
+        if not self._times:
+            return None
+        half = bisect_right(self._amounts, (self._amounts[0] + self._amounts[-1]) / 2) - 1
+        done, took = self._amounts[-1] - self._amounts[half], self._clock() - self._times[half]
+        return done / took if done > 0 and took > 0 else None
+
+
+def is_watched() -> bool:
+    """Whether standard error is a terminal, or the output of a notebook's cell."""
+    return sys.stderr is not None and (sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"))
 
 
 @contextmanager
 def bar(total: int, unit: str, shown: bool = True, done: float | int = 0) -> Iterator[Callable[..., Any]]:
-    """A bar with rate and time left; it shows nothing where standard error is no terminal.
+    """A bar with rate and time left; it shows nothing where nobody watches.
 
     What it yields is called with the amount that was finished since the last call, which may be a part of one, and
     with what to say before the bar. Whole ones are counted; bytes, whose unit is "B", as megabytes.
     """
     from tqdm import tqdm  # imported late, so that --help answers at once
 
-    size = MEGABYTE if unit == "B" else 1
+    size, pace, exact = MEGABYTE if unit == "B" else 1, Pace(), float(done)
 
     class Bar(tqdm):
         @property
         def format_dict(self) -> dict[str, Any]:
-            said = super().format_dict
-            speed = said["rate"] or (self.n - self.initial) / max(said["elapsed"], 1e-3)
-            amounts = {"done": f"{self.n / size:,.0f}", "whole": f"{total / size:,.0f}"}
-            return said | amounts | {"speed": rate(speed / size, ",")}
+            said, known = super().format_dict, pace()
+            mean = (self.n - self.initial) / max(said["elapsed"], 1e-3)
+            words = {"done": f"{self.n / size:,.0f}", "whole": f"{total / size:,.0f}"}
+            left = tqdm.format_interval((total - self.n) / known) if known else "?"
+            return said | words | {"left": left, "speed": rate((known or mean) / size, ",")}
 
-    exact = float(done)
-    words = {"unit": "MB" if unit == "B" else unit, "bar_format": FORM, "dynamic_ncols": True}
-    with Bar(total=total, initial=round(done), disable=None if shown else True, **words) as drawn:
+    words = {"unit": "MB" if unit == "B" else unit, "bar_format": FORM, "dynamic_ncols": True, "mininterval": REDRAWN}
+    with Bar(total=total, initial=round(done), disable=not (shown and is_watched()), **words) as drawn:
 
         def advance(amount: float | int, saying: str = "") -> None:
             nonlocal exact
             exact += amount
+            pace.advanced(exact)
             if saying:
                 drawn.set_description_str(saying, refresh=False)
             drawn.update(round(exact) - drawn.n)
