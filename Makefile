@@ -1,4 +1,4 @@
-# make demo, check, test, lint, notebook, nano: each sets up what it needs, on a machine that has Python 3.11 or later, pip and make.
+# make demo, pictures, check, test, lint, notebook, nano: each sets up what it needs, on a machine that has Python 3.11 or later, pip and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ SPREAD := --numprocesses auto --dist loadfile
 export JAX_PLATFORMS ?= cpu
 export TPU_SKIP_MDS_QUERY ?= 1
 
-.PHONY: demo check test lint notebook nano clean
+.PHONY: demo pictures check test lint notebook nano clean
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,13 @@ $(VENV)/.notebook: $(VENV)/.run
 
 demo: $(VENV)/.run
 	$(BIN)/python -m experiments.demo
+
+demo/page.html:
+	$(MAKE) demo
+
+# Of the demo's page, into docs/page. They are taken with Chromium.
+pictures: $(VENV)/.test demo/page.html
+	$(BIN)/python -m experiments.screenshots demo/page.html docs/page
 
 # The tests for the loop of work, two minutes of two cores: those that are not marked as slow.
 check: $(VENV)/.test

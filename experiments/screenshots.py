@@ -1,9 +1,9 @@
-"""Pictures of a page as a browser shows it.
+"""Pictures of the demo's page as a browser shows it: those of README.
 
-    make demo
+    make pictures
     python -m experiments.screenshots demo/page.html docs/page
 
-Each view is taken light, and the first one dark and as narrow as a phone too. It needs Chromium, and the extra `test`.
+The second needs a page that `make demo` made, Chromium, and the extra `test`.
 """
 
 import shutil
@@ -22,16 +22,14 @@ class Shot(NamedTuple):
     address: str
     width: int = 1280
     colours: str = "light"
+    part: str = "body"
 
 
 SHOTS = (
     Shot("overview", "overview?group=lists&keep=greedy_cosine.json"),
-    Shot("overview-dark", "overview?group=lists", colours="dark"),
-    Shot("overview-narrow", "overview?group=lists", width=390),
-    Shot("tradeoff", "tradeoff?group=lists"),
-    Shot("compare", "compare?group=lists&than_group=times"),
-    Shot("expert", "expert?group=lists&layer=3&expert=5"),
+    Shot("quality", "tradeoff?group=lists", part="#quality-0"),
     Shot("answers", "answers?than_trace=half-of-them&token=60"),
+    Shot("phone", "compare?group=lists&than_group=times", width=390, colours="dark"),
 )
 
 
@@ -55,14 +53,15 @@ def browsing() -> Iterator[Any]:
 
 
 def taken(browser: Any, page: Path, shot: Shot) -> bytes:
-    """A picture of the whole length of the page but its footer, whose commands name folders, as PNG."""
+    """A picture of a part, by default of the whole length of the page but its footer, whose commands name folders, as
+    PNG."""
     size = {"width": shot.width, "height": 800}
     context = browser.new_context(viewport=size, color_scheme=shot.colours)
     window = context.new_page()
     window.goto(f"file://{page.absolute()}#{shot.address}")
     window.wait_for_selector("main figure svg")
     window.locator("footer").evaluate("footer => footer.remove()")
-    picture: bytes = window.locator("body").screenshot()
+    picture: bytes = window.locator(shot.part).screenshot()
     context.close()
     return picture
 

@@ -230,7 +230,7 @@ def test_tables_without_a_plot_can_be_taken_along_too(
 def test_thoughts_are_compared_to_answers(opened: Opened, made: Path) -> None:
     """Those of a trace: the difference between shares of choices, with its interval."""
     window = opened.go("compare?profile=full&group=prompt&than_profile=full&than_group=other")
-    assert "full, prompt less full, other, by share of choices" in window.locator("main .lead").inner_text()
+    assert "prompt minus other, by share of choices" in window.locator("main .lead").inner_text()
     found = json.loads(opened.saved("Differences by expert as JSON"))
     share = {}
     for number, name in ((0, "prompt"), (3, "other")):

@@ -25,17 +25,17 @@ function compare(at) {
       ariaLabel: "Heat map of differences",
       marks: [
         Plot.cell(cells, { x: "expert", y: "layer", fill: "difference", inset: 0.25, tip: { format: { fill: shown } } }),
-        Plot.dot(cells.filter((cell) => cell.clear), { x: "expert", y: "layer", r: 1.2, fill: "currentColor" }),
+        Plot.dot(cells.filter((cell) => cell.clear), { x: "expert", y: "layer", r: 1.5, ...ON_ANY }),
       ],
     });
   const table = {
     columns: ["layer", "expert", "difference", "low", "high"],
     rows: cells.map((c) => [c.layer, c.expert, c.difference, c.difference - c.half, c.difference + c.half]),
   };
-  const name = (of) => `${of.profile.name}, ${groupName(of.group)}`;
+  const name = (of) => (one.profile === other.profile ? "" : `${of.profile.name}, `) + groupName(of.group);
   const note = "● the interval of the difference, of independent rows, does not hold 0.";
   return [
-    element("p", { class: "lead" }, `${name(one)} less ${name(other)}, by ${one.criterion}.`),
+    element("p", { class: "lead" }, `${name(one)} minus ${name(other)}, by ${one.criterion}.`),
     figureOf("Differences by expert", "differences", draw, table, note),
     layersApart(one, other),
   ];
@@ -65,7 +65,7 @@ function layersApart(one, other) {
     Plot.plot({
       width,
       height: 240,
-      x: { label: "layer", domain: d3.range(layers), type: "band", tickFormat: (l) => (l % 4 ? "" : l) },
+      x: { ...gridOf().y, type: "band" },
       y: { label: `share of ${one.profile.mass} that lies elsewhere`, grid: true },
       ariaLabel: "How far layers are apart",
       marks: [Plot.barY(points, { x: "layer", y: "apart", fill: COLOURS.one }), Plot.ruleY([0])],

@@ -14,6 +14,8 @@ function inksOf(names, chosenName) {
 
 // How a name stands beside its point, readable above lines.
 const BESIDE = { dx: 8, textAnchor: "start", fill: "currentColor", stroke: "var(--paper)", strokeWidth: 4 };
+// How marks are seen on cells, pale and dark ones, in both themes.
+const ON_ANY = { fill: "#000000", stroke: "#ffffff", strokeWidth: 1 };
 const NARROWEST = 240; // pixels, below which a plot is cut rather than drawn anew
 
 /** A figure: `draw` gives the plot for a width, `table` is { columns, rows }, `name` that of the files. */

@@ -13,9 +13,9 @@ function optionsOf(name, at) {
   const groups = (profile) => named("profiles", profile).groups.map((group) => [group, groupName(group)]);
   const found = {
     profile: () => ["Profile", page.said.profiles.map((one) => one.name)],
-    than_profile: () => ["less profile", page.said.profiles.map((one) => one.name)],
+    than_profile: () => ["minus profile", page.said.profiles.map((one) => one.name)],
     group: () => ["Rows", groups(at.profile)],
-    than_group: () => ["less rows", groups(at.than_profile)],
+    than_group: () => ["minus rows", groups(at.than_profile)],
     criterion: () => ["Criterion", named("profiles", at.profile).criteria],
     scale: () => ["Shown as", SCALES],
     keep: () => ["Keep-sets", [["", "none"], ...page.said.keep_sets.map((one) => one.name)]],

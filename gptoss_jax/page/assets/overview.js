@@ -95,7 +95,8 @@ function heatMap(at, of) {
           fill: COLOURS.other,
         }),
         Plot.text(cells.filter((cell) => cell.count === 0), { x: "expert", y: "layer", text: () => "×", fontSize: 8 }),
-        Plot.cell([chosenCell()], { x: "expert", y: "layer", stroke: "currentColor", strokeWidth: 2 }),
+        Plot.cell([chosenCell()], { x: "expert", y: "layer", stroke: ON_ANY.stroke, strokeWidth: 5 }),
+        Plot.cell([chosenCell()], { x: "expert", y: "layer", stroke: ON_ANY.fill, strokeWidth: 2 }),
       ],
     });
   const figure = figureOf("Experts by layer", "experts", draw, tableOfScores(of, scaled), noteOf(at));
