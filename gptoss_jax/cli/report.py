@@ -18,8 +18,9 @@ def report(paths: tuple[Any, ...], model: Any, out: Any, title: str, overwrite: 
     """Write one HTML page that shows profiles, fingerprints, keep-sets, evaluations, healings and traces.
 
     PATHS are folders and files that the other commands wrote: those of profile or fingerprint, of which there is one at
-    least, of eval, heal and --trace, and keep.json files. The page opens from disk: it holds all that it shows, and
-    needs no network. What is not given is left out of it, and the page says so.
+    least, of eval, heal and --trace, keep.json files, and rankings; bare lists of experts are keep-sets. The page opens
+    from disk: it holds all that it shows, and needs no network. What is not given is left out of it, and the page says
+    so.
     """
     from ..interface import showing
 

@@ -31,8 +31,8 @@ def report(
     """Write one HTML file that shows what other commands wrote, and opens from disk without a network.
 
     Args:
-        things: profiles, activation datasets, keep-sets, evaluations, traces, healed checkpoints, open or the paths of
-            their folders and files; a profile or an activation dataset is among them.
+        things: profiles, activation datasets, keep-sets, rankings, evaluations, traces, healed checkpoints, open or the
+            paths of their folders and files; a profile or an activation dataset is among them.
         model: with traces, the model that was traced, open or by its name: its tokenizer says what tokens are.
         out: the file.
         title: what stands at its head; by default the names of the models.
