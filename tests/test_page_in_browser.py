@@ -257,6 +257,18 @@ def test_an_expert_that_the_model_lacks_is_the_nearest(opened: Opened) -> None:
     assert f"Layer 0, expert {E - 1}:" in window.locator("main .lead").first.inner_text()
 
 
+def test_what_goes_is_shown_against_gib_too(opened: Opened, made: Path) -> None:
+    window = opened.go("tradeoff")
+    window.get_by_label("Against", exact=True).select_option("GiB")
+    assert "GiB of the checkpoint" in window.locator("#mass-dropped-plot").text_content()
+    half = next(one for one in json.loads(opened.saved("Keep-sets side by side as JSON")) if one["experts"] == 4)
+    pruned = Path(
+        str(gj.prune(str(made / "tiny"), gj.KeepSets.read(made / "keep.json", TINY), out=made / "cut").folder)
+    )
+    size = json.loads((pruned / "model.safetensors.index.json").read_text(encoding="utf-8"))["metadata"]["total_size"]
+    assert half["GiB"] == pytest.approx(size / 2**30, rel=1e-4)
+
+
 def test_quality_has_its_intervals(opened: Opened, made: Path) -> None:
     opened.go("tradeoff")
     (one, control) = json.loads(opened.saved("Quality: eval as JSON"))

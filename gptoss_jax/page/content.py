@@ -1,8 +1,11 @@
 """All that a page says, as its programs read it."""
 
+from contextlib import suppress
 from typing import Any
 
+from ..errors import ProfileError
 from ..evaluation import stored
+from ..selection.budgets import weight_bytes
 from .answers import replies_of, traces_of
 from .artifacts import Things
 from .experts import keep_sets_of, profile_of, ranking_of, words
@@ -26,7 +29,7 @@ def content(things: Things, tokenizer: Any, packed: Packed, title: str, command:
         "title": title or ", ".join(models),
         "command": command,
         "version": version,
-        "sizes": {"layers": sizes.num_layers, "experts": sizes.num_experts, "top_k": sizes.top_k},
+        "sizes": {"layers": sizes.num_layers, "experts": sizes.num_experts, "top_k": sizes.top_k, **_bytes(things)},
         "profiles": profiles,
         "keep_sets": [keep_sets_of(name, sets, sizes.num_experts, packed) for name, sets in things.keep_sets.items()],
         "rankings": [ranking_of(name, ranking, packed) for name, ranking in things.rankings.items()],
@@ -36,6 +39,16 @@ def content(things: Things, tokenizer: Any, packed: Packed, title: str, command:
         "warnings": _warnings(things, profiles),
         **words(),
     }
+
+
+def _bytes(things: Things) -> dict[str, list[int]]:
+    """Those of a checkpoint in which 0, 1, … E experts of each layer stay; nothing where no profile knows its model's
+    sizes."""
+    for profile in things.profiles.values():
+        with suppress(ProfileError):
+            config, quantized = profile.evidence().stored_model()
+            return {"bytes": [weight_bytes(config, kept, quantized) for kept in range(config.num_experts + 1)]}
+    return {}
 
 
 def _warnings(things: Things, profiles: list[dict[str, Any]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 const VIEWS = {
   overview: { title: "Overview", show: overview, choices: ["profile", "group", "criterion", "scale", "keep"] },
-  tradeoff: { title: "Trade-off", show: tradeoff, choices: ["profile", "group", "criterion"] },
+  tradeoff: { title: "Trade-off", show: tradeoff, choices: ["profile", "group", "criterion", "axis"] },
   compare: { title: "Compare", show: compare, choices: ["profile", "group", "than_profile", "than_group", "criterion"] },
   expert: { title: "Expert", show: expert, choices: ["profile", "group", "criterion"] },
   answers: { title: "Answers", show: answers, choices: [] },
@@ -18,6 +18,7 @@ function optionsOf(name, at) {
     than_group: () => ["minus rows", groups(at.than_profile)],
     criterion: () => ["Criterion", named("profiles", at.profile).criteria],
     scale: () => ["Shown as", SCALES],
+    axis: () => ["Against", page.said.sizes.bytes ? ["experts", "GiB"] : ["experts"]],
     keep: () => ["Keep-sets", [["", "none"], ...page.said.keep_sets.map((one) => one.name)]],
   };
   return found[name]();

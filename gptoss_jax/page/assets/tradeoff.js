@@ -2,21 +2,35 @@
 
 function tradeoff(at) {
   const of = scoresOf(at);
+  const kept = keptBy(at.axis);
   const parts = [
-    massDropped(of),
-    lossByGroup(of),
+    massDropped(of, kept),
+    lossByGroup(of, kept),
     ...setsBeside(of),
     tried(),
     elsewhere(),
-    tailRisk(of),
-    eliminated(),
-    ...page.said.evaluations.flatMap((evaluation) => qualities(evaluation, of.group)),
+    tailRisk(of, kept),
+    eliminated(kept),
+    ...page.said.evaluations.flatMap((evaluation) => qualities(evaluation, of.group, kept)),
     ...page.said.healings.flatMap(healing),
   ];
   if (!page.said.evaluations.length) {
     parts.push(element("p", { class: "note" }, "No evaluation was given: what expectations and answers lose is not shown."));
   }
   return parts.filter((part) => part !== null);
+}
+
+/** The bytes of a checkpoint in which so many experts of each layer stay, as GiB: of each one more as much more. */
+function gibOf(n) {
+  const { bytes, experts } = page.said.sizes;
+  return (bytes[0] + ((bytes[experts] - bytes[0]) * n) / experts) / 2 ** 30;
+}
+
+/** What plots have as their x of points with `n` experts: that number, or what the checkpoint then takes. */
+function keptBy(axis) {
+  const { bytes, experts } = page.said.sizes;
+  if (axis !== "GiB" || !bytes) return { at: "n", axis: { label: "experts kept of each layer", domain: [0, experts] } };
+  return { at: ({ n }) => gibOf(n), axis: { label: "GiB of the checkpoint", domain: [gibOf(0), gibOf(experts)] } };
 }
 
 /** The mean over layers of the share of a group's mass that is not in the sets. `has(layer, expert)` says what stays. */
@@ -47,7 +61,7 @@ function curveOf(scores, counts, masses) {
 }
 
 /** The mass of the chosen rows that goes, by each criterion, beside keep-sets drawn at random. */
-function massDropped(of) {
+function massDropped(of, kept) {
   const { experts } = page.said.sizes;
   const { profile } = of;
   const group = profile.groups.indexOf(of.group);
@@ -64,15 +78,15 @@ function massDropped(of) {
     Plot.plot({
       width,
       height: 340,
-      x: { label: "experts kept of each layer" },
+      x: kept.axis,
       y: { label: `share of ${profile.mass} that goes`, grid: true, domain: [0, 1] },
       color: inksOf(points.map((p) => p.name), of.criterion),
       ariaLabel: "Mass dropped against experts kept",
       marks: [
-        Plot.line(random, { x: "n", y: "share", stroke: COLOURS.grey, strokeDasharray: "4 4" }),
-        Plot.line(points, { x: "n", y: "share", stroke: "name", strokeWidth: (p) => (p.name === of.criterion ? 3 : 1), tip: true }),
-        Plot.dot(sets, { x: "n", y: "share", symbol: "diamond", fill: "currentColor", r: 5 }),
-        Plot.text(labelled(sets, "share", 0.045), { x: "n", y: "label", text: "name", ...BESIDE }),
+        Plot.line(random, { x: kept.at, y: "share", stroke: COLOURS.grey, strokeDasharray: "4 4" }),
+        Plot.line(points, { x: kept.at, y: "share", stroke: "name", strokeWidth: (p) => (p.name === of.criterion ? 3 : 1), tip: true }),
+        Plot.dot(sets, { x: kept.at, y: "share", symbol: "diamond", fill: "currentColor", r: 5 }),
+        Plot.text(labelled(sets, "share", 0.045), { x: kept.at, y: "label", text: "name", ...BESIDE }),
       ],
     });
   const rows = [...points, ...random, ...sets].map(({ name, n, share }) => [name, n, share]);
@@ -82,7 +96,7 @@ function massDropped(of) {
 }
 
 /** What each domain loses where experts are chosen by the chosen rows. */
-function lossByGroup(of) {
+function lossByGroup(of, kept) {
   const { profile } = of;
   if (profile.groups.length < 3) return null;
   const [counts, masses] = [profile.counts, profile.masses].map(arrayOf);
@@ -94,12 +108,12 @@ function lossByGroup(of) {
     Plot.plot({
       width,
       height: 340,
-      x: { label: "experts kept of each layer" },
+      x: kept.axis,
       y: { label: `share of its ${profile.mass} that goes`, grid: true, domain: [0, 1] },
       color: inksOf(points.map((p) => p.group), of.group),
       ariaLabel: "What each domain loses",
       marks: [
-        Plot.line(points, { x: "n", y: "share", stroke: "group", strokeWidth: (p) => (p.group === of.group ? 3 : 1), tip: true }),
+        Plot.line(points, { x: kept.at, y: "share", stroke: "group", strokeWidth: (p) => (p.group === of.group ? 3 : 1), tip: true }),
       ],
     });
   const table = { columns: ["domain", "experts", "share that goes"], rows: points.map((p) => [p.group, p.n, p.share]) };
@@ -111,12 +125,15 @@ function setsBeside(of) {
   const sets = page.said.keep_sets;
   if (!sets.length) return [element("p", { class: "note" }, "No keep-sets were given: none stand side by side.")];
   const { profile } = of;
+  const { bytes } = page.said.sizes;
   const masses = arrayOf(profile.masses);
   const rows = sets.map((one) => {
     const has = staysIn(one);
-    return [one.name, d3.mean(one.numbers), originOf(one), ...profile.groups.map((_, g) => dropped(partOf(masses, g), has))];
+    const number = d3.mean(one.numbers);
+    const size = bytes ? [gibOf(number)] : [];
+    return [one.name, number, ...size, originOf(one), ...profile.groups.map((_, g) => dropped(partOf(masses, g), has))];
   });
-  const columns = ["keep-sets", "experts", "chosen", ...profile.groups.map((group) => `${groupName(group)} goes`)];
+  const columns = ["keep-sets", "experts", ...(bytes ? ["GiB"] : []), "chosen", ...profile.groups.map((group) => `${groupName(group)} goes`)];
   const files = sets
     .filter((one) => one.file)
     .map((one) =>
@@ -158,7 +175,7 @@ function elsewhere() {
 
 /** What goes that led tokens: for each number of experts the share of tokens whose first expert in a layer goes, in the
  * mean over layers, and how many experts go that led a token at all. */
-function tailRisk(of) {
+function tailRisk(of, kept) {
   const { layers, experts } = page.said.sizes;
   const { profile } = of;
   if (!profile.leads) return element("p", { class: "note" }, "This profile does not say which experts led tokens.");
@@ -175,12 +192,12 @@ function tailRisk(of) {
     Plot.plot({
       width,
       height: 300,
-      x: { label: "experts kept of each layer" },
+      x: kept.axis,
       y: { label: "share of tokens that lose their first expert", grid: true, domain: [0, 1] },
       ariaLabel: "Tokens that lose their first expert",
       marks: [
-        Plot.line(ranked, { x: "n", y: "share", stroke: COLOURS.one, strokeWidth: 2, channels: { "experts gone": "count" }, tip: true }),
-        Plot.dot(sets, { x: "n", y: "share", symbol: "diamond", fill: "currentColor", r: 5, channels: { name: "name", "experts gone": "count" }, tip: true }),
+        Plot.line(ranked, { x: kept.at, y: "share", stroke: COLOURS.one, strokeWidth: 2, channels: { "experts gone": "count" }, tip: true }),
+        Plot.dot(sets, { x: kept.at, y: "share", symbol: "diamond", fill: "currentColor", r: 5, channels: { name: "name", "experts gone": "count" }, tip: true }),
       ],
     });
   const columns = ["chosen by", "experts", "share of tokens", "experts gone that led a token"];
@@ -190,7 +207,7 @@ function tailRisk(of) {
 }
 
 /** Of eliminations what the layers lose, against how many experts stay: the mean, and the layer that loses most. */
-function eliminated() {
+function eliminated(kept) {
   const { layers, experts } = page.said.sizes;
   const points = page.said.rankings
     .filter((ranking) => ranking.losses)
@@ -206,13 +223,13 @@ function eliminated() {
     Plot.plot({
       width,
       height: 340,
-      x: { label: "experts kept of each layer", domain: [0, experts] },
+      x: kept.axis,
       y: { label: "loss of a layer", type: "log", grid: true, tickFormat: "~g" },
       color: inksOf(points.map((point) => point.name), points[0].name),
       ariaLabel: "What layers lose by elimination",
       marks: [
-        Plot.line(points, { x: "n", y: "mean", stroke: "name", strokeWidth: 2, tip: true }),
-        Plot.line(points, { x: "n", y: "most", stroke: "name", strokeDasharray: "2 3" }),
+        Plot.line(points, { x: kept.at, y: "mean", stroke: "name", strokeWidth: 2, tip: true }),
+        Plot.line(points, { x: kept.at, y: "most", stroke: "name", strokeDasharray: "2 3" }),
       ],
     });
   const rows = points.map(({ name, n, mean, most, layer }) => [name, n, mean, most, layer]);
@@ -223,7 +240,7 @@ function eliminated() {
 
 /** An evaluation: how far each model's expectations are from the baseline's, with intervals, over the chosen rows where
  * it knows of them; and the gate, which is of all. */
-function qualities(of, group) {
+function qualities(of, group, kept) {
   const [length] = Object.keys(of.entries[0]?.quality ?? {});
   if (length === undefined) return [];
   const isOfGroup = of.entries.every((entry) => group in entry.by_domain);
@@ -239,14 +256,14 @@ function qualities(of, group) {
     Plot.plot({
       width,
       height: 340,
-      x: { label: "experts kept of each layer", domain: [0, page.said.sizes.experts] },
+      x: kept.axis,
       y: { label: "KL of the baseline, nats a token", grid: true, zero: true },
       ariaLabel: "Quality against experts kept",
       marks: [
-        Plot.ruleX(points, { x: "n", y1: "low", y2: "high", stroke: colourOf }),
-        Plot.dot(points, { x: "n", y: "value", fill: colourOf, symbol: (p) => (p.passed ? "circle" : "times"), stroke: colourOf, tip: true }),
+        Plot.ruleX(points, { x: kept.at, y1: "low", y2: "high", stroke: colourOf }),
+        Plot.dot(points, { x: kept.at, y: "value", fill: colourOf, symbol: (p) => (p.passed ? "circle" : "times"), stroke: colourOf, tip: true }),
         Plot.text(labelled(points, "value", 0.045 * d3.max(points, (p) => p.high)), {
-          x: "n",
+          x: kept.at,
           y: "label",
           text: "name",
           ...BESIDE,
