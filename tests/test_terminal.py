@@ -203,8 +203,8 @@ def on_terminal(*words: Any, cwd: Path) -> tuple[int, str]:
     return process.returncode, drawn.decode().replace("\r", "\n")
 
 
-def test_time_left_is_by_the_later_half_of_what_is_finished() -> None:
-    """What is compiled for the first parts does not come again."""
+def test_time_left_is_a_mean_in_which_a_pause_counts_little() -> None:
+    """What is compiled for the first parts, or for a later one of another shape, does not come again."""
     now = 0
     pace = Pace(lambda: now)
     assert pace() is None
@@ -213,9 +213,19 @@ def test_time_left_is_by_the_later_half_of_what_is_finished() -> None:
         now += took
         pace.advanced(done)
         said.append(pace())
-    assert said == [None, 1 / 50, 1, 1, 1, 1]
+    assert said == [None, *map(pytest.approx, (1 / 50, 2 / 51, 3 / 4, 4 / 5, 5 / 6))]
     now += 2  # nothing more is finished, and it is known that this takes longer
-    assert pace() == 3 / 5
+    assert pace() == pytest.approx(5 / 7)
+
+
+def test_looks_every_few_steps_count_in_full() -> None:
+    """Of ten steps of a second each a look takes three: 65 steps take 83 seconds."""
+    now = 0
+    pace = Pace(lambda: now)
+    for step in range(66):
+        now += 1 + 3 * (step % 10 == 0 and step > 0)
+        pace.advanced(step)
+    assert pace() == pytest.approx(65 / 83)
 
 
 def test_nothing_is_drawn_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
