@@ -1,20 +1,17 @@
 """What a terminal shows: one line, clean and short; bars that count; signals; outputs that are closed or full."""
 
-import fcntl
 import json
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from experiments.bench.terminal import drawn
 from gptoss_jax.cli import terminal
 from gptoss_jax.run.bar import Pace, bar
 
@@ -185,22 +182,8 @@ def test_an_encoding_that_lacks_characters_gets_escapes(tmp_path: Path) -> None:
 
 def on_terminal(*words: Any, cwd: Path) -> tuple[int, str]:
     """The program with standard error on a terminal: status, and all that was drawn there."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    command = [*PROGRAM, *map(str, words)]
-    with subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=slave) as process:
-        os.close(slave)
-        drawn = b""
-        while True:
-            try:
-                part = os.read(master, 1 << 16)
-            except OSError:  # Linux says so where the other side is closed
-                break
-            if not part:
-                break
-            drawn += part
-    os.close(master)
-    return process.returncode, drawn.decode().replace("\r", "\n")
+    status, frames = drawn(words, 120, cwd)
+    return status, "\n".join(frame.text for frame in frames)
 
 
 def test_time_left_is_a_mean_in_which_a_pause_counts_little() -> None:

@@ -5,6 +5,7 @@
 Commands run on nano, each long enough to be watched, once in 80 columns and once in 200.
 """
 
+import codecs
 import fcntl
 import json
 import os
@@ -16,12 +17,14 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 
+ROOT = Path(__file__).parents[2]
 ROWS, PROMPTS = 3000, 300
 COLUMNS = (80, 200)
 SHARES = (10, 50)  # per cent of a bar behind which the time left is looked at
@@ -55,19 +58,25 @@ def main(command: tuple[str, ...], show: bool) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write(folder)
-        for name in command:
-            for columns in COLUMNS:
-                out = folder / f"{name} {columns}".replace(" ", "-")
-                start = time.monotonic()
-                where = [] if name == "generate" else ["--out", str(out)]
-                frames = [*drawn([*COMMANDS[name], *where], columns, folder)]
-                took = time.monotonic() - start
-                widest = max(len(frame.text) for frame in frames if TIMES.search(frame.text))
-                cells = [name, str(columns), f"{took:.0f}", str(len(frames)), str(widest)]
-                click.echo(f"| {' | '.join([*cells, *(left(frames, share) for share in SHARES)])} |")
-                if show:
-                    some = [*frames[:3], *frames[3 :: max(1, len(frames) // 5)], *frames[-2:]]
-                    click.echo("\n".join(f"    {frame.at - start:6.1f} s  {frame.text}" for frame in some))
+        for name, columns in product(command, COLUMNS):
+            measure(name, columns, folder, show)
+
+
+def measure(name: str, columns: int, folder: Path, show: bool) -> None:
+    """Run a command and print its line."""
+    out = folder / f"{name} {columns}".replace(" ", "-")
+    where = [] if name == "generate" else ["--out", str(out)]
+    start = time.monotonic()
+    status, frames = drawn([*COMMANDS[name], *where], columns, folder)
+    took = time.monotonic() - start
+    if status:
+        raise RuntimeError(f"{name} ended with {status}: {frames[-1].text}")
+    widest = max(len(frame.text) for frame in frames if TIMES.search(frame.text))
+    cells = [name, str(columns), f"{took:.0f}", str(len(frames)), str(widest)]
+    click.echo(f"| {' | '.join([*cells, *(left(frames, share) for share in SHARES)])} |")
+    if show:
+        some = [*frames[:3], *frames[3 :: max(1, len(frames) // 5)], *frames[-2:]]
+        click.echo("\n".join(f"    {frame.at - start:6.1f} s  {frame.text}" for frame in some))
 
 
 def write(folder: Path) -> None:
@@ -84,26 +93,28 @@ def write(folder: Path) -> None:
     (folder / "keep.json").write_text(json.dumps([[*range(8)]] * 6))
 
 
-def drawn(words: list[str], columns: int, folder: Path) -> Iterator[Frame]:
-    """All that the program draws on a terminal of so many columns; RuntimeError where it fails."""
+def drawn(words: Sequence[object], columns: int, folder: Path) -> tuple[int, list[Frame]]:
+    """The program with standard error on a terminal of so many columns: its status, and all that was drawn there."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    command = [sys.executable, "-m", "gptoss_jax", *words]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=slave) as process:
+    command = [sys.executable, "-m", "gptoss_jax", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    frames: list[Frame] = []
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=slave) as process:
         os.close(slave)
-        rest, last = "", ""
+        # A character may come in two parts.
+        decoder, rest = codecs.getincrementaldecoder("utf-8")(), ""
         while True:
             try:
                 part = os.read(master, 1 << 16)
             except OSError:  # Linux says so where the other side is closed
                 break
-            *lines, rest = re.split(r"[\r\n]+|\x1b\[A", rest + part.decode())
-            for text in lines:
-                if text.strip():
-                    last = text.rstrip()
-                    yield Frame(time.monotonic(), last)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {last}")
+            if not part:
+                break
+            *lines, rest = re.split(r"[\r\n]+", rest + decoder.decode(part))
+            frames += [Frame(time.monotonic(), text.rstrip()) for text in lines if text.strip()]
+    os.close(master)
+    return process.returncode, frames + ([Frame(time.monotonic(), rest)] if rest.strip() else [])
 
 
 def left(frames: list[Frame], share: int) -> str:

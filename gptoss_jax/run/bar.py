@@ -72,9 +72,12 @@ def bar(total: int, unit: str, shown: bool = True, done: float | int = 0) -> Ite
         def format_dict(self) -> dict[str, Any]:
             said, known = super().format_dict, pace()
             mean = (self.n - self.initial) / max(said["elapsed"], 1e-3)
-            words = {"done": f"{self.n / size:,.0f}", "whole": f"{total / size:,.0f}"}
-            left = tqdm.format_interval((total - self.n) / known) if known else "?"
-            return said | words | {"left": left, "speed": rate((known or mean) / size, ",")}
+            return said | {
+                "done": f"{self.n / size:,.0f}",
+                "whole": f"{total / size:,.0f}",
+                "left": tqdm.format_interval((total - self.n) / known) if known else "?",
+                "speed": rate((known or mean) / size, ","),
+            }
 
     words = {"unit": "MB" if unit == "B" else unit, "bar_format": FORM, "dynamic_ncols": True, "mininterval": REDRAWN}
     with Bar(total=total, initial=round(done), disable=not (shown and is_watched()), **words) as drawn:
