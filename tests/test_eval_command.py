@@ -187,6 +187,7 @@ def test_another_model_is_the_baseline(tiny_mxfp4: Path, data: Path, kept: Path,
     command(pruned, *fixed, "--baseline", tiny_mxfp4, "--out", tmp_path / "hard")
     command(tiny_mxfp4, *fixed, "--keep-sets", kept, "--out", tmp_path / "soft")
     hard, soft = (stored.read(tmp_path / name) for name in ("hard", "soft"))
+    assert hard.entries[0].experts == soft.entries[0].experts == tuple(map(len, KEPT.layers))
     assert hard.entries[0].layers_hash is None and soft.entries[0].layers_hash == KEPT.layers_hash
     for name, estimate in soft.entries[0].quality[64].estimates.items():
         assert hard.entries[0].quality[64].estimates[name].value == pytest.approx(estimate.value, abs=2e-6), name

@@ -55,7 +55,9 @@ def finished(
 ) -> Finished:
     """What was found."""
     tokens = {length: measured.scored(blocks, sides.places) for length, blocks in rows.blocks.items()}
-    candidates = [Candidate(name, request.keep_sets.get(name)) for name in sides.places]
+    config = sides.variants.source.config
+    whole = (config.num_experts,) * config.num_layers
+    candidates = [Candidate(name, request.keep_sets.get(name), whole) for name in sides.places]
     of_model = {} if asked is None else {name: judged(each, request.judging, asked) for name, each in said.items()}
     numbers = [] if asked is None else asked.questions.rows
     table = by_row(rows.rows, tokens, numbers, {name or None: each for name, each in of_model.items()})

@@ -10,7 +10,8 @@ The file is one object. Its numbers are finite, and its shares are parts of 1:
 
 An entry has the fields of `summary.Entry`, and what `Entry.gate` says:
 
-    name, layers_hash (null for a checkpoint), experts (a number for each layer), origin (as in keep.json)
+    name, layers_hash (null for a checkpoint), experts (a number for each layer; none for the baseline),
+    origin (as in keep.json)
     quality     {sequence length: tokens, documents, estimates {name in QUANTITIES: estimate}, kl_percentiles,
                 dp_percentiles, js2d}
     replies     null, or rows, estimates and differences {name in COLUMNS: estimate}, median_length

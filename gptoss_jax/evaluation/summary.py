@@ -47,6 +47,8 @@ class Candidate:
 
     name: str
     keep_sets: KeepSets | None = None
+    experts: tuple[int, ...] = ()
+    """How many experts each layer of a checkpoint without keep-sets has."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Entry:
     layers_hash: str | None = None
     """That of its keep-sets; None for another checkpoint."""
     experts: tuple[int, ...] = ()
-    """How many experts each layer keeps; empty for another checkpoint."""
+    """How many experts each layer has; empty for the baseline."""
     origin: Origin = UNKNOWN
     corrected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The p-values of `differences`, corrected for how many models were compared."""
@@ -134,21 +136,22 @@ def summarise(
     replies = replies or {}
     drawn, first = {"draws": setting.draws, "seed": setting.seed}, next(iter(tokens.values()))
 
-    def entry(name: str, kept: KeepSets | None, scored: Mapping[int, Scored], said: Sequence[Judged]) -> Entry:
+    def entry(of_: Candidate, scored: Mapping[int, Scored], said: Sequence[Judged]) -> Entry:
+        name, kept = of_.name, of_.keep_sets
         return Entry(
             name,
             {n: compare(of.documents, of.baseline, scored[n], name, **drawn) for n, of in tokens.items()},
             compare_replies(baseline_replies, said, **drawn) if said else None,
             kept.layers_hash if kept else None,
-            tuple(map(len, kept.layers)) if kept else (),
+            tuple(map(len, kept.layers)) if kept else of_.experts,
             # Without the hashes of rows, which are long, and have been looked at.
             replace(kept.origin, calibration_rows=None) if kept else UNKNOWN,
             by_domain=_by_domain(first, scored[next(iter(tokens))], domains or {}, name, **drawn),
         )
 
-    itself = entry(setting.baseline, None, {n: of.baseline for n, of in tokens.items()}, baseline_replies)
+    itself = entry(Candidate(setting.baseline), {n: of.baseline for n, of in tokens.items()}, baseline_replies)
     found = [
-        entry(one.name, one.keep_sets, {n: of.others[one.name] for n, of in tokens.items()}, replies.get(one.name, ()))
+        entry(one, {n: of.others[one.name] for n, of in tokens.items()}, replies.get(one.name, ()))
         for one in candidates
     ]
     return Summary(setting, itself, tuple(with_corrected(found)))
