@@ -15,7 +15,7 @@ import gptoss_jax as gj
 from gptoss_jax.cli import cli
 from gptoss_jax.config import TINY
 from gptoss_jax.fingerprints.ranking import NEVER, interleaved
-from gptoss_jax.fingerprints.summaries import Group, Summary
+from gptoss_jax.fingerprints.summaries import Group, Summary, sample_count
 from gptoss_jax.fingerprints.traces import Segment, contents, messages, published_segments
 from gptoss_jax.selection.intervals import student
 
@@ -95,6 +95,14 @@ def test_examples_that_disagree_are_told_of_and_the_summary_stands(tmp_path: Pat
         s for s in Activations.open(tmp_path / "out").summaries if tuple(s.group) == group and s.segment == "think"
     )
     assert one.tokens == raw["num_think_tokens"] and one.count_LE is None
+
+
+def test_an_answer_without_thoughts_is_one_too() -> None:
+    """Ten answers that thought and seven of them that answered are ten, whichever segment stands last."""
+    zeros, groups = np.zeros((L, E)), (Group("quiz", "sums", True, False), Group("quiz", "lists", True, False))
+    segments = (("think", 10), ("answer", 7))
+    found = [Summary(group, name, n, 5.0, zeros, zeros) for group in groups for name, n in segments]
+    assert sample_count(found) == sample_count(found[::-1]) == 20
 
 
 def test_examples_alone_give_the_summaries_of_their_answers(traced: Activations) -> None:

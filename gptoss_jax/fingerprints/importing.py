@@ -8,7 +8,7 @@ import numpy as np
 from ..errors import FingerprintError
 from .folder import Activations
 from .published import Example, Means, Published
-from .summaries import Group, Summary
+from .summaries import Group, Summary, sample_count
 from .traces import contents, published_segments, segment_sums
 
 Sums = tuple[int, np.ndarray, np.ndarray]
@@ -46,7 +46,7 @@ def activations(published: Published, source: str, domains: Mapping[str, Sequenc
         "top_k": k,
         "counted": "messages",
         "groups": len({one.group for one in summaries}),
-        "samples": sum({one.group: one.sample_count for one in summaries}.values()),
+        "samples": sample_count(summaries),
         "answers": len(answers),
         "whole_groups": whole,
         "reproduced_groups": reproduced,

@@ -53,6 +53,14 @@ class Summary:
     gate_sum_LE: Float[np.ndarray, "L E"] | None = None
 
 
+def sample_count(summaries: Iterable[Summary]) -> int:
+    """How many answers summaries are of: of a group some may have had no thoughts, others no answer."""
+    most: dict[Group, int] = {}
+    for one in summaries:
+        most[one.group] = max(most.get(one.group, 0), one.sample_count)
+    return sum(most.values())
+
+
 # The columns of summaries.parquet: first those that say of what a row is.
 OF_SUMMARY = {
     "benchmark": pa.string(),
