@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import re
+import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -88,10 +90,13 @@ def test_scores_and_intervals_are_those_of_the_profile(page: Path, made: Path) -
     assert one["groups"] == ["", "a", "b"] and one["tokens"][0] == profile.info["kept_tokens"] == sum(one["tokens"][1:])
     names = one["criteria"]
     assert {"reap", "frequency"} <= {*names} and "random" not in names and "aimer" not in names
-    scores, halves, counts, leads = (array(one[name]) for name in ("scores", "halves", "counts", "leads"))
+    scores, order, halves, counts, leads = (
+        array(one[name]) for name in ("scores", "order", "halves", "counts", "leads")
+    )
     for (c, criterion), (g, group) in [(c, g) for c in enumerate(names) for g in enumerate(one["groups"])]:
         expected = profile.intervals(criterion, group or None)
         np.testing.assert_allclose(scores[c, g], expected.score, rtol=1e-5)
+        np.testing.assert_array_equal(order[c, g], profile.rank(criterion, group or None).layers)
         finite = np.isfinite(expected.high)
         np.testing.assert_array_equal(np.isfinite(halves[c, g]), finite)
         half = np.where(finite, expected.high - expected.score, 0)
@@ -203,13 +208,15 @@ def test_lists_of_other_programs_are_keep_sets(theirs: Any, finished: Finished, 
 
 
 def test_answers_of_a_dataset_are_a_profile_by_domain_and_segment(activations: Path, tmp_path: Path) -> None:
-    gj.report(activations, out=tmp_path / "page.html")
+    dataset = Activations.open(activations)
+    # An imported one does not say of which model it is: nothing is of another.
+    sets = gj.KeepSets([[0]] * dataset.info["num_layers"], Origin(criterion="reap", model_fingerprint="f"))
+    gj.report(activations, sets, out=tmp_path / "page.html")
     said, array = read(tmp_path / "page.html")
     (one,) = said["profiles"]
-    dataset = Activations.open(activations)
     there = {summary.group.name for summary in dataset.summaries}
     domains = [domain for domain, names in dataset.domains.items() if there & {*names}]
-    assert one["groups"][:3] == ["", "think", "answer"] and {*domains} <= {*one["groups"]}
+    assert one["groups"][:3] == ["", "think", "answer"] and [one["groups"][n] for n in one["parts"]] == domains
     assert said["warnings"] == [
         f"{activations.name}: no answer is of the domain {d}" for d in {*dataset.domains} - {*domains}
     ]
@@ -236,6 +243,59 @@ def test_a_single_row_has_no_interval(finished: Finished, tmp_path: Path) -> Non
     gj.report(finished("seen", 1), tmp_path / "heal.json", out=tmp_path / "page.html")
     (healing,) = read(tmp_path / "page.html")[0]["healings"]
     assert healing["changes"] == [{"name": "", "rows": 1} | {side: [0.1, None, None] for side in sides}]
+
+
+def test_numbers_that_are_not_finite_are_none(finished: Finished, tmp_path: Path) -> None:
+    """As the interval of one row: JSON has no word for it."""
+    profile = finished("some", 3, folds=2)
+    inf, nan = math.inf, math.nan
+    tried = [{"name": "greedy", "keep": 2, "kl": [0.1, -inf, inf]}]
+    sets = gj.KeepSets([[0, 1]] * 2, Origin(criterion="greedy"), tried=tried, elsewhere={"b": [0.3, nan, nan]})
+    gj.report(profile, sets, out=tmp_path / "page.html")
+    (one,) = read(tmp_path / "page.html")[0]["keep_sets"]
+    assert one["tried"] == [tried[0] | {"kl": [0.1, None, None]}]
+    assert one["elsewhere"] == {"b": [0.3, None, None]}
+
+
+def test_replies_of_any_text_are_told_apart(made: Path, refused: Refused, tmp_path: Path) -> None:
+    """Also where what a text calls the end of a line stands in one, and where two questions have the same id."""
+    shutil.copytree(made / "eval", tmp_path / "eval")
+    texts = ["one\u2028line", "the\x85same\u2029", "\x0bthis\x1e"]
+    replies = [
+        {"model": None, "row": row, "id": id, "domain": "", "text": text, "ended": True}
+        for row, id, text in zip((0, 1, 4), ("q", "4", ""), texts, strict=True)
+    ]
+    file = tmp_path / "eval" / "replies.jsonl"
+    file.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in replies), encoding="utf-8")
+    gj.report(made / "profile", tmp_path / "eval", out=tmp_path / "page.html")
+    (evaluation,) = read(tmp_path / "page.html")[0]["evaluations"]
+    assert evaluation["replies"] == [
+        {"id": name, "said": {"": text}} for name, text in zip(("q", "4 (row 1)", "4 (row 4)"), texts, strict=True)
+    ]
+    file.write_bytes(b'{"model": null}\xff\n')
+    refused("report", made / "profile", "eval", says=("replies.jsonl: line 1 is no reply",))
+
+
+def test_a_path_is_not_taken_for_what_is_open(finished: Finished, tmp_path: Path) -> None:
+    one, other = finished("one", 3), finished("profile", 4)
+    gj.report(gj.Profile.open(one), other, out=tmp_path / "page.html")
+    said, _ = read(tmp_path / "page.html")
+    assert [of["name"] for of in said["profiles"]] == ["profile 2", "profile"]
+
+
+def test_the_first_length_of_an_evaluation_is_the_one_that_domains_are_of(
+    made: Path, finished: Finished, tmp_path: Path
+) -> None:
+    """Also where a shorter one stands behind it: JavaScript sorts names that are numbers."""
+    said = json.loads((made / "eval" / "eval.json").read_text(encoding="utf-8"))
+    said["setting"]["blocks"] = {"16": 3, "8": 6}
+    for entry in (said["baseline"], *said["entries"]):
+        entry["quality"]["8"] = entry["quality"]["16"]
+        entry["corrected"]["8"] = entry["corrected"].get("16", {})
+    dump(tmp_path / "eval.json", said)
+    gj.report(made / "profile", tmp_path / "eval.json", out=tmp_path / "page.html")
+    (evaluation,) = read(tmp_path / "page.html")[0]["evaluations"]
+    assert evaluation["length"] == 16
 
 
 def test_long_traces_are_cut_and_it_is_said(made: Path, tiny_mxfp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,11 +350,13 @@ def test_equal_things_give_equal_bytes(made: Path, page: Path, tiny_mxfp4: Path)
 
 def test_arrays_keep_what_is_seen() -> None:
     packed, rng = Packed(), np.random.default_rng(0)
-    values = np.concatenate([rng.normal(size=99) * 10.0 ** rng.integers(-30, 30, 99), [np.inf, -np.inf, 0.0]])
+    whole = [0.0, 131073.0, 1000034.0]  # which are no others, cut short
+    values = np.concatenate([rng.normal(size=99) * 10.0 ** rng.integers(-30, 30, 99), [np.inf, -np.inf], whole])
     wide, narrow, odd = packed.add(values, "f4"), packed.add(values, "b2"), packed.add([1, 2, 3], "u1")
     block = gzip.decompress(base64.b64decode(packed.text()))
     found = np.frombuffer(block, np.float32, len(values), wide["at"])
     np.testing.assert_allclose(found, values, rtol=2**-16)
+    assert found[-3:].tolist() == whole
     found = np.frombuffer(block, ml_dtypes.bfloat16, len(values), narrow["at"]).astype(np.float64)
     np.testing.assert_allclose(found, values, rtol=2**-8)
     assert np.frombuffer(block, np.uint8, 3, odd["at"]).tolist() == [1, 2, 3]
@@ -308,7 +370,7 @@ def test_what_is_open_is_shown_as_what_lies_in_files(made: Path, page: Path, tin
     (tmp_path / "shown.html").write_text(shown_.html, encoding="utf-8")
     (ours, array), (theirs, array_of) = read(tmp_path / "shown.html"), read(page)
     assert [one["name"] for one in ours["keep_sets"]] == ["keep-sets", "keep-sets 2"]
-    for name in ("scores", "halves", "counts", "masses"):
+    for name in ("scores", "order", "halves", "counts", "masses"):
         np.testing.assert_array_equal(array(ours["profiles"][0][name]), array_of(theirs["profiles"][0][name]))
     assert ours["evaluations"][0]["entries"] == theirs["evaluations"][0]["entries"]
     assert "data:text/html;base64," in shown_._repr_html_()
@@ -337,7 +399,11 @@ def test_plots_for_papers_have_what_the_tables_say(kind: str, made: Path, tmp_pa
         gone = [1 - mass[i, kept.layers[i]].sum() / mass[i].sum() for i in range(TINY.num_layers)]
         assert reap.get_ydata()[4] == pytest.approx(np.mean(gone)) and axes.texts[0].get_text() == "mine"
     else:
-        assert [text.get_text() for text in axes.texts] == [one.name for one in stored.read(made / "eval").entries]
+        found = stored.read(made / "eval")
+        assert [text.get_text() for text in axes.texts] == [one.name for one in found.entries]
+        older = replace(found, entries=(*found.entries, replace(found.entries[0], name="other", experts=())))
+        axes = gj.plot(older, kind).axes[0]
+        assert len(axes.texts) == len(found.entries) and axes.get_title().endswith("not drawn: other")
 
 
 def test_a_plot_that_there_is_not(made: Path) -> None:

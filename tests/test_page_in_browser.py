@@ -180,8 +180,10 @@ def test_choices_show_other_scores(opened: Opened, made: Path) -> None:
 def test_every_plot_and_table_can_be_taken_along(opened: Opened, made: Path) -> None:
     window = opened.go("tradeoff")
     title = "Mass that goes"
-    assert opened.saved(f"{title} as SVG").startswith(b"<svg")
-    assert opened.saved(f"{title} as PNG").startswith(b"\x89PNG")
+    picture = opened.saved(f"{title} as SVG").decode()
+    assert picture.startswith("<svg") and all(f">{name}</text>" in picture for name in ("reap", "frequency"))
+    whole = Image.open(io.BytesIO(opened.saved(f"{title} as PNG")))
+    assert whole.width > 1000 and whole.height > 2 * 340
     points = json.loads(opened.saved(f"{title} as JSON"))
     profile = gj.Profile.open(made / "profile")
     mass, order = profile.columns()["gate_norm_sum"], profile.rank("reap").layers
@@ -255,6 +257,61 @@ def test_an_expert_that_the_model_lacks_is_the_nearest(opened: Opened) -> None:
     assert f"layer={L - 1}" in window.url and "expert=1" in window.url
     window = opened.go("expert?layer=-3&expert=99")
     assert f"Layer 0, expert {E - 1}:" in window.locator("main .lead").first.inner_text()
+
+
+def test_an_address_that_does_not_fit_shows_what_there_is(opened: Opened) -> None:
+    window = opened.go("overview?scale=none&keep=none&profile=none&group=none&criterion=none")
+    assert "share of the layer's highest" in window.locator("#experts-plot").text_content()
+    assert "pale" not in window.locator("#experts figcaption").inner_text()
+    for token, expected in (("x", 0), ("-3", 0), ("999", None)):
+        window = opened.go(f"answers?prompt=1&token={token}")
+        last = window.locator("#token-strip .token").count() - 1
+        now = window.locator("#token-strip [aria-selected=true]").get_attribute("id")
+        assert now == f"token-{last if expected is None else expected}"
+        assert window.get_by_text(f"Token {last if expected is None else expected}, ").count() == 1
+
+
+def test_choices_of_compare_say_what_is_drawn(opened: Opened) -> None:
+    """Also where nobody chose, and for all rows, whose name is empty."""
+    window = opened.go("compare?group=a")
+    for group, name in ((None, "all rows"), ("b", "b"), ("", "all rows")):
+        if group is not None:
+            window.get_by_label("minus rows").select_option(group)
+        lead, sides = window.locator("main .lead").inner_text(), ("than_profile", "than_group")
+        profile, rows = (
+            window.evaluate("name => document.getElementById(name).selectedOptions[0].text", f"choose-{side}")
+            for side in sides
+        )
+        # Of two profiles the lead names both.
+        assert rows == name and (f"minus {rows}" in lead or f"minus {profile}, {rows}" in lead)
+    window = opened.go("compare?profile=profile")
+    window.get_by_label("minus profile").select_option("full")
+    assert "no criterion in common" in window.locator("main").inner_text()
+
+
+def test_focus_tables_and_places_stay(opened: Opened) -> None:
+    window = opened.go("overview?group=a")
+    window.keyboard.press("Tab")
+    window.keyboard.press("Enter")
+    assert window.evaluate("document.activeElement.id") == "main" and window.url.endswith("#overview?group=a")
+    window.locator("#view-tradeoff").focus()
+    window.keyboard.press("Enter")
+    window.wait_for_selector("#mass-dropped")
+    assert window.evaluate("document.activeElement.id") == "view-tradeoff"
+    window = opened.go("overview")
+    window.locator("#experts summary").click()
+    window.locator("#experts tbody tr").first.wait_for()
+    window.locator("#experts-plot").focus()
+    window.keyboard.press("ArrowDown")
+    assert window.locator("#experts tbody tr").count() == L * E
+    window = opened.go("answers?prompt=1&trace=pruned&than_trace=full")
+    assert window.locator("#routes").count() == window.locator("#routes-beside").count() == 1
+    window.add_style_tag(content=".strip { max-height: 3em }")
+    strip = window.locator("#token-strip")
+    strip.locator(".token").last.click()
+    around, token = (of.bounding_box() for of in (strip, strip.locator("[aria-selected=true]")))
+    assert token["y"] >= around["y"] and token["y"] + token["height"] <= around["y"] + around["height"] + 1
+    assert strip.evaluate("of => of.scrollTop") > 0
 
 
 def test_what_goes_is_shown_against_gib_too(opened: Opened, made: Path) -> None:
@@ -331,7 +388,7 @@ def test_a_notebook_shows_it_in_place(browser: Any, made: Path, tmp_path: Path) 
 
 def test_hostile_names_do_nothing(browser: Any, made: Path, finished: Finished, tmp_path: Path) -> None:
     """Of domains, models, keep-sets, evaluations, healings and replies: all of it is text."""
-    folder = finished("hostile", 3, domains=(HOSTILE, "=1+1"), shape=(L, E), folds=2)
+    folder = finished("hostile", 3, domains=(HOSTILE, "=1+1", "toString"), shape=(L, E), folds=2)
     shutil.copytree(made / "eval", tmp_path / "eval")
     said = json.loads((tmp_path / "eval" / "eval.json").read_text(encoding="utf-8"))
     said["entries"][0]["name"] = said["setting"]["baseline"] = said["baseline"]["name"] = HOSTILE
@@ -348,7 +405,8 @@ def test_hostile_names_do_nothing(browser: Any, made: Path, finished: Finished, 
     gj.report(*things, title=HOSTILE, out=tmp_path / "page.html")
     page = Opened(browser, tmp_path / "page.html")
     page.window.add_init_script("window.hurt = () => console.error('hurt')")
-    for view in (*VIEWS[:4], "answers"):
+    # JavaScript's objects have a toString and a constructor of their own.
+    for view in ("constructor", "tradeoff?group=toString", *VIEWS[:4], "answers"):
         window = page.go(view)
         assert window.locator("h1").inner_text() == HOSTILE and window.locator("img").count() == 0
     assert window.locator(".strip").first.inner_text() == HOSTILE

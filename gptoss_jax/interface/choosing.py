@@ -16,7 +16,7 @@ from ..selection import choice
 from ..selection import ranking as rankings
 from ..selection.coverage import domain_coverages, fewest_experts
 from ..selection.criteria import CRITERIA, ELIMINATIONS, Criterion, masses, named
-from ..selection.evidence import Evidence, read_evidence
+from ..selection.evidence import Evidence, read_evidence, stored_model
 from ..selection.intervals import unsettled
 from ..selection.mixes import Mix
 from ..selection.origin import Origin
@@ -290,7 +290,7 @@ def _counts(case: _Case, format: str, model: Any) -> tuple[list[int], tuple[str,
 def _affordable(case: _Case, format: str, model: Any) -> tuple[list[int], tuple[str, ...]]:
     """The most experts that the budget has room for in the model that was profiled."""
     shape = len(case.ranking.layers), len(case.ranking.layers[0])
-    config, quantized = case.evidence.stored_model() if model is None else _sizes_of(model)
+    config, quantized = stored_model(case.evidence.info) if model is None else _sizes_of(model)
     if (config.num_layers, config.num_experts) != shape:
         raise ProfileError(
             f"--model has {config.num_layers} layers of {config.num_experts} experts, the profile {shape[0]} of "

@@ -1,6 +1,7 @@
 """What a page has of prompts and replies: their tokens with the experts that each chose, and what models replied."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -64,7 +65,7 @@ def _routed(some: list[Routed], trace: Trace, packed: Packed) -> dict[str, Any]:
     gates = np.concatenate([prompt.gates.astype(np.float32) for prompt in some])
     experts = np.concatenate([prompt.experts for prompt in some])
     return {
-        "experts": packed.add(experts, "u1" if trace.about.num_experts <= 256 else "u2"),
+        "experts": packed.add_experts(experts, trace.about.num_experts),
         "gates": packed.add(np.round(gates * GATE_STEPS), "u1"),
     }
 
@@ -98,24 +99,28 @@ def check_tokenizer(traces: Mapping[str, Trace], found: str, model: str) -> None
 
 def replies_of(folder: AnyPath | None) -> list[dict[str, Any]]:
     """What each model replied to the first questions of an evaluation: objects with the question's `id`, and `said`, by
-    model, the baseline under the empty name. Empty where nothing was asked."""
+    model, the baseline under the empty name. Empty where nothing was asked. Questions with the same id say their rows
+    too."""
     if folder is None:
         return []
     file = folder / REPLIES
     try:
         with storage_errors(file):
-            lines = file.read_bytes().decode("utf-8").splitlines()
+            lines = file.read_bytes().splitlines()  # of a text it would cut at more than ends of lines
     except FileNotFoundError:
         return []
     except OSError as error:
         raise EvaluationError(f"{file}: cannot be read ({refusal(error)})") from None
-    questions: dict[int, dict[str, Any]] = {}
+    ids: dict[int, str] = {}
+    said: dict[int, dict[str, str]] = {}
     for number, line in enumerate(lines, 1):
         try:
-            reply = json.loads(line)
-            question = {"id": str(reply["id"] or reply["row"]), "said": {}}
-            of = questions.setdefault(int(reply["row"]), question)
-            of["said"][str(reply["model"] or "")] = str(reply["text"])
+            reply = json.loads(line.decode("utf-8"))
+            row = int(reply["row"])
+            ids[row] = str(reply["id"] or row)
+            said.setdefault(row, {})[str(reply["model"] or "")] = str(reply["text"])
         except (ValueError, KeyError, TypeError) as error:
             raise EvaluationError(f"{file}: line {number} is no reply ({reason(error)}): evaluate again") from None
-    return [questions[row] for row in sorted(questions)][:REPLIES_SHOWN]
+    times = Counter(ids.values())
+    names = {row: f"{id} (row {row})" if times[id] > 1 else id for row, id in ids.items()}
+    return [{"id": names[row], "said": said[row]} for row in sorted(said)][:REPLIES_SHOWN]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from typing import Any
 
 from ..config import PRESETS
@@ -87,11 +88,13 @@ def opened(given: Sequence[Any]) -> Things:
     things, by_layer = Things(), dict[str, dict[str, AnyPath]]({KeepSets.kind: {}, Ranking.kind: {}})
     # A healed checkpoint says where it lies.
     given = [os.fspath(one) if isinstance(one, os.PathLike) and not is_path(one) else one for one in given]
+    places = [place(one) for one in given if is_path(one)]
+    names = _names(places)
+    taken = {*names}
     for one in given:
         if not is_path(one):
-            _add(things, one)
-    places = [place(one) for one in given if is_path(one)]
-    for name, path in zip(_names(places), places, strict=True):
+            _add(things, one, taken)
+    for name, path in zip(names, places, strict=True):
         if _read(things, name, path):
             continue
         if (kind := _kind_of(path)) not in by_layer:
@@ -130,12 +133,13 @@ def _read(things: Things, name: str, path: AnyPath) -> bool:
     return True
 
 
-def _add(things: Things, one: Any) -> None:
-    """Something that is open: its name is its kind's, with a number where there are several."""
+def _add(things: Things, one: Any, taken: set[str]) -> None:
+    """Something that is open: its name is its kind's, with a number where that is taken."""
     for kind, (label, among) in OPEN.items():
         if isinstance(one, kind):
-            of = getattr(things, among)
-            of[f"{label} {len(of) + 1}" if of else label] = one
+            name = next(name for n in count(1) if (name := f"{label} {n}" if n > 1 else label) not in taken)
+            taken.add(name)
+            getattr(things, among)[name] = one
             return
     raise InputError(f"{type(one).__name__} is nothing that a page shows: give {KINDS}, open or its path")
 

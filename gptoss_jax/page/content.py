@@ -6,6 +6,7 @@ from typing import Any
 from ..errors import ProfileError
 from ..evaluation import stored
 from ..selection.budgets import weight_bytes
+from ..selection.evidence import stored_model
 from .answers import replies_of, traces_of
 from .artifacts import Things
 from .experts import keep_sets_of, profile_of, ranking_of, words
@@ -22,7 +23,12 @@ def content(things: Things, tokenizer: Any, packed: Packed, title: str, command:
     models = dict.fromkeys(profile["model"] for profile in profiles)
     profiles += [traced_of(name, trace, packed) for name, trace in things.traces.items()]
     evaluations = [
-        {"name": name, **stored.to_dict(summary), "replies": replies_of(things.folders.get(name))}
+        {
+            "name": name,
+            **stored.to_dict(summary),
+            "length": next(iter(summary.setting.blocks)),
+            "replies": replies_of(things.folders.get(name)),
+        }
         for name, summary in things.evaluations.items()
     ]
     return {
@@ -46,7 +52,7 @@ def _bytes(things: Things) -> dict[str, list[int]]:
     sizes."""
     for profile in things.profiles.values():
         with suppress(ProfileError):
-            config, quantized = profile.evidence().stored_model()
+            config, quantized = stored_model(profile.info)
             return {"bytes": [weight_bytes(config, kept, quantized) for kept in range(config.num_experts + 1)]}
     return {}
 
@@ -58,7 +64,8 @@ def _warnings(things: Things, profiles: list[dict[str, Any]]) -> list[str]:
     prints = {one["name"]: one["fingerprint"] or None for one in others}
     prints |= {name: one.origin.model_fingerprint for name, one in (things.keep_sets | things.rankings).items()}
     prints |= {name: summary.setting.model_fingerprint for name, summary in things.evaluations.items()}
-    own = first["fingerprint"]
+    if not (own := first["fingerprint"]):
+        return found  # a dataset that was imported does not say of which model it is
     return found + [
         f"{name} is of another model than {first['name']}, or of what keep-sets leave of it"
         for name, print_ in prints.items()

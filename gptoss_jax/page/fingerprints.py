@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from ..fingerprints.folder import Activations
-from ..fingerprints.summaries import SEGMENTS, Summary
+from ..fingerprints.summaries import SEGMENTS, Summary, sample_count
 from ..fingerprints.usage import usage
+from ..selection.ranking import rank
 from .packing import Packed
 
 CHOICES = "share of choices"  # of a layer, those of an expert: the criterion where nothing but choices is known
@@ -26,15 +27,17 @@ def fingerprint_of(name: str, given: Activations, packed: Packed) -> dict[str, A
         "name": name,
         "model": given.info.get("model") or name,
         "fingerprint": given.info.get("model_fingerprint") or "",
-        "rows": sum({one.group: one.sample_count for one in given.summaries}.values()),
+        "rows": sample_count(given.summaries),
         "counted": "thoughts and answers",
         "warnings": [f"no answer is of the domain {domain}" for domain in given.domains if domain not in groups],
         "command": "gptoss-jax fingerprint",
         "criteria": [CHOICES],
         "mass": "choices",
         "groups": [*groups],
+        "parts": [n for n, name in enumerate(groups) if name in (given.domains or SEGMENTS)],
         "tokens": [int(sum(one.sample_count * one.tokens for one in summaries)) for summaries in groups.values()],
         "scores": packed.add(shares[None], "f4"),
+        "order": packed.add_experts([[rank({"count": of}, "frequency").layers for of in used]], used.shape[-1]),
         "halves": packed.add(np.full_like(shares, np.inf)[None], "b2"),
         "counts": packed.add(
             [np.sum([_counts(one) for one in summaries], axis=0) for summaries in groups.values()], "u4"

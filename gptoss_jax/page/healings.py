@@ -1,12 +1,12 @@
 """What a page has of a healing: heal.json, which stands in the folder of a checkpoint that `heal` wrote."""
 
 import json
-import math
 from typing import Any
 
 from ..errors import InputError, reason, refusal
 from ..files.paths import AnyPath, storage_errors
 from ..run.distilling import HEAL
+from .packing import known
 
 NUMBERS = ("value", "low", "high")
 
@@ -22,7 +22,7 @@ def read(path: AnyPath) -> dict[str, Any]:
             "command": str(said["command"]),
             "rows": int(said["learnt_rows"]),
             "steps": [int(step) for step in said["curve"]["steps"]],
-            "held": [float(kl) for kl in said["curve"]["held"]],
+            "held": known(float(kl) for kl in said["curve"]["held"]),
             "changes": [{"name": name, **_change(of)} for name, of in domains.items()],
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -42,8 +42,5 @@ def json_of(file: AnyPath, remedy: str) -> Any:
 
 def _change(of: dict[str, Any]) -> dict[str, Any]:
     """Of a single row no interval is known, whose ends are then null."""
-    sides = {}
-    for side in ("pruned", "healed", "difference"):
-        numbers = [float(of[side][name]) for name in NUMBERS]
-        sides[side] = [number if math.isfinite(number) else None for number in numbers]
-    return {"rows": int(of["rows"]), **sides}
+    sides = ("pruned", "healed", "difference")
+    return {"rows": int(of["rows"]), **{side: known(float(of[side][name]) for name in NUMBERS) for side in sides}}

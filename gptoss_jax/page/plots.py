@@ -80,14 +80,17 @@ def quality(summary: Summary) -> Any:
     """The KL of the baseline from each model against how many experts stay, with its interval, at the first sequence
     length; grey are experts drawn at random."""
     figure, axes = _figure(CURVES)
-    for entry in summary.entries:
+    for entry in (entry for entry in summary.entries if entry.experts):
         kl = next(iter(entry.quality.values())).estimates["kl"]
-        at, colour = float(np.mean(entry.experts or [0])), GREY if entry.is_control else BLUE
+        at, colour = float(np.mean(entry.experts)), GREY if entry.is_control else BLUE
         ends = [[kl.value - kl.low], [kl.high - kl.value]]
         axes.errorbar([at], [kl.value], yerr=ends, fmt="o" if entry.passes else "x", color=colour, markersize=4)
         axes.annotate(entry.name, (at, kl.value), xytext=(5, 0), textcoords="offset points", fontsize=7, va="center")
     axes.set(xlabel="experts kept of each layer", ylabel="KL of the baseline, nats a token")
     axes.set_ylim(bottom=0)
+    # Older evaluations do not say it of checkpoints.
+    if rest := [entry.name for entry in summary.entries if not entry.experts]:
+        axes.set_title(f"of an unknown number of experts, not drawn: {', '.join(rest)}", fontsize=7)
     return figure
 
 

@@ -8,6 +8,7 @@ from ..fingerprints.traces import sums_of
 from ..routing.segments import SEGMENTS
 from ..routing.traces import Trace
 from ..selection.intervals import intervals
+from ..selection.ranking import rank
 from .fingerprints import CHOICES
 from .packing import Packed
 
@@ -24,6 +25,8 @@ def traced_of(name: str, trace: Trace, packed: Packed) -> dict[str, Any]:
     counts = np.array([count_SFLE[some].sum((0, 1)) for some, _ in of_groups])
     sums = [(count_SFLE[some].sum(0), gate_SFLE[some].sum(0)) for some, _ in of_groups]
     found = np.array([[_shares(*of, criterion) for of in sums] for criterion in CRITERIA])
+    columns = [{"count": count_FLE.sum(0), "gate_sum": gate_FLE.sum(0)} for count_FLE, gate_FLE in sums]
+    order = [[rank(of, criterion).layers for of in columns] for criterion in CRITERIA]
     return {
         "name": name,
         "model": str(trace.info.get("model", "")),
@@ -35,8 +38,10 @@ def traced_of(name: str, trace: Trace, packed: Packed) -> dict[str, Any]:
         "criteria": [*CRITERIA.values()],
         "mass": "choices",
         "groups": [group for _, group in of_groups],
+        "parts": [*range(1, len(of_groups))],
         "tokens": [int(count_LE[0].sum()) // trace.about.top_k for count_LE in counts],
         "scores": packed.add(found[:, :, 0], "f4"),
+        "order": packed.add_experts(order, trace.about.num_experts),
         "halves": packed.add(found[:, :, 1], "b2"),
         "counts": packed.add(counts, "u4"),
         "masses": packed.add(found[0, :, 0], "f4"),

@@ -38,14 +38,15 @@ class Evidence:
         found = self.info.get("top_k")
         return found if isinstance(found, int) else None
 
-    def stored_model(self) -> tuple[Config, bool]:
-        """The sizes of the model that was profiled, and whether its experts are stored in four bits.
 
-        ProfileError where an older profile does not say so.
-        """
-        if not isinstance(self.info.get("config"), dict) or not isinstance(self.info.get("quantized"), bool):
-            raise ProfileError("the profile does not say the sizes of its model: name the model with --model MODEL")
-        return Config.from_json(self.info["config"], INFO), self.info["quantized"]
+def stored_model(info: Mapping[str, Any]) -> tuple[Config, bool]:
+    """By its profile.json the sizes of the model that was profiled, and whether its experts are stored in four bits.
+
+    ProfileError where an older profile does not say so.
+    """
+    if not isinstance(info.get("config"), dict) or not isinstance(info.get("quantized"), bool):
+        raise ProfileError("the profile does not say the sizes of its model: name the model with --model MODEL")
+    return Config.from_json(info["config"], INFO), info["quantized"]
 
 
 def read_evidence(profile: AnyPath, domain: Mix = None, whole: bool = False) -> Evidence:

@@ -1,7 +1,7 @@
 // What is shown is in the address: #VIEW?profile=…&layer=7&expert=12, so that a link opens it, and the browser's own
 // back and forward go through what was looked at.
 
-const DEFAULTS = { view: "overview", scale: "layer", layer: "0", expert: "0" };
+const DEFAULTS = { view: "overview", group: "", keep: "", than_trace: "", scale: "layer", layer: "0", expert: "0" };
 const watchers = [];
 
 /** What is chosen, all of it texts. */
@@ -19,7 +19,7 @@ function cellOf(at) {
 /** The address where some of it is chosen otherwise. */
 function addressOf(change) {
   const { view, ...rest } = { ...chosen(), ...change };
-  const query = new URLSearchParams(Object.entries(rest).filter(([name, value]) => value !== (DEFAULTS[name] ?? "")));
+  const query = new URLSearchParams(Object.entries(rest).filter(([name, value]) => value !== DEFAULTS[name]));
   return `#${view}${query.size ? `?${query}` : ""}`;
 }
 

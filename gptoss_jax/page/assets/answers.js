@@ -36,21 +36,34 @@ function strips(at, traces) {
       beside.length ? choiceOf("Beside", "than_trace", [["", "none"], ...beside], other?.name ?? "") : null,
     ),
     element("div", { class: "sides" }, stripOf(one, at, differ, "token"), two ? stripOf(two, at, differ, "than_token") : null),
-    routesOf(one, Number(at.token ?? 0)),
-    two ? routesOf(two, Number(at.than_token ?? at.token ?? 0)) : null,
+    routesOf(one, tokenAt(one, at.token), "routes"),
+    two ? routesOf(two, tokenAt(two, at.than_token ?? at.token), "routes-beside") : null,
   ].filter((part) => part !== null);
 }
 
+/** The token of a prompt that an address names; where it has none of that number, the nearest. */
+function tokenAt(prompt, text) {
+  return Math.max(0, Math.min(prompt.pieces.length - 1, Math.trunc(Number(text ?? 0)) || 0));
+}
+
+/** The first place at which two lists differ, or −1. */
 function firstDifference(one, other) {
   const most = Math.max(one.length, other.length);
   for (let n = 0; n < most; n++) if (one[n] !== other[n]) return n;
   return -1;
 }
 
+/** Scrolls a list of tokens to where it stood, and as little further as shows the chosen one. */
+function keepChosenInSight(strip, before) {
+  strip.scrollTop = before;
+  const [around, token] = [strip, strip.querySelector("[aria-selected=true]")].map((one) => one?.getBoundingClientRect());
+  if (token) strip.scrollTop += Math.max(0, token.bottom - around.bottom) + Math.min(0, token.top - around.top);
+}
+
 /** The tokens of a prompt as a list in which keys and clicks choose one. */
 function stripOf(prompt, at, differ, name) {
   const { trace, n } = prompt;
-  const now = Math.min(Number(at[name] ?? at.token ?? 0), prompt.pieces.length - 1);
+  const now = tokenAt(prompt, at[name] ?? at.token);
   const id = (token) => `${name}-${token}`;
   const tokens = Array.from(prompt.pieces, (piece, token) =>
     element(
@@ -96,8 +109,8 @@ function stripOf(prompt, at, differ, name) {
   return element("section", {}, element("h2", {}, `${trace.name}${cut}${few}${said}`), list);
 }
 
-/** Which experts a token chose in each layer, and with which gates. */
-function routesOf(prompt, token) {
+/** Which experts a token chose in each layer, and with which gates; `name` is the figure's. */
+function routesOf(prompt, token, name) {
   const { layers, top_k: k } = page.said.sizes;
   const piece = page.said.pieces[prompt.pieces[token]] ?? "";
   const title = `Token ${token}, ${JSON.stringify(piece)}, in ${prompt.trace.name}`;
@@ -122,7 +135,7 @@ function routesOf(prompt, token) {
       marks: [Plot.cell(cells, { x: "expert", y: "layer", fill: "gate" })],
     });
   const table = { columns: ["layer", "expert", "gate"], rows: cells.map((c) => [c.layer, c.expert, c.gate]) };
-  return figureOf(title, prompt.trace.name === page.said.traces[0].name ? "routes" : "routes-beside", draw, table);
+  return figureOf(title, name, draw, table);
 }
 
 /** The tokens that chose an expert with the highest gates, in context; nothing where no trace was given. */
@@ -163,8 +176,10 @@ function replied(at, asked) {
   const question = of.replies[Math.max(0, ids.indexOf(at.question))];
   const whole = question.said[""];
   const sides = Object.entries(question.said).map(([model, text]) => {
-    const differ = model && whole !== undefined ? firstDifference(whole, text) : -1;
-    const parts = differ < 0 ? [text] : [text.slice(0, differ), element("mark", {}, text.slice(differ) || "∎")];
+    const [letters, ofWhole] = [[...text], [...(whole ?? text)]]; // whole characters, none of which is cut in two
+    const differ = firstDifference(ofWhole, letters);
+    const [same, rest] = [letters.slice(0, differ), letters.slice(differ)].map((part) => part.join(""));
+    const parts = differ < 0 ? [text] : [same, element("mark", {}, rest || "∎")];
     return element("section", {}, element("h3", {}, model || of.setting.baseline), element("div", { class: "strip" }, parts));
   });
   return [

@@ -1,13 +1,26 @@
 // Two profiles or two domains: by how much experts score otherwise, and in which layers most.
 
+/** What is compared, also where nobody chose the other side: the next profile of the same kind, or the next domain. */
+function comparedIn(at) {
+  const own = named("profiles", at.profile);
+  const next = page.said.profiles.find((one) => one.name !== own.name && one.mass === own.mass);
+  const groups = own.groups.filter((group) => group !== at.group);
+  const other = at.than_profile ?? (next ?? own).name;
+  return { ...at, than_profile: other, than_group: at.than_group ?? (other === own.name ? groups[0] : at.group) };
+}
+
+/** The criteria that both sides have. */
+function sharedIn(at) {
+  const [one, other] = [at.profile, at.than_profile].map((name) => named("profiles", name).criteria);
+  return one.filter((name) => other.includes(name));
+}
+
 function compare(at) {
-  const sides = ["", "than_"].map((side) => ({ profile: at[`${side}profile`], group: at[`${side}group`] ?? "" }));
-  if (sides[1].profile === undefined && at.than_group === undefined) sides[1] = otherThan(sides[0]);
-  const both = sides.map((side) => named("profiles", side.profile).criteria);
-  const shared = both[0].filter((name) => both[1].includes(name));
+  const shared = sharedIn(at);
   const criterion = shared.includes(at.criterion) ? at.criterion : shared[0];
   if (!criterion) return [element("p", {}, "These two have no criterion in common: choose others.")];
-  const [one, other] = sides.map((side) => scoresOf({ ...at, ...side, criterion }));
+  const one = scoresOf({ ...at, criterion });
+  const other = scoresOf({ ...at, criterion, profile: at.than_profile, group: at.than_group });
   const { experts } = page.said.sizes;
   const cells = Array.from(one.scores, (score, n) => {
     const known = one.counts[n] && other.counts[n];
@@ -39,14 +52,6 @@ function compare(at) {
     figureOf("Differences by expert", "differences", draw, table, note),
     layersApart(one, other),
   ];
-}
-
-/** What is compared where nobody chose: the next profile of the same kind, or the next domain. */
-function otherThan({ profile, group }) {
-  const own = named("profiles", profile);
-  const groups = own.groups.filter((one) => one !== group);
-  const next = page.said.profiles.find((one) => one.name !== own.name && one.mass === own.mass);
-  return next ? { profile: next.name, group } : { profile: own.name, group: groups[0] ?? group };
 }
 
 /** Half the sum of differences between the shares of a layer's mass: 0 where they are alike, 1 where nothing is. */

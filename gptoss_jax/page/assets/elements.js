@@ -52,6 +52,6 @@ function tell(text) {
 }
 
 /** A link to what another choice shows. */
-function linkTo(change, text) {
-  return element("a", { href: addressOf(change) }, text);
+function linkTo(change, text, attributes = {}) {
+  return element("a", { href: addressOf(change), ...attributes }, text);
 }

@@ -5,7 +5,7 @@ function expert(at) {
   const [layer, id] = cellOf(at);
   const of = scoresOf(at);
   const place = layer * experts + id;
-  const n = placeOf(of, layer, id);
+  const n = rankingOf(of.order, layer).indexOf(id) + 1;
   const parts = [
     steps(layer, id),
     element(
@@ -26,7 +26,9 @@ function expert(at) {
 function steps(layer, id) {
   const { layers, experts } = page.said.sizes;
   const to = (l, e, text) =>
-    l < 0 || e < 0 || l >= layers || e >= experts ? null : linkTo({ layer: String(l), expert: String(e) }, text);
+    l < 0 || e < 0 || l >= layers || e >= experts
+      ? null
+      : linkTo({ layer: String(l), expert: String(e) }, text, { id: `step-${l - layer}-${e - id}` });
   return element(
     "p",
     { class: "steps" },
@@ -37,17 +39,10 @@ function steps(layer, id) {
   );
 }
 
-/** The place of an expert in the ranking of its layer: of equal scores the lower id first. */
-function placeOf(of, layer, id) {
-  return rankingOf(of.scores, of.counts, layer).indexOf(id) + 1;
-}
-
-/** The experts of a layer, best first; those that no token chose last, in order of id. */
-function rankingOf(scores, counts, layer) {
+/** The experts of a layer, best first, of the order [L, E] of all. */
+function rankingOf(order, layer) {
   const { experts } = page.said.sizes;
-  const from = layer * experts;
-  const score = (e) => (counts[from + e] ? scores[from + e] : -Infinity);
-  return d3.range(experts).sort((a, b) => (score(a) === score(b) ? a - b : score(b) - score(a)));
+  return Array.from(order.subarray(layer * experts, (layer + 1) * experts));
 }
 
 /** Its score over each domain, with its interval. */

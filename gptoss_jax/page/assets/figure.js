@@ -17,15 +17,22 @@ const BESIDE = { dx: 8, textAnchor: "start", fill: "currentColor", stroke: "var(
 // How marks are seen on cells, pale and dark ones, in both themes.
 const ON_ANY = { fill: "#000000", stroke: "#ffffff", strokeWidth: 1 };
 const NARROWEST = 240; // pixels, below which a plot is cut rather than drawn anew
+const MARGIN = 12; // pixels around a plot that stands alone: numbers at its legend's ends need them
+const unfolded = new Set(); // the names of figures whose table is open: it stays so where another thing is chosen
 
 /** A figure: `draw` gives the plot for a width, `table` is { columns, rows }, `name` that of the files. */
 function figureOf(title, name, draw, table, note = "") {
   const place = element("div", { class: "plot", id: `${name}-plot` });
   const plot = () => place.firstElementChild;
-  const more = element("details", {}, element("summary", {}, "Table"));
-  more.addEventListener("toggle", () => {
+  const more = element("details", { open: unfolded.has(name) }, element("summary", {}, "Table"));
+  const fill = () => {
     if (more.open && more.children.length === 1) more.append(tableOf(title, table.columns, table.rows));
+  };
+  more.addEventListener("toggle", () => {
+    unfolded[more.open ? "add" : "delete"](name);
+    fill();
   });
+  fill();
   const pictures = {
     SVG: () => save(`${name}.svg`, "image/svg+xml", standing(plot())),
     PNG: () => savePicture(`${name}.png`, plot()),
@@ -75,15 +82,16 @@ function drawn(place, draw) {
 
 /** The plot as one picture for whoever hears the page: its parts have no names of their own. */
 function pictured(plot) {
-  for (const svg of plot.matches("svg") ? [plot] : plot.querySelectorAll("svg")) svg.setAttribute("role", "img");
+  for (const svg of plot.matches("svg") ? [plot] : plot.querySelectorAll(":scope > svg")) svg.setAttribute("role", "img");
   for (const part of plot.querySelectorAll("g[aria-label]")) part.removeAttribute("aria-label");
-  for (const legend of plot.querySelectorAll("svg:not([aria-label])")) legend.setAttribute("aria-label", "Legend");
+  for (const legend of plot.querySelectorAll(":scope > svg:not([aria-label])")) legend.setAttribute("aria-label", "Legend");
+  for (const swatch of plot.querySelectorAll(":scope > div svg")) swatch.setAttribute("aria-hidden", "true"); // a name stands beside it
   return plot;
 }
 
 /** The plot itself, which stands behind its legend. */
 function svgOf(plot) {
-  return plot.matches("svg") ? plot : plot.querySelector("svg:last-of-type");
+  return plot.matches("svg") ? plot : plot.querySelector(":scope > svg:last-of-type");
 }
 
 /** What plots of layers by experts have in common. */
@@ -141,23 +149,34 @@ function save(name, type, content) {
   setTimeout(() => URL.revokeObjectURL(address), 10000);
 }
 
-/** The plot's SVG as a file of its own: with the colours and fonts that it takes from the page. */
+/** The plot and its legend as an SVG of their own, laid out as they are on the page, with its colours and fonts. */
 function standing(plot) {
-  const svg = svgOf(plot).cloneNode(true);
-  const style = getComputedStyle(document.body);
-  svg.setAttribute("xmlns", "http://www.w3.org/2000/svg");
-  svg.setAttribute("style", `color: ${style.color}; background: ${style.backgroundColor}; font-family: sans-serif`);
-  return new XMLSerializer().serializeToString(svg);
+  const around = plot.getBoundingClientRect();
+  const { color, backgroundColor } = getComputedStyle(document.body);
+  const [width, height] = [around.width + 2 * MARGIN, around.height + 2 * MARGIN];
+  const whole = d3.create("svg").attr("width", width).attr("height", height);
+  whole.attr("viewBox", [-MARGIN, -MARGIN, width, height]);
+  whole.attr("style", `color: ${color}; background: ${backgroundColor}; font: 10px sans-serif`);
+  for (const svg of plot.matches("svg") ? [plot] : plot.querySelectorAll("svg")) {
+    const { left, right, top, width, height } = svg.getBoundingClientRect();
+    const copy = whole.append(() => svg.cloneNode(true));
+    copy.attr("x", left - around.left).attr("y", top - around.top).attr("width", width).attr("height", height);
+    copy.attr("overflow", "visible");
+    if (!svg.parentElement.matches("span")) continue;
+    // A swatch of the legend: its name stands beside it.
+    const middle = top - around.top + height / 2;
+    const name = whole.append("text").text(svg.parentElement.textContent);
+    name.attr("x", right - around.left + 6).attr("y", middle).attr("dy", "0.35em").attr("fill", "currentColor");
+  }
+  return new XMLSerializer().serializeToString(whole.node());
 }
 
 function savePicture(name, plot) {
-  const text = standing(plot);
-  const box = svgOf(plot).getBoundingClientRect();
   const picture = new Image();
   picture.onload = () => {
-    const canvas = element("canvas", { width: 2 * box.width, height: 2 * box.height });
+    const canvas = element("canvas", { width: 2 * picture.naturalWidth, height: 2 * picture.naturalHeight });
     canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
     canvas.toBlob((blob) => save(name, "image/png", blob));
   };
-  picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
+  picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(standing(plot))}`;
 }

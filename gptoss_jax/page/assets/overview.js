@@ -7,17 +7,18 @@ const SCALES = [
   ["domain", "share over domains"],
 ];
 
-/** The scores [L, E] that are chosen, and what they are of. */
+/** The scores [L, E] that are chosen, what they are of, and the experts of each layer, best first. */
 function scoresOf(at) {
   const profile = named("profiles", at.profile);
   const criterion = Math.max(0, profile.criteria.indexOf(at.criterion));
-  const group = Math.max(0, profile.groups.indexOf(at.group ?? ""));
-  const [scores, halves, counts] = [profile.scores, profile.halves, profile.counts].map(arrayOf);
+  const group = Math.max(0, profile.groups.indexOf(at.group));
+  const [scores, order, halves, counts] = [profile.scores, profile.order, profile.halves, profile.counts].map(arrayOf);
   return {
     profile,
     criterion: profile.criteria[criterion],
     group: profile.groups[group],
     scores: partOf(scores, criterion, group),
+    order: partOf(order, criterion, group),
     halves: partOf(halves, criterion, group),
     counts: partOf(counts, group),
   };
@@ -38,13 +39,18 @@ function scaledOf(scale, of) {
     const all = overGroup(0);
     scaled.forEach((value, n) => (scaled[n] = all[n] ? value / all[n] : NaN));
   } else if (scale === "domain") {
-    const each = of.profile.groups.slice(1).map((_, n) => overGroup(n + 1));
+    const each = of.profile.parts.map(overGroup);
     scaled.forEach((value, n) => {
-      const sum = each.reduce((total, of) => total + of[n], 0);
-      scaled[n] = sum ? value / sum : NaN;
+      const sum = d3.sum(each, (scores) => scores[n]);
+      scaled[n] = sum && isPart(of) ? value / sum : NaN;
     });
   }
   return scaled;
+}
+
+/** Whether the chosen rows are those of a domain, or another of the parts that make up all rows. */
+function isPart(of) {
+  return of.profile.parts.includes(of.profile.groups.indexOf(of.group));
 }
 
 function overview(at) {
@@ -61,8 +67,10 @@ function overview(at) {
 
 function heatMap(at, of) {
   const { experts } = page.said.sizes;
-  const stays = at.keep ? staysIn(named("keep_sets", at.keep)) : () => true;
-  const scaled = scaledOf(at.scale, of);
+  const sets = page.said.keep_sets.find((one) => one.name === at.keep);
+  const stays = sets ? staysIn(sets) : () => true;
+  const scale = SCALES.some(([name]) => name === at.scale) ? at.scale : DEFAULTS.scale;
+  const scaled = scaledOf(scale, of);
   const cells = Array.from(scaled, (value, n) => {
     const [layer, expert] = [Math.floor(n / experts), n % experts];
     return { layer, expert, value, count: of.counts[n], stays: stays(layer, expert) };
@@ -76,7 +84,7 @@ function heatMap(at, of) {
       ...gridOf(),
       width,
       height: heightOf(width),
-      color: { scheme: "Cividis", legend: true, label: scaleName(at.scale, of), zero: true },
+      color: { scheme: "Cividis", legend: true, label: scaleName(scale, of), zero: true },
       ariaLabel: "Heat map of layers and experts",
       marks: [
         Plot.cell(cells, {
@@ -99,7 +107,7 @@ function heatMap(at, of) {
         Plot.cell([chosenCell()], { x: "expert", y: "layer", stroke: ON_ANY.fill, strokeWidth: 2 }),
       ],
     });
-  const figure = figureOf("Experts by layer", "experts", draw, tableOfScores(of, scaled), noteOf(at));
+  const figure = figureOf("Experts by layer", "experts", draw, tableOfScores(of, scaled), noteOf(sets, scale, of));
   walk(figure.querySelector(".plot"), cells);
   return figure;
 }
@@ -108,10 +116,11 @@ function scaleName(scale, of) {
   return scale === "plain" ? of.criterion : `${of.criterion}, ${Object.fromEntries(SCALES)[scale]}`;
 }
 
-function noteOf(at) {
-  const dropped = at.keep ? " What the keep-sets drop is pale." : "";
+function noteOf(sets, scale, of) {
+  const dropped = sets ? " What the keep-sets drop is pale." : "";
+  const parts = scale === "domain" && !isPart(of) ? ` Choose rows of one of ${of.profile.parts.length} domains: shares are of those.` : "";
   const marks = `× no token chose it; ● fewer than ${page.said.thin} tokens did.`;
-  return `Arrow keys and clicks choose an expert, Enter opens it. ${marks}${dropped}`;
+  return `Arrow keys and clicks choose an expert, Enter opens it. ${marks}${dropped}${parts}`;
 }
 
 function tableOfScores(of, scaled) {

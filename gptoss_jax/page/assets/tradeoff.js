@@ -44,7 +44,7 @@ function dropped(masses, has) {
 }
 
 /** For each number of experts what a ranking drops of a group's mass. */
-function curveOf(scores, counts, masses) {
+function curveOf(order, masses) {
   const { layers, experts } = page.said.sizes;
   const shares = new Float64Array(experts + 1);
   for (let layer = 0; layer < layers; layer++) {
@@ -52,7 +52,7 @@ function curveOf(scores, counts, masses) {
     const total = d3.sum(own) || 1;
     let left = d3.sum(own);
     shares[0] += left / total / layers;
-    rankingOf(scores, counts, layer).forEach((e, n) => {
+    rankingOf(order, layer).forEach((e, n) => {
       left -= own[e];
       shares[n + 1] += Math.max(0, left) / total / layers;
     });
@@ -65,10 +65,10 @@ function massDropped(of, kept) {
   const { experts } = page.said.sizes;
   const { profile } = of;
   const group = profile.groups.indexOf(of.group);
-  const [scores, counts, masses] = [profile.scores, profile.counts, profile.masses].map(arrayOf);
+  const [order, masses] = [profile.order, profile.masses].map(arrayOf);
   const of_group = partOf(masses, group);
   const points = profile.criteria.flatMap((name, c) =>
-    Array.from(curveOf(partOf(scores, c, group), partOf(counts, group), of_group), (share, n) => ({ name, n, share })),
+    Array.from(curveOf(partOf(order, c, group), of_group), (share, n) => ({ name, n, share })),
   );
   const random = d3.range(experts + 1).map((n) => ({ name: "random, expected", n, share: 1 - n / experts }));
   const sets = page.said.keep_sets.map((one) => {
@@ -95,14 +95,13 @@ function massDropped(of, kept) {
   return figureOf("Mass that goes", "mass-dropped", draw, table, note);
 }
 
-/** What each domain loses where experts are chosen by the chosen rows. */
+/** What each domain loses where experts are chosen by the chosen rows; of traces, each segment. */
 function lossByGroup(of, kept) {
   const { profile } = of;
-  if (profile.groups.length < 3) return null;
-  const [counts, masses] = [profile.counts, profile.masses].map(arrayOf);
-  const chosenBy = profile.groups.indexOf(of.group);
-  const points = profile.groups.slice(1).flatMap((group, g) =>
-    Array.from(curveOf(of.scores, partOf(counts, chosenBy), partOf(masses, g + 1)), (share, n) => ({ group, n, share })),
+  if (profile.parts.length < 2) return null;
+  const masses = arrayOf(profile.masses);
+  const points = profile.parts.flatMap((g) =>
+    Array.from(curveOf(of.order, partOf(masses, g)), (share, n) => ({ group: profile.groups[g], n, share })),
   );
   const draw = (width) =>
     Plot.plot({
@@ -180,14 +179,17 @@ function tailRisk(of, kept) {
   const { profile } = of;
   if (!profile.leads) return element("p", { class: "note" }, "This profile does not say which experts led tokens.");
   const leads = partOf(arrayOf(profile.leads), profile.groups.indexOf(of.group));
-  const gone = (has) => {
-    const each = d3.range(layers * experts).filter((n) => leads[n] && !has(Math.floor(n / experts), n % experts));
-    return { count: each.length, share: dropped(leads, has) };
-  };
-  const orders = d3.range(layers).map((layer) => rankingOf(of.scores, of.counts, layer));
-  const places = orders.map((order) => d3.range(experts).map((e) => order.indexOf(e)));
-  const ranked = d3.range(experts + 1).map((n) => ({ name: of.criterion, n, ...gone((layer, e) => places[layer][e] < n) }));
-  const sets = page.said.keep_sets.map((one) => ({ name: one.name, n: d3.mean(one.numbers), ...gone(staysIn(one)) }));
+  const led = d3.range(layers).flatMap((layer) =>
+    rankingOf(of.order, layer).flatMap((e, place) => (leads[layer * experts + e] ? [{ layer, e, place }] : [])),
+  );
+  const ranked = Array.from(curveOf(of.order, leads), (share, n) => {
+    return { name: of.criterion, n, share, count: led.filter(({ place }) => place >= n).length };
+  });
+  const sets = page.said.keep_sets.map((one) => {
+    const has = staysIn(one);
+    const count = led.filter(({ layer, e }) => !has(layer, e)).length;
+    return { name: one.name, n: d3.mean(one.numbers), share: dropped(leads, has), count };
+  });
   const draw = (width) =>
     Plot.plot({
       width,
@@ -241,13 +243,13 @@ function eliminated(kept) {
 /** An evaluation: how far each model's expectations are from the baseline's, with intervals, over the chosen rows where
  * it knows of them; and the gate, which is of all. */
 function qualities(of, group, kept) {
-  const [length] = Object.keys(of.entries[0]?.quality ?? {});
-  if (length === undefined) return [];
-  const isOfGroup = of.entries.every((entry) => group in entry.by_domain);
-  const estimatesOf = (entry) => (isOfGroup ? entry.by_domain[group] : entry.quality[length]).estimates;
-  const points = of.entries.map((entry) => ({
+  if (!of.entries.length) return [];
+  const isOfGroup = of.entries.every((entry) => group !== "" && Object.hasOwn(entry.by_domain, group));
+  const estimatesOf = (entry) => (isOfGroup ? entry.by_domain[group] : entry.quality[of.length]).estimates;
+  const placed = of.entries.filter((entry) => entry.experts.length);
+  const points = placed.map((entry) => ({
     name: entry.name,
-    n: entry.experts.length ? d3.mean(entry.experts) : page.said.sizes.experts,
+    n: d3.mean(entry.experts),
     ...estimatesOf(entry).kl,
     control: entry.origin.criterion === "random",
     passed: entry.gate.passed,
@@ -274,16 +276,17 @@ function qualities(of, group, kept) {
     const { kl, ppl, agreement } = estimatesOf(entry);
     const right = entry.replies?.estimates.correct;
     const ends = (estimate) => (estimate ? [estimate.value, estimate.low, estimate.high] : [null, null, null]);
-    const kept = entry.experts.length ? d3.mean(entry.experts) : null;
-    return [entry.name, kept, ...ends(kl), ppl.value, agreement.value, ...ends(right), entry.gate.passed ? "passes" : "fails"];
+    const number = entry.experts.length ? d3.mean(entry.experts) : null;
+    return [entry.name, number, ...ends(kl), ppl.value, agreement.value, ...ends(right), entry.gate.passed ? "passes" : "fails"];
   });
   const columns = [
     ...["model", "experts", "KL", "KL low", "KL high", "PPL", "same top token"],
     ...["right answers", "right low", "right high", "near-lossless gate"],
   ];
   const note =
-    `${isOfGroup ? `${group} of ` : ""}${of.setting.rows} rows beside ${of.setting.baseline}; lines are ${page.said.level * 100} % intervals. ` +
-    "Grey: experts drawn at random. × does not pass the near-lossless gate.";
+    `${isOfGroup ? `${group} of ` : ""}${of.setting.rows} rows beside ${of.setting.baseline}, in blocks of ${of.length} tokens; ` +
+    `lines are ${page.said.level * 100} % intervals. Grey: experts drawn at random. × does not pass the near-lossless gate.` +
+    (placed.length < of.entries.length ? " What is of an unknown number of experts stands in the table alone." : "");
   const figure = figureOf(`Quality: ${of.name}`, `quality-${page.said.evaluations.indexOf(of)}`, draw, { columns, rows }, note);
   return [figure, repliesOf(of), domainsOf(of)].filter((part) => part !== null);
 }
