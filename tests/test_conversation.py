@@ -191,6 +191,7 @@ def after_beginning(ids: list[int], kept: list[bool], first: Message | None, tok
     return ids[size:], kept[size:]
 
 
+@pytest.mark.slow
 @given(drawn())
 @settings(max_examples=500)
 def test_tokens_and_mask_are_those_of_openais_library(published: Any, library: Any, conversation: Drawn) -> None:

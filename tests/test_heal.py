@@ -1,6 +1,8 @@
 """`heal`: routers of what is left learn from the whole model; what was not worth it is rolled back."""
 
+import functools
 import json
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,7 @@ def healed(model: Path, out: Path, rows: Any = ROWS, **options: Any) -> Any:
     return gj.heal(str(model), KEPT, rows, out=out, **(OPTIONS | options))
 
 
+@pytest.mark.slow
 def test_routers_alone_change_and_learn(tiny_mxfp4: Path, tmp_path: Path) -> None:
     found = healed(tiny_mxfp4, tmp_path / "out", steps=20).healing
     assert found.is_kept and found.overall.healed.value < 0.9 * found.overall.pruned.value
@@ -84,6 +87,7 @@ def test_routers_alone_change_and_learn(tiny_mxfp4: Path, tmp_path: Path) -> Non
     assert "## Healing" in card and "without retraining" not in card and "nothing was trained" not in card.lower()
 
 
+@pytest.mark.slow
 def test_what_is_written_is_what_was_judged(tiny_mxfp4: Path, tmp_path: Path) -> None:
     """The checkpoint that was written and the soft prune with the values: the same logits."""
     found = healed(tiny_mxfp4, tmp_path / "out", steps=20).healing
@@ -95,6 +99,7 @@ def test_what_is_written_is_what_was_judged(tiny_mxfp4: Path, tmp_path: Path) ->
     np.testing.assert_allclose(soft.logits, hard.logits, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_was_not_worth_it_is_rolled_back(program: Program, tiny_mxfp4: Path, rows: Path, kept: Path) -> None:
     """At a rate at which nothing moves, in BF16, by as much as its last bit."""
     assert program(*line(tiny_mxfp4, rows, "--rate", 1e-12))[0] == 0
@@ -106,6 +111,8 @@ def test_what_was_not_worth_it_is_rolled_back(program: Program, tiny_mxfp4: Path
     assert json.loads(Path("out/heal.json").read_text(encoding="utf-8"))["is_kept"] is False
 
 
+@pytest.mark.newest
+@pytest.mark.slow
 def test_engines_find_the_same(tiny_mxfp4: Path, tmp_path: Path) -> None:
     resident, streamed = (
         healed(tiny_mxfp4, tmp_path / engine, steps=3, engine=engine).healing for engine in ("resident", "streamed")
@@ -114,6 +121,7 @@ def test_engines_find_the_same(tiny_mxfp4: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(resident.curve.held, streamed.curve.held, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_most_probable_tokens_teach_as_well(tiny_mxfp4: Path, tmp_path: Path) -> None:
     """What moves among the others is not seen: the divergence is at most the whole one."""
     hidden, top = (healed(tiny_mxfp4, tmp_path / kind, steps=20, teacher=kind).healing for kind in ("hidden", "top"))
@@ -121,6 +129,7 @@ def test_the_most_probable_tokens_teach_as_well(tiny_mxfp4: Path, tmp_path: Path
     assert top.is_kept and top.overall.healed.value < 0.9 * top.overall.pruned.value
 
 
+@pytest.mark.slow
 def test_small_parameters_are_trained_when_asked(tiny_mxfp4: Path, tmp_path: Path) -> None:
     found = healed(tiny_mxfp4, tmp_path / "out", steps=20, train="small", rate=1e-3, check_every=2).healing
     assert found.is_kept and "layers/attention/sinks" in found.values
@@ -145,22 +154,28 @@ WAYS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
 }
 
 
+OTHER = [row | {"other": row["text"].replace("Adding", "Summing"), "key": f"k{row['id']}"} for row in ROWS]
+
+
+@functools.cache
+def curve(model: Path, **options: Any) -> dict[str, Any]:
+    """How a short healing by Python goes: that without options is beside most of those with one."""
+    with tempfile.TemporaryDirectory() as folder:
+        return vars(healed(model, Path(folder) / "out", OTHER, steps=6, check_every=3, **options).healing.curve)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS)
 def test_an_option_of_heal_is_that_of_python(
     name: str, program: Program, tiny_mxfp4: Path, kept: Path, tmp_path: Path
 ) -> None:
     words, options = WAYS[name]
-    other = [row | {"other": row["text"].replace("Adding", "Summing"), "key": f"k{row['id']}"} for row in ROWS]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other), encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in OTHER), encoding="utf-8")
     assert program(*line(tiny_mxfp4, tmp_path / "rows.jsonl", *words))[0] == 0
     said = json.loads(Path("out/heal.json").read_text(encoding="utf-8"))["curve"]
-    usual = {"steps": 6, "check_every": 3}
-    theirs = healed(tiny_mxfp4, tmp_path / "theirs", other, **usual | options).healing.curve
-    assert said == vars(theirs)
+    assert said == curve(tiny_mxfp4, **options)
     if name != "weights":  # which give the same numbers
-        fewer = dict([*options.items()][:-1])
-        assert said != vars(healed(tiny_mxfp4, tmp_path / "fewer", other, **usual | fewer).healing.curve)
+        assert said != curve(tiny_mxfp4, **dict([*options.items()][:-1]))
 
 
 # Rows.
@@ -204,6 +219,7 @@ def test_a_change_is_paired_by_row() -> None:
     assert not change(Loss(kl, weight), Loss(kl / 2, weight), np.arange(40) < 1).is_better  # one row alone
 
 
+@pytest.mark.slow
 def test_of_several_keep_sets_the_one_is_written_that_heals_best(tiny_mxfp4: Path, tmp_path: Path) -> None:
     other = [[1, 2, 4, 5, 6], [0, 1, 3, 4, 5], [1, 2, 3, 4, 5], [0, 1, 3, 5, 6]]
     alone = {

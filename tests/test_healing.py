@@ -97,6 +97,7 @@ def test_gradients_equal_transformers(which: str, tiny_bf16: Path) -> None:
             assert relative(gradient, tensor.to_model(theirs[name], TINY)) < 1e-4, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Finals, Top])
 def test_engines_agree_in_four_bits(kind: Any, tiny_mxfp4: Path) -> None:
     (one, one_by_row), (other, other_by_row) = (
@@ -111,6 +112,7 @@ def test_engines_agree_in_four_bits(kind: Any, tiny_mxfp4: Path) -> None:
     assert not np.asarray(one.gradients["layers/moe/router/kernel"])[dropped].any()
 
 
+@pytest.mark.slow
 def test_gradients_in_bfloat16_point_where_those_in_float32_do(tiny_mxfp4: Path) -> None:
     wide, narrow = (found("streamed", tiny_mxfp4, dtype)[0] for dtype in ("float32", "bfloat16"))
     assert narrow.loss == pytest.approx(wide.loss, rel=0.05)
@@ -236,6 +238,7 @@ def large_batch() -> Batch:
     return batch
 
 
+@pytest.mark.slow
 def test_nothing_of_the_size_of_kernels_is_made() -> None:
     """By the step of a model whose layers are stacked, in bfloat16, of which the compiler for CPU takes no slices."""
     one, batch = sharding.make(LARGE, 1, 1, jax.devices()[:1]), large_batch()

@@ -265,6 +265,8 @@ def test_records_of_python_are_rows(tiny_mxfp4: Path, rows_jsonl: Path) -> None:
         np.testing.assert_array_equal(ours.columns("b")[name], column)
 
 
+@pytest.mark.newest
+@pytest.mark.slow
 def test_prune_and_generate(tiny_mxfp4: Path, tmp_path: Path) -> None:
     kept = [[0, 2, 3, 6]] * L
     pruned = gj.prune(str(tiny_mxfp4), kept, "some", out=tmp_path / "cut")

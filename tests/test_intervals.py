@@ -139,6 +139,7 @@ def covered(kind: str, D: int = SOME) -> tuple[float, float]:
     return tuple(held / CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["difference", "agreement", "kl"])
 def test_intervals_hold_the_truth_as_often_as_they_say(kind: str) -> None:
     bootstrap, robust = covered(kind)

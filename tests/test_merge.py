@@ -88,6 +88,7 @@ def assert_equal_profiles(ours: Path, expected: Path) -> None:
         np.testing.assert_allclose(sums.by_fold("a")[name], column, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_equals_one_profile_of_all_rows(profiles: Path, program: Program, tmp_path: Path) -> None:
     """Merged at once, or a merge with another; rows without a domain are in the total alone."""
     one, two, three = (profiles / name for name in PARTS)
@@ -564,6 +565,7 @@ NUMBERS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(NUMBERS, NUMBERS, NUMBERS)
 def test_addition_in_any_order_and_grouping(a: Statistics, b: Statistics, c: Statistics) -> None:
     """Order never matters; grouping does not for integers and maxima, and for sums in the last digits alone."""

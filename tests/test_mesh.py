@@ -25,11 +25,11 @@ from gptoss_jax.network.source import abstract
 from gptoss_jax.network.swap import AT_ONCE
 from gptoss_jax.run.scores import TOP_LOGITS, UNEMBED_BLOCK
 from gptoss_jax.statistics.sums import DECLARED
-from tests.on_eight_devices import EIGHT, GOLDEN, HEALED, LENGTHS, MESHES, ON_ONE_DEVICE, REFUSED, SPLITS, named
+from tests.on_eight_devices import EIGHT, GOLDEN, HEALED, LENGTHS, MESHES, ON_ONE_DEVICE, REFUSED, SPLITS, SPOKEN, named
 
 from .bad_input import SHORT, Refused, case
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.newest]
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = [*MESHES, "pmap"]
@@ -115,7 +115,7 @@ def test_four_bits_in_memory_change_no_bit_of_the_results(kind: str, eight: Eigh
         np.testing.assert_array_equal(ours, floats[name], err_msg=name)
 
 
-@pytest.mark.parametrize("run", [*SPLITS, "2x4 mxfp4"])
+@pytest.mark.parametrize("run", [*SPOKEN, "2x4 mxfp4"])
 def test_replies_over_meshes(run: str, eight: Eight) -> None:
     """Tokens and experts are those of one device, where rows end and prompts that waited take their places."""
     one, ours = eight.of("generated one", "said"), eight.of(f"generated {run}", "said")

@@ -66,6 +66,7 @@ def test_bounds_are_kept_by_the_ends_of_intervals() -> None:
     assert not one.holds(0.111, 0.73) and not trial("greedy", 0.1).holds(None, 0.1)
 
 
+@pytest.mark.slow
 def test_rows_that_judge_are_none_that_candidates_are_made_of(
     program: Program,
     tiny_mxfp4: Path,
@@ -177,6 +178,8 @@ def kept_with(model: Path, data: Path, **options: Any) -> Any:
     return gj.select(str(model), data=str(data), **(asked | options))
 
 
+@pytest.mark.newest
+@pytest.mark.slow
 def test_a_bound_is_kept_by_the_fewest(tiny_mxfp4: Path, rows: Path) -> None:  # noqa: F811
     """Each number is judged as with --keep; what holds the bound is its interval's upper end."""
     highs: dict[int, float] = {}

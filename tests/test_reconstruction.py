@@ -151,6 +151,7 @@ def distance(folder: Path, index: int, streams: Streams) -> float:
 # A pass over all layers.
 
 
+@pytest.mark.slow
 def test_biases_are_those_of_a_loop_over_tokens(tiny_mxfp4: Path) -> None:
     first, pass_ = values(Checkpoint(tiny_mxfp4)), swept(tiny_mxfp4, "biases")
     streams = pruned(tiny_mxfp4, first | pass_.found)
@@ -286,6 +287,7 @@ def recorded(patch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
+@pytest.mark.slow
 def test_without_steps_what_was_reconstructed_is_written(
     tiny_mxfp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +313,7 @@ def test_without_steps_what_was_reconstructed_is_written(
     assert ("so it was left out" in card) == (not all(one.is_kept for one in passes))
 
 
+@pytest.mark.slow
 def test_training_leaves_biases_as_they_were_reconstructed(
     tiny_mxfp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +327,8 @@ def test_training_leaves_biases_as_they_were_reconstructed(
     assert (found.values[router] != np.asarray(given[router])).any()
 
 
+@pytest.mark.newest
+@pytest.mark.slow
 def test_from_between_two_passes(
     program: Program,
     tiny_mxfp4: Path,

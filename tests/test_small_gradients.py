@@ -81,6 +81,7 @@ def by_plain_operations(form: Form) -> dict[str, np.ndarray]:
     return gradients(plain, PLAIN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_expert", [True, False])
 @pytest.mark.parametrize("form", ["bf16", "blocks", "mxfp4"])
 def test_of_experts(form: Form, by_expert: bool, monkeypatch: pytest.MonkeyPatch) -> None:

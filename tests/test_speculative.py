@@ -157,6 +157,8 @@ def test_replies_end_and_are_counted_where_they_end() -> None:
         assert (reply.token_ids[1:], (reply.judged, reply.accepted), reply.rounds) == (said, counts, 1)
 
 
+@pytest.mark.newest
+@pytest.mark.slow
 def test_sampled_replies_of_a_draft_that_is_the_target(tiny: Source) -> None:
     """All tokens are accepted, whatever is drawn."""
     rng, target = np.random.default_rng(5), network(tiny)

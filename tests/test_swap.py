@@ -63,6 +63,7 @@ def without(logits_E: np.ndarray, expert: int) -> np.ndarray:
 # Coefficients.
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(data=st.data(), k=st.integers(1, 5), more=st.integers(0, 3))
 def test_coefficients_are_the_change_of_gates(data: st.DataObject, k: int, more: int) -> None:
