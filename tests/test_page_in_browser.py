@@ -271,6 +271,27 @@ def test_an_address_that_does_not_fit_shows_what_there_is(opened: Opened) -> Non
         assert window.get_by_text(f"Token {last if expected is None else expected}, ").count() == 1
 
 
+def test_shares_over_domains_are_one_together(browser: Any, activations: Path, tmp_path: Path) -> None:
+    """Also of a dataset, whose groups are segments too; of what is no domain there is no share, and it is said."""
+    gj.report(activations, out=tmp_path / "page.html")
+    page = Opened(browser, tmp_path / "page.html")
+    said, array = read(tmp_path / "page.html")
+    (profile,) = said["profiles"]
+    names, total = [profile["groups"][n] for n in profile["parts"]], 0.0
+    assert len(names) > 1
+    for name in names:
+        page.go(f"overview?scale=domain&group={name}")
+        shares = [one["shown"] for one in json.loads(page.saved("Experts by layer as JSON"))]
+        total = total + np.array(shares, dtype=np.float64)
+    some = array(profile["scores"])[0][profile["parts"]].sum(0).ravel() > 0
+    np.testing.assert_allclose(total[some], 1)
+    window = page.go("overview?scale=domain&group=think")
+    assert f"Shares are over {', '.join(names)}: choose" in window.locator("#experts figcaption").inner_text()
+    assert {one["shown"] for one in json.loads(page.saved("Experts by layer as JSON"))} == {None}
+    assert page.wrong == []
+    page.window.context.close()
+
+
 def test_choices_of_compare_say_what_is_drawn(opened: Opened) -> None:
     """Also where nobody chose, and for all rows, whose name is empty."""
     window = opened.go("compare?group=a")

@@ -18,7 +18,7 @@ function optionsOf(name, at, view) {
     group: () => ["Rows", groups(at.profile)],
     than_group: () => ["minus rows", groups(at.than_profile)],
     criterion: () => ["Criterion", view.criteria?.(at) ?? named("profiles", at.profile).criteria],
-    scale: () => ["Shown as", SCALES],
+    scale: () => ["Shown as", scalesOf(named("profiles", at.profile))],
     axis: () => ["Against", page.said.sizes.bytes ? ["experts", "GiB"] : ["experts"]],
     keep: () => ["Keep-sets", [["", "none"], ...page.said.keep_sets.map((one) => one.name)]],
   };

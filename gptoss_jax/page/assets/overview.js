@@ -7,6 +7,11 @@ const SCALES = [
   ["domain", "share over domains"],
 ];
 
+/** Those of a profile: shares over domains only where there are several. */
+function scalesOf(profile) {
+  return SCALES.filter(([name]) => name !== "domain" || profile.parts.length > 1);
+}
+
 /** The scores [L, E] that are chosen, what they are of, and the experts of each layer, best first. */
 function scoresOf(at) {
   const profile = named("profiles", at.profile);
@@ -69,7 +74,7 @@ function heatMap(at, of) {
   const { experts } = page.said.sizes;
   const sets = page.said.keep_sets.find((one) => one.name === at.keep);
   const stays = sets ? staysIn(sets) : () => true;
-  const scale = SCALES.some(([name]) => name === at.scale) ? at.scale : DEFAULTS.scale;
+  const scale = scalesOf(of.profile).some(([name]) => name === at.scale) ? at.scale : DEFAULTS.scale;
   const scaled = scaledOf(scale, of);
   const cells = Array.from(scaled, (value, n) => {
     const [layer, expert] = [Math.floor(n / experts), n % experts];
@@ -118,7 +123,8 @@ function scaleName(scale, of) {
 
 function noteOf(sets, scale, of) {
   const dropped = sets ? " What the keep-sets drop is pale." : "";
-  const parts = scale === "domain" && !isPart(of) ? ` Choose rows of one of ${of.profile.parts.length} domains: shares are of those.` : "";
+  const among = of.profile.parts.map((n) => of.profile.groups[n]).join(", ");
+  const parts = scale === "domain" && !isPart(of) ? ` Shares are over ${among}: choose the rows of one.` : "";
   const marks = `× no token chose it; ● fewer than ${page.said.thin} tokens did.`;
   return `Arrow keys and clicks choose an expert, Enter opens it. ${marks}${dropped}${parts}`;
 }
