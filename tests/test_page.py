@@ -283,9 +283,7 @@ def test_a_path_is_not_taken_for_what_is_open(finished: Finished, tmp_path: Path
     assert [of["name"] for of in said["profiles"]] == ["profile 2", "profile"]
 
 
-def test_the_first_length_of_an_evaluation_is_the_one_that_domains_are_of(
-    made: Path, finished: Finished, tmp_path: Path
-) -> None:
+def test_the_first_length_of_an_evaluation_is_the_one_that_domains_are_of(made: Path, tmp_path: Path) -> None:
     """Also where a shorter one stands behind it: JavaScript sorts names that are numbers."""
     said = json.loads((made / "eval" / "eval.json").read_text(encoding="utf-8"))
     said["setting"]["blocks"] = {"16": 3, "8": 6}

@@ -136,14 +136,14 @@ def summarise(
     replies = replies or {}
     drawn, first = {"draws": setting.draws, "seed": setting.seed}, next(iter(tokens.values()))
 
-    def entry(of_: Candidate, scored: Mapping[int, Scored], said: Sequence[Judged]) -> Entry:
-        name, kept = of_.name, of_.keep_sets
+    def entry(one: Candidate, scored: Mapping[int, Scored], said: Sequence[Judged]) -> Entry:
+        name, kept = one.name, one.keep_sets
         return Entry(
             name,
             {n: compare(of.documents, of.baseline, scored[n], name, **drawn) for n, of in tokens.items()},
             compare_replies(baseline_replies, said, **drawn) if said else None,
             kept.layers_hash if kept else None,
-            tuple(map(len, kept.layers)) if kept else of_.experts,
+            tuple(map(len, kept.layers)) if kept else one.experts,
             # Without the hashes of rows, which are long, and have been looked at.
             replace(kept.origin, calibration_rows=None) if kept else UNKNOWN,
             by_domain=_by_domain(first, scored[next(iter(tokens))], domains or {}, name, **drawn),
